@@ -1,0 +1,54 @@
+// An aggregate in the making, in memory: P = (Σ w·x, Σ w, n, contributors) over a whole model. Used where no worker processes are
+// (tributary aggregate, tests, replay); the daemon keeps the same parts in shared-memory slabs and its own books.
+//
+// Merge(a, b) equals accumulating the inputs of both into one (order changes fp64 results by rounding only, fixed point not at
+// all). Borrows nothing. Errors: INVALID_ARGUMENT for wrong size, weight not finite or <= 0, non-finite payload, fixed-point
+// range exceeded; ALREADY_EXISTS for an update id counted before. After an error the state is unchanged.
+// Thread-compatible.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "aggregator/core/reducer.h"
+#include "common/ids.h"
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary::aggregator {
+
+class Partial {
+ public:
+  // `expected_updates` bounds one update's |w·x| in fixed point (FixedPointLimit).
+  Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates);
+
+  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight);
+  absl::Status Merge(Partial&& other);
+
+  double sum_weight() const { return sum_weight_; }
+  size_t count() const { return contributors_.size(); }
+  const std::set<UpdateId>& contributors() const { return contributors_; }
+  const TensorLayout& layout() const { return layout_; }
+  const Reducer& reducer() const { return *reducer_; }
+  std::span<const std::byte> state() const { return state_; }           // accumulators of the float region
+  std::span<const int64_t> counters() const { return counters_; }
+
+  // Everything, versioned; Restore refuses (INVALID_ARGUMENT) bytes that Save did not write for the same layout and arithmetic.
+  std::string Save() const;
+  absl::Status Restore(std::string_view saved);
+
+ private:
+  TensorLayout layout_;
+  Arithmetic arithmetic_;
+  int64_t expected_updates_;
+  std::unique_ptr<Reducer> reducer_;
+  std::vector<std::byte> state_;
+  std::vector<int64_t> counters_;
+  double sum_weight_ = 0;
+  std::set<UpdateId> contributors_;
+};
+
+}  // namespace tributary::aggregator

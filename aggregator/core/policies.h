@@ -1,0 +1,84 @@
+// The three policies that make one engine serve synchronous rounds, FedBuff, FedFix and asynchronous FedAvg (algorithms.md §3;
+// the framework of Fraboni et al.): who gets the current model and when, when to commit, and what a stale update is worth.
+//
+// Policies are pure: they see a RoundView and answer. They keep no clocks and draw randomness only from the seed in the view.
+// Threads: thread-compatible, owned by one Round.
+#pragma once
+
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/job_spec.h"
+
+namespace tributary::aggregator {
+
+struct OutstandingTask {
+  std::string client;
+  uint64_t task = 0;
+  uint64_t version = 0;
+  absl::Time issued;
+  bool uploaded = false;   // its update has arrived and is being folded
+};
+
+struct Contribution {
+  std::string client;
+  uint64_t task = 0;
+  uint64_t staleness = 0;  // commits since the version it started from
+  bool folded = false;     // by every worker
+};
+
+// What a policy may look at. Vectors are borrowed from the Round for the call.
+struct RoundView {
+  uint64_t version = 0;                 // the current model
+  absl::Time opened;                    // when it became current
+  absl::Time now;
+  uint64_t draw = 0;                    // seed of any random choice at this moment: hash(job seed, version, count of draws)
+  const std::vector<std::string>* idle = nullptr;   // attached training clients without a task, sorted by id
+  const std::vector<OutstandingTask>* outstanding = nullptr;
+  const std::vector<Contribution>* contributions = nullptr;  // to the open aggregate
+};
+
+enum class Moment { kVersionOpened, kClientIdle, kTaskLost, kUploadTaken, kTick };
+
+class AdmissionPolicy {
+ public:
+  virtual ~AdmissionPolicy() = default;
+  // Clients (all from view.idle) that get a task for view.version now.
+  virtual std::vector<std::string> Admit(const RoundView& view, Moment moment) = 0;
+};
+
+class CommitTrigger {
+ public:
+  virtual ~CommitTrigger() = default;
+  // The reason to stop taking updates for the open aggregate and commit it ("cohort complete"), or nothing. Only asked when
+  // there is at least one contribution.
+  virtual std::optional<std::string> ShouldClose(const RoundView& view) const = 0;
+  // When ShouldClose may change by time alone; InfiniteFuture if never.
+  virtual absl::Time NextCheck(const RoundView& view) const = 0;
+  // How many updates the open aggregate waits for in all ("clients expected").
+  virtual int64_t target() const = 0;
+};
+
+class StalenessPolicy {
+ public:
+  virtual ~StalenessPolicy() = default;
+  // Factor on the update's weight, or nothing: too stale, refused.
+  virtual std::optional<double> Factor(uint64_t staleness) const = 0;
+};
+
+struct RoundPolicies {
+  std::unique_ptr<AdmissionPolicy> admission;
+  std::unique_ptr<CommitTrigger> trigger;
+  std::unique_ptr<StalenessPolicy> staleness;
+};
+
+// Synchronous rounds: ceil(size × over_select) clients drawn at the version's start (later idle ones fill gaps), commit when
+// `size` updates are in, or after the deadline with at least the quorum; updates of another version refused.
+RoundPolicies MakeSynchronousPolicies(const CohortSpec& cohort);
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,59 @@
+// The control channel between daemon and worker: a SOCK_SEQPACKET Unix socket pair made by the daemon. Fixed records; file
+// descriptors ride along (SCM_RIGHTS). Payload and descriptors never use it. Both ends check every field.
+// Threads: thread-compatible. Errors: UNAVAILABLE when the peer is gone, INVALID_ARGUMENT for a malformed record.
+#pragma once
+
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "common/status.h"
+#include "common/unique_fd.h"
+
+namespace tributary::aggregator {
+
+enum class WorkerMessageKind : uint32_t {
+  // daemon -> worker
+  kOpenJob = 1,      // layout facts; fds: lane, slab
+  kSegment = 2,      // fd: segment
+  kBeginRound = 3,   // slab is fresh for `round`
+  kCloseJob = 4,     // drop everything of the job
+  kStop = 5,
+  // worker -> daemon
+  kReady = 16,
+  kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite
+  kFailed = 18,      // the worker cannot go on with the job (reason code); it drops the job
+};
+
+struct WorkerMessage {
+  WorkerMessageKind kind{};
+  uint32_t job = 0;              // local number of a job on this node, never reused
+  uint32_t round = 0;
+  uint32_t dtype = 0;            // kOpenJob: DType
+  uint32_t arithmetic = 0;       // kOpenJob: Arithmetic
+  uint32_t pool = 0, segment = 0;
+  uint64_t first_element = 0, elements = 0;   // kOpenJob: this worker's range
+  uint64_t float_count = 0, counter_count = 0;  // kOpenJob: of the layout (counters: 0 unless this worker folds them)
+  uint64_t lane_bytes = 0, slab_bytes = 0, segment_bytes = 0, slot_bytes = 0;
+  uint64_t key_hi = 0, key_lo = 0;            // kRefused
+  uint32_t code = 0;                          // kRefused, kFailed: absl::StatusCode
+  char reducer[32] = {};                      // kOpenJob: strategy name whose reducer to run
+};
+
+class WorkerChannel {
+ public:
+  explicit WorkerChannel(UniqueFd socket) : socket_(std::move(socket)) {}
+  // {daemon end, worker end}, both CLOEXEC.
+  static absl::StatusOr<std::pair<WorkerChannel, UniqueFd>> CreatePair();
+  absl::Status Send(const WorkerMessage& message, std::vector<int> fds = {});
+  struct Received { WorkerMessage message; std::vector<UniqueFd> fds; };
+  // DEADLINE_EXCEEDED when nothing came within `timeout`.
+  absl::StatusOr<Received> Receive(absl::Duration timeout);
+  int fd() const { return socket_.get(); }
+
+ private:
+  UniqueFd socket_;
+};
+
+}  // namespace tributary::aggregator

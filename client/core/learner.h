@@ -1,0 +1,56 @@
+// What trains: the one interface between a client's session and its numerics. Implementations: client/torch (LibTorch), and
+// scripted learners in tests/support. No torch type crosses it.
+// Threads: one call at a time per Learner; `progress` is called from the learner's thread. Errors: INVALID_ARGUMENT (a job this
+// learner cannot do: unknown model, wrong shapes), RESOURCE_EXHAUSTED (device memory), CANCELLED (progress returned false).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "client/core/dataset.h"
+#include "common/job_spec.h"
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary::client {
+
+struct TrainRequest {
+  const JobSpec* spec = nullptr;
+  const TensorLayout* layout = nullptr;
+  std::string_view artifact_path;              // TorchScript file; empty if none
+  std::span<const std::byte> model;            // flat form, layout->total_bytes()
+  uint64_t version = 0;
+  uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version
+  std::string client;                          // id of the identity that trains
+  std::function<bool(float done)> progress;    // done in [0, 1]; false: stop
+};
+
+struct TrainResult {
+  std::vector<std::byte> update;               // flat form: Δ = new − old for trainable, values for buffers and counters
+  double weight = 0;                           // examples, usually
+  uint64_t examples = 0;
+  std::map<std::string, double> metrics;       // train_loss, train_s, …
+};
+
+struct EvaluateResult {
+  double loss = 0;
+  double accuracy = 0;                         // NaN where the task has none
+  uint64_t examples = 0;
+};
+
+class Learner {
+ public:
+  virtual ~Learner() = default;
+  virtual std::string device() const = 0;      // "cpu", "cuda:0 NVIDIA H200"
+  // `data`: this identity's training shard (may be null: the learner brings its own).
+  virtual absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) = 0;
+  virtual absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) = 0;
+};
+
+}  // namespace tributary::client

@@ -1,0 +1,91 @@
+/* Byte formats shared by processes on one node: descriptors, lanes, object headers, partial slabs. C and C++; a change of any
+ * size or meaning raises TB_ABI_VERSION. Drawn in aggregator/store/LAYOUT.md and aggregator/transport/LANES.md.
+ * Everything read through these structs in shared memory is untrusted: copy, check, use the copy. */
+#pragma once
+
+#ifdef __cplusplus
+#include <cstdint>
+#define TB_STATIC_ASSERT(condition) static_assert(condition)
+extern "C" {
+#else
+#include <stdint.h>
+#define TB_STATIC_ASSERT(condition) _Static_assert(condition, #condition)
+#endif
+
+#define TB_ABI_VERSION 1u
+#define TB_MAX_LANE_CAPACITY 4096u
+
+enum tb_kind { TB_KIND_UPDATE = 1, TB_KIND_PARTIAL = 2 };
+
+/* Names one object and where it goes. dst and src are issued centrally and never reused within a job. */
+struct tb_desc {
+  uint32_t dst, src;
+  uint64_t key_hi; /* pool:16 | segment:16 | slot:32 */
+  uint64_t key_lo; /* must equal the object header's nonce */
+  uint32_t round;
+  uint16_t kind, lane;
+};
+TB_STATIC_ASSERT(sizeof(struct tb_desc) == 32);
+
+enum tb_object_state { TB_FREE = 0, TB_WRITING = 1, TB_PUBLISHED = 2, TB_RETIRED = 3 };
+
+#define TB_OBJECT_MAGIC 0x31424f54u /* "TOB1" */
+struct tb_object_header {
+  uint32_t magic, abi_version;
+  uint64_t nonce;
+  uint32_t generation, state;
+  uint32_t domain, owner_id;
+  uint64_t owner_epoch;
+  uint32_t job, round;
+  uint64_t layout_id; /* first 8 bytes of the layout fingerprint */
+  uint64_t payload_bytes;
+  double weight;      /* effective, as the fold applies it */
+  uint64_t update_hi, update_lo;
+  double sum_squares; /* of the float region, from the ingress pass */
+  uint32_t crc32c;    /* of the payload */
+  uint32_t dtype;
+  uint64_t contributors;
+  uint8_t reserved[16];
+};
+TB_STATIC_ASSERT(sizeof(struct tb_object_header) == 128);
+
+/* A lane: one producer, one consumer. Cursors are free-running; credits = capacity - (head - done). */
+#define TB_LANE_MAGIC 0x314e4c54u /* "TLN1" */
+struct tb_lane_header {
+  uint32_t magic, abi_version, capacity, epoch; /* daemon line */
+  uint32_t paused;
+  uint8_t pad0[44];
+  uint32_t head, want_credit; /* producer line */
+  uint8_t pad1[56];
+  uint32_t tail, done, asleep; /* consumer line */
+  uint8_t pad2[52];
+};
+TB_STATIC_ASSERT(sizeof(struct tb_lane_header) == 192);
+
+/* A worker's slab: the accumulators of its element range, kept so that kill -9 at any instruction is repairable.
+ *
+ *   | header 4096 B | undo block | accumulators (elements × bytes_per_element) | counters (i64) |
+ *
+ * Fold of a batch, block b: save block b to undo; undo_block = b + 1 (release); fold in place; blocks_done = b + 1 (release);
+ * undo_block = 0 (release). A replacement that finds undo_block = b + 1 > blocks_done restores block b from undo, then goes on with
+ * the batch at blocks_done. When all blocks are done: counters, then folded += batch_size, batch_size = 0. */
+#define TB_SLAB_MAGIC 0x314c5354u /* "TSL1" */
+#define TB_MAX_BATCH 16
+struct tb_slab_header {
+  uint32_t magic, abi_version;
+  uint64_t first_element, elements;
+  uint32_t bytes_per_element, counters;
+  uint64_t undo_offset, state_offset, counters_offset, total_bytes;
+  uint32_t round, fresh; /* fresh: accumulators hold nothing yet */
+  uint32_t batch_size;   /* 0: no batch under way */
+  uint32_t batch_done_cursor; /* lane `done` value once this batch is complete */
+  uint32_t blocks_done, undo_block;
+  uint64_t folded;       /* updates folded this round */
+  struct tb_desc batch[TB_MAX_BATCH];
+  double batch_weight[TB_MAX_BATCH];
+};
+TB_STATIC_ASSERT(sizeof(struct tb_slab_header) <= 4096);
+
+#ifdef __cplusplus
+}
+#endif

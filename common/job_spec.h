@@ -1,0 +1,105 @@
+// A job as its YAML describes it (design.md §6), checked as far as one can without knowing the strategies or the models:
+// types, ranges, unknown keys (error with the nearest known key), contradictions. Strategy and model parameters stay text here
+// and are checked by their registries.
+// Threads: values. Errors: INVALID_ARGUMENT with file, line, column, key, expected and got.
+#pragma once
+
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary {
+
+using ParamMap = std::map<std::string, std::string>;
+
+struct ModelSpec {            // exactly one of zoo, torchscript, tensors
+  std::string zoo;            // a name of client/torch/models/models.def
+  ParamMap params;
+  std::string torchscript;    // path on the submitter's machine
+  std::string tensors;        // safetensors: a model known by its tensors alone (scripted clients, benchmarks)
+  std::string init;           // safetensors with the initial weights; empty: the zoo's own initialisation from `seed`
+};
+
+struct PartitionSpec {
+  std::string kind = "iid";   // iid | dirichlet | shards | by_file
+  double alpha = 0.5;         // dirichlet, > 0
+  int64_t shards_per_client = 2;  // shards
+};
+
+struct DataSpec {
+  std::string source;         // fashion-mnist | idx | safetensors | csv; empty: the learner brings its own data
+  std::string path;           // file or folder on the *client's* machine
+  std::string label;          // csv: the label column; empty: the last
+  PartitionSpec partition;
+  int64_t seed = 0;
+};
+
+struct StrategySpec {
+  std::string name = "fedavg";
+  ParamMap params;
+};
+
+struct CohortSpec {
+  int64_t size = 0;           // required, >= 1: updates wanted per version
+  int64_t quorum = 0;         // 0: = size. After the deadline a version commits with at least this many
+  absl::Duration deadline = absl::InfiniteDuration();  // deadline_s; counted from the version's start
+  double over_select = 1.0;   // >= 1: clients asked = ceil(size × over_select)
+};
+
+struct LocalSpec {
+  std::string solver = "sgd";
+  int64_t epochs = 1;         // either epochs or steps
+  int64_t steps = 0;          // > 0: that many minibatches instead of epochs
+  int64_t batch = 32;
+  double lr = 0.05;
+  double momentum = 0.0;
+  double weight_decay = 0.0;
+};
+
+enum class Durability { kDurable, kEphemeral };
+
+struct StopSpec {
+  int64_t versions = 10;      // committed versions after the initial one
+  double accuracy = 0.0;      // 0: off
+};
+
+struct EvaluateSpec {
+  int64_t every = 1;                  // versions; the last one is always evaluated
+  std::vector<std::string> clients;   // ids that evaluate; empty: every client that attached as an evaluator
+};
+
+struct JobSpec {
+  std::string name;
+  ModelSpec model;
+  DataSpec data;
+  StrategySpec strategy;
+  CohortSpec cohort;
+  LocalSpec local;
+  DType dtype = DType::kF32;
+  std::string codec = "f32";
+  Durability durability = Durability::kDurable;
+  StopSpec stop;
+  EvaluateSpec evaluate;
+  bool reproducible = false;
+  double max_weight = 1e9;    // an update's weight must be in (0, max_weight]
+  int64_t seed = 0;           // model initialisation, cohort draws
+
+  int64_t EffectiveQuorum() const { return cohort.quorum == 0 ? cohort.size : cohort.quorum; }
+  int64_t ClientsAsked() const;   // ceil(size × over_select)
+};
+
+absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& origin);
+absl::StatusOr<JobSpec> ReadJobSpec(const std::filesystem::path& path);
+
+// One canonical YAML text for equal specs (all keys, fixed order): stored, hashed and sent to clients. ParseJobSpec(CanonicalYaml(s)) == s.
+std::string CanonicalYaml(const JobSpec& spec);
+
+}  // namespace tributary
