@@ -3,8 +3,9 @@
 // acc[i] += Σ_k w_k · x_k[i] for i in [0, n), in one pass over acc with all K updates ("K-way"), so that a block stays in cache.
 // With first = true acc's old content is ignored (written, not added to): no zeroing pass.
 // Inputs may be unaligned (updates come off the wire). K <= kMaxFoldUpdates.
-// Returns false if any w_k·x_k[i] or result is NaN or Inf (float), or leaves ±2^62 (fixed point); acc's block is then undefined
-// and the caller restores it. No fast-math; round-to-nearest-even. Threads: pure.
+// Returns false if any w_k·x_k[i] or result is NaN or Inf (float), or any leaves [-2^62, 2^62) (fixed point); acc's block is then
+// undefined and the caller restores it. With k = 0, first writes zeros. Products and sums round separately to nearest even, in the
+// order of k: every instruction set gives the reference's bits. Threads: pure.
 #pragma once
 
 #include <cstddef>
@@ -27,10 +28,11 @@ inline constexpr int kFixedPointBits = 40;
 bool FoldFixedF32(int64_t* acc, const std::byte* const* xs, const double* weights, size_t k, size_t n, bool first);
 bool FoldFixedF64(int64_t* acc, const std::byte* const* xs, const double* weights, size_t k, size_t n, bool first);
 
-// Largest |w·x| that one of `updates` updates may have so that no sum of that many leaves ±2^62 in fixed point.
+// Largest |w·x| that one of `updates` (>= 1) updates may have so that no sum of that many leaves [-2^62, 2^62) in fixed point.
 double FixedPointLimit(int64_t updates);
 
-// One pass over raw little-endian floats: is everything finite, Σ x² (fp64), max |x|.
+// One pass over raw little-endian floats of dtype F32 or F64: is everything finite, Σ x² (fp64; Inf if it overflows), max |x|.
+// Both numbers are 0 when something is not finite.
 struct ScanResult {
   bool finite = true;
   double sum_squares = 0;

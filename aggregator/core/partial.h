@@ -3,11 +3,13 @@
 //
 // Merge(a, b) equals accumulating the inputs of both into one (order changes fp64 results by rounding only, fixed point not at
 // all). Borrows nothing. Errors: INVALID_ARGUMENT for wrong size, weight not finite or <= 0, non-finite payload, fixed-point
-// range exceeded; ALREADY_EXISTS for an update id counted before. After an error the state is unchanged.
+// range exceeded; ALREADY_EXISTS for an update id counted before. After an error the state is unchanged. Memory: the accumulators,
+// and 24 bytes or so a contributor; no update is kept.
 // Thread-compatible.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <set>
 #include <span>
 #include <string>
@@ -28,7 +30,7 @@ class Partial {
   absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight);
   absl::Status Merge(Partial&& other);
 
-  double sum_weight() const { return sum_weight_; }
+  double sum_weight() const;  // OrderFreeSum of the weights
   size_t count() const { return contributors_.size(); }
   const std::set<UpdateId>& contributors() const { return contributors_; }
   const TensorLayout& layout() const { return layout_; }
@@ -41,13 +43,16 @@ class Partial {
   absl::Status Restore(std::string_view saved);
 
  private:
+  double SafeBound() const;  // sums below it cannot overflow
+
   TensorLayout layout_;
   Arithmetic arithmetic_;
   int64_t expected_updates_;
   std::unique_ptr<Reducer> reducer_;
   std::vector<std::byte> state_;
   std::vector<int64_t> counters_;
-  double sum_weight_ = 0;
+  std::vector<double> weights_;        // one per contributor
+  double bound_ = 0;                   // Σ w·max|x|: no accumulator is larger
   std::set<UpdateId> contributors_;
 };
 

@@ -22,7 +22,6 @@ struct OutstandingTask {
   uint64_t task = 0;
   uint64_t version = 0;
   absl::Time issued;
-  bool uploaded = false;   // its update has arrived and is being folded
 };
 
 struct Contribution {

@@ -1,7 +1,7 @@
 // The half of a strategy that every worker runs: un-normalised sums over a range of the float region, block by block.
 //
-// A reducer has no memory of its own. Accumulators ("state") are the caller's: a shared-memory slab in a worker process, a
-// vector in Partial (partial.h). A block is at most kBlockElements elements; working in blocks keeps the accumulators in cache
+// A reducer has no memory of its own. Accumulators ("state") are the caller's, 8-byte aligned: a shared-memory slab in a worker
+// process, a vector in Partial (partial.h). A block is at most kBlockElements elements; working in blocks keeps the accumulators in cache
 // and makes a crash repairable (the worker saves one block before it changes it).
 // Source of the algebra: dataplane.md §7 — accumulate, merge, report; only the root divides.
 // Threads: const methods, safe from any number of threads on disjoint states.
@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "aggregator/core/kernels.h"
 #include "common/status.h"
@@ -42,6 +43,9 @@ class Reducer {
 
 // Σ w·x with fp64 or 64-bit fixed-point accumulators, x of type F32 or F64.
 std::unique_ptr<Reducer> MakeMeanReducer(DType dtype, Arithmetic arithmetic);
+
+// Σ w that does not depend on the order of arrival: sums in ascending order. Reproducible commits need it as much as the sums of w·x.
+double OrderFreeSum(std::vector<double> weights);
 
 // Counters are not averaged: acc[i] = max(acc[i], value[i]). `counters` are raw little-endian i64, possibly unaligned.
 void FoldCounters(int64_t* acc, const std::byte* counters, size_t count, bool fresh);

@@ -10,7 +10,9 @@
 //        └─────────────────────────────────────────── next version ───────────────────────────────────────────────────┘
 //
 // Invariants: a task admits one update, and in a synchronous job a client contributes at most once to a version; an update is
-// folded at most once; Commit's contributors are exactly the folded ones; after Finish no action is produced.
+// folded at most once (again only after AggregateLost); Commit's contributors are exactly the folded ones, at least one; after
+// Finish no action is produced.
+// Updates that come while an aggregate closes wait for the next one if the staleness policy will have them, else they expire.
 // Task ids are (epoch << 32) + counter, so a restarted aggregator never reuses one.
 // Source: Fraboni et al. 2023 for the three policies; design.md §1.2.
 // Thread-compatible. Events about tasks or clients it does not know are ignored or answered with Refuse; they never abort.
@@ -20,6 +22,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <variant>
@@ -51,7 +54,8 @@ struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0
 struct UpdateFolded { UpdateId update; };
 // A worker found what ingress should have refused (second line of defence): it is not in the sums.
 struct UpdateRefusedByWorker { UpdateId update; std::string reason; };
-// The open aggregate is lost (its workers' memory is gone): contributors must send again.
+// The open aggregate is lost (its workers' memory is gone): contributors must send again. While a Commit is under way it is the
+// other possible answer to it: that commit did not happen and will not.
 struct AggregateLost { std::string reason; };
 struct VersionCommitted { uint64_t version = 0; };
 struct MetricReported { uint64_t version = 0; double accuracy = 0; };
@@ -87,8 +91,9 @@ class Round {
 
   std::vector<RoundAction> OnEvent(const RoundEvent& event, absl::Time now);
 
-  // Whether an upload may begin: OK, or the reason as FAILED_PRECONDITION (stale, closed), PERMISSION_DENIED (another client's
-  // task), NOT_FOUND (no such task), ALREADY_EXISTS (the task has another update). Changes nothing.
+  // Whether an upload may begin: OK, or the reason as FAILED_PRECONDITION (stale, closed, superseded), PERMISSION_DENIED (another
+  // client's task), NOT_FOUND (no such task), ALREADY_EXISTS (the task has another update, or this one is taken). Changes nothing.
+  // A task of an earlier epoch of the aggregator is admitted when nothing of its client counts for the open version yet.
   absl::Status CheckUpload(const UpdateKeyRef& key, uint64_t version) const;
 
   uint64_t version() const { return version_; }
@@ -100,12 +105,63 @@ class Round {
   std::string WaitingFor(absl::Time now) const;
 
  private:
-  struct TakenUpdate;
+  struct TakenUpdate {
+    RoundContributor contributor;
+    double claimed = 0;     // weight before strategy and staleness
+    uint64_t version = 0;   // that it started from
+    bool folded = false;
+  };
+  // A task this process issued, adopted or knows from a restored contributor, as long as its update may still come.
+  struct KnownTask {
+    std::string client;
+    uint64_t version = 0;
+    absl::Time issued;
+    std::optional<UpdateId> update;   // the one it admitted or was adopted with
+    std::string closed;               // why it admits nothing any more ("declined"); "" if it does
+  };
+  struct Decline {
+    std::string reason;
+    absl::Time at;
+  };
   enum class Phase { kCollecting, kClosing, kCommitting };
+  using Actions = std::vector<RoundAction>;
 
-  RoundView View(absl::Time now, std::vector<std::string>* idle, std::vector<Contribution>* contributions);
-  void Admit(Moment moment, absl::Time now, std::vector<RoundAction>* out);
-  void MaybeClose(absl::Time now, std::vector<RoundAction>* out);
+  void On(const ClientIdle& event, absl::Time now, Actions* out);
+  void On(const ClientGone& event, absl::Time now, Actions* out);
+  void On(const TaskDeclined& event, absl::Time now, Actions* out);
+  void On(const UpdateArrived& event, absl::Time now, Actions* out);
+  void On(const UpdateFolded& event, absl::Time now, Actions* out);
+  void On(const UpdateRefusedByWorker& event, absl::Time now, Actions* out);
+  void On(const AggregateLost& event, absl::Time now, Actions* out);
+  void On(const VersionCommitted& event, absl::Time now, Actions* out);
+  void On(const MetricReported& event, absl::Time now, Actions* out);
+  void On(const CancelRequested& event, absl::Time now, Actions* out);
+  void On(const Tick& event, absl::Time now, Actions* out);
+
+  struct ViewStorage {
+    std::vector<OutstandingTask> outstanding;
+    std::vector<Contribution> contributions;
+    RoundView view;
+  };
+  const RoundView& FillView(ViewStorage* storage, const std::vector<std::string>* idle, uint64_t draw, absl::Time now) const;
+  // Staleness that an update from `version` will have in the aggregate it can still enter; nothing: too late, why in *reason.
+  std::optional<uint64_t> StalenessOf(uint64_t version, std::string* reason) const;
+  absl::Status CheckTask(const UpdateKeyRef& key, uint64_t version) const;
+  // Whether anything of `client` counts, or will, for the open aggregate.
+  bool HasContributed(const std::string& client) const;
+  bool IsTaken(const UpdateId& update) const;
+  void Take(TakenUpdate update, Actions* out);
+  void Release(const std::string& client);     // its task is over; idle again if attached
+  void Admit(Moment moment, absl::Time now, Actions* out);
+  void Issue(const std::string& client, absl::Time now, Actions* out);
+  void MaybeClose(absl::Time now, Actions* out);
+  void TakeWaiting(Actions* out);
+  // Finishes at once, or after the commit under way.
+  void End(Outcome outcome, const std::string& reason, Actions* out);
+  void FinishNow(const Finish& finish, Actions* out);
+  void Wake(absl::Time now, Actions* out);
+  // How many updates are still lacking to the quorum if every task younger than the deadline comes back.
+  int64_t LackingToQuorum(absl::Time now) const;
 
   JobSpec spec_;
   const Strategy& strategy_;
@@ -115,14 +171,19 @@ class Round {
   uint64_t next_task_ = 1;
   uint64_t draws_ = 0;
   absl::Time opened_;
+  absl::Time wake_ = absl::InfiniteFuture();
   Phase phase_ = Phase::kCollecting;
   std::string trigger_;
+  bool started_ = false;
   bool finished_ = false;
-  std::set<std::string> idle_;
+  std::optional<Finish> finish_after_commit_;
+  std::set<std::string> attached_;
+  std::vector<std::string> idle_;                        // attached, without a task; sorted
   std::map<std::string, OutstandingTask> outstanding_;   // by client
-  std::map<uint64_t, UpdateId> task_update_;             // which update a task has admitted
-  std::vector<TakenUpdate> taken_;
-  std::map<std::string, std::string> declined_;          // client -> reason, this version
+  std::map<uint64_t, KnownTask> tasks_;
+  std::vector<TakenUpdate> taken_;                       // for the open aggregate
+  std::vector<TakenUpdate> waiting_;                     // arrived while it closes, for the next one; bounded by tasks
+  std::map<std::string, Decline> declined_;              // this version
 };
 
 }  // namespace tributary::aggregator

@@ -46,7 +46,7 @@ struct StatePiece {
   const std::byte* state = nullptr;
 };
 
-// Writes the new model to `next` (layout.total_bytes(), may not alias `previous`). `counters` may be empty if the layout has none.
+// Writes the new model to `next` (layout.total_bytes(), may not alias `previous`). Empty `counters`: they stay as they were.
 // INVALID_ARGUMENT: sum_weight not > 0, pieces that leave gaps. DATA_LOSS naming the tensor if a result is not finite (the
 // version must not be committed then; `state` is unusable and must be reloaded).
 absl::Status ApplyServerStep(const ServerStep& step, const TensorLayout& layout, const Reducer& reducer,

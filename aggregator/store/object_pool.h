@@ -63,18 +63,20 @@ class ObjectPool {
   static absl::StatusOr<std::unique_ptr<ObjectPool>> Create(const Options& options);
   ~ObjectPool();
 
-  // New listeners are told of the existing segments first.
+  // New listeners are told of the existing segments first. There is one listener; an empty function removes it. A call that was
+  // already under way in another thread may still end after SetSegmentListener has returned.
   void SetSegmentListener(SegmentListener listener);
 
   // `bytes` <= slot_payload_bytes.
   absl::StatusOr<WritableObject> Reserve(size_t bytes);
   // WRITING -> PUBLISHED (release). The object then has one reference, the caller's.
   ObjectKey Publish(WritableObject&& object);
-  // Drops the reference: PUBLISHED -> RETIRED -> FREE; the nonce changes, so stale keys die.
+  // Drops the reference: PUBLISHED -> RETIRED -> FREE; the nonce changes, so stale keys die. A stale key is ignored.
   void Release(const ObjectKey& key);
   // Read access for the daemon itself (journalling, tests). NOT_FOUND for a stale key.
   absl::StatusOr<std::span<const std::byte>> Read(const ObjectKey& key) const;
 
+  uint16_t pool_id() const;
   size_t slot_bytes() const;      // header + payload, page-rounded
   size_t capacity_slots() const;  // within the budget
   size_t used_slots() const;
@@ -107,7 +109,20 @@ class SegmentMap {
   std::unique_ptr<Impl> impl_;
 };
 
-// Creates a memfd of `bytes`, maps it read-write (populated on first touch), and seals SHRINK|GROW|SEAL. For lanes and slabs.
+// Where an object lies, from its external key, and back. Pure; checks nothing.
+struct ObjectLocator {
+  uint16_t pool = 0;
+  uint16_t segment = 0;
+  uint32_t slot = 0;
+  bool operator==(const ObjectLocator&) const = default;
+};
+uint64_t PackLocator(const ObjectLocator& locator);
+ObjectLocator UnpackLocator(uint64_t key_hi);
+// Header + payload, rounded up to whole pages.
+size_t SlotBytes(size_t payload_bytes);
+
+// Creates a memfd of `bytes` with its pages reserved (RESOURCE_EXHAUSTED if there are none), maps it read-write, and seals
+// SHRINK|GROW|SEAL. For lanes and slabs. The mapping is not inherited by forked children.
 struct SharedRegion {
   UniqueFd fd;
   std::span<std::byte> bytes;

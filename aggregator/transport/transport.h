@@ -28,6 +28,9 @@ class LaneProducer {
   virtual bool WaitForProgress(absl::Duration timeout) = 0;
   // Descriptors the consumer has released (free-running count).
   virtual absl::StatusOr<uint32_t> Done() = 0;
+  // For an event loop: asks for one doorbell at the consumer's next Release. True if `done` has moved (or lies) since the last
+  // Done(): then look again instead of sleeping.
+  virtual bool ArmProgress() = 0;
   virtual uint32_t pushed() const = 0;   // free-running
   virtual uint32_t capacity() const = 0;
 };
@@ -41,6 +44,10 @@ class LaneConsumer {
   virtual bool Wait(absl::Duration timeout) = 0;
   // Releases everything up to the free-running cursor value `done` (monotone); rings a waiting producer.
   virtual void Release(uint32_t done) = 0;
+  // For an event loop over several lanes: Arm every lane; if one returns true there is something to poll, do not sleep; sleep on
+  // the doorbell fd with a safety timeout; Disarm every lane, saying whether the sleep ended by the timeout.
+  virtual bool Arm() = 0;
+  virtual void Disarm(bool timed_out) = 0;
   virtual uint32_t tail() const = 0;     // free-running: taken
   virtual uint64_t late_wakeups() const = 0;  // timeouts that found work: a defect, tests assert 0
 };
@@ -54,8 +61,17 @@ struct TransportChoice {
 size_t LaneBytes(uint32_t capacity);
 // Formats fresh memory as an empty lane.
 absl::Status FormatLane(std::span<std::byte> region, uint32_t capacity);
+// How one end of a ring lane is woken and wakes the other. -1: the futex word in the lane (a thread per lane); otherwise an eventfd
+// (an event loop, one fd for any number of lanes). Both ends must agree. The fds are borrowed.
+struct RingDoorbell {
+  int wait_fd = -1;  // this end sleeps on it; drained by Wait / WaitForProgress
+  int ring_fd = -1;  // wakes the other end
+};
+void RingEventFd(int fd);
+void DrainEventFd(int fd);
+
 // The ends. `region` is borrowed and must outlive them. A consumer attached to a lane with history starts at `done`: replay.
-absl::StatusOr<std::unique_ptr<LaneProducer>> AttachRingProducer(std::span<std::byte> region);
-absl::StatusOr<std::unique_ptr<LaneConsumer>> AttachRingConsumer(std::span<std::byte> region);
+absl::StatusOr<std::unique_ptr<LaneProducer>> AttachRingProducer(std::span<std::byte> region, RingDoorbell doorbell = {});
+absl::StatusOr<std::unique_ptr<LaneConsumer>> AttachRingConsumer(std::span<std::byte> region, RingDoorbell doorbell = {});
 
 }  // namespace tributary::aggregator

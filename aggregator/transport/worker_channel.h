@@ -1,11 +1,13 @@
 // The control channel between daemon and worker: a SOCK_SEQPACKET Unix socket pair made by the daemon. Fixed records; file
 // descriptors ride along (SCM_RIGHTS). Payload and descriptors never use it. Both ends check every field.
-// Threads: thread-compatible. Errors: UNAVAILABLE when the peer is gone, INVALID_ARGUMENT for a malformed record.
+// Threads: thread-compatible. Errors: UNAVAILABLE when the peer is gone, INVALID_ARGUMENT for a malformed record,
+// DEADLINE_EXCEEDED from Send when the peer has not read for kSendTimeout.
 #pragma once
 
 #include <absl/time/time.h>
 
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "common/status.h"
@@ -15,14 +17,14 @@ namespace tributary::aggregator {
 
 enum class WorkerMessageKind : uint32_t {
   // daemon -> worker
-  kOpenJob = 1,      // layout facts; fds: lane, slab
+  kOpenJob = 1,      // layout facts; fds: lane, slab. Its segments may come before it
   kSegment = 2,      // fd: segment
-  kBeginRound = 3,   // slab is fresh for `round`
+  kHello = 3,        // first record; fds: doorbell eventfd the worker sleeps on, progress eventfd it rings
   kCloseJob = 4,     // drop everything of the job
   kStop = 5,
   // worker -> daemon
   kReady = 16,
-  kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite
+  kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite. Sent before the lane's `done` passes it
   kFailed = 18,      // the worker cannot go on with the job (reason code); it drops the job
 };
 
@@ -34,15 +36,22 @@ struct WorkerMessage {
   uint32_t arithmetic = 0;       // kOpenJob: Arithmetic
   uint32_t pool = 0, segment = 0;
   uint64_t first_element = 0, elements = 0;   // kOpenJob: this worker's range
-  uint64_t float_count = 0, counter_count = 0;  // kOpenJob: of the layout (counters: 0 unless this worker folds them)
+  uint64_t float_count = 0, counter_count = 0;  // kOpenJob: of the layout
+  uint32_t folds_counters = 0;                // kOpenJob: 1 for the one worker that also folds the counters
   uint64_t lane_bytes = 0, slab_bytes = 0, segment_bytes = 0, slot_bytes = 0;
   uint64_t key_hi = 0, key_lo = 0;            // kRefused
   uint32_t code = 0;                          // kRefused, kFailed: absl::StatusCode
+  char reason[96] = {};                       // kRefused, kFailed: for people, NUL-terminated
   char reducer[32] = {};                      // kOpenJob: strategy name whose reducer to run
 };
 
+// How many file descriptors a record of this kind carries; -1 for a kind that does not exist.
+int FdsOf(WorkerMessageKind kind);
+
 class WorkerChannel {
  public:
+  static constexpr int kMaxFds = 2;
+  static constexpr absl::Duration kSendTimeout = absl::Seconds(2);
   explicit WorkerChannel(UniqueFd socket) : socket_(std::move(socket)) {}
   // {daemon end, worker end}, both CLOEXEC.
   static absl::StatusOr<std::pair<WorkerChannel, UniqueFd>> CreatePair();

@@ -66,9 +66,13 @@ TB_STATIC_ASSERT(sizeof(struct tb_lane_header) == 192);
  *
  *   | header 4096 B | undo block | accumulators (elements × bytes_per_element) | counters (i64) |
  *
- * Fold of a batch, block b: save block b to undo; undo_block = b + 1 (release); fold in place; blocks_done = b + 1 (release);
- * undo_block = 0 (release). A replacement that finds undo_block = b + 1 > blocks_done restores block b from undo, then goes on with
- * the batch at blocks_done. When all blocks are done: counters, then folded += batch_size, batch_size = 0. */
+ * A batch: write batch[], batch_weight[], batch_done_cursor, folded_after, blocks_done = 0, then batch_size = n (release). Block b of
+ * it: save block b to undo; undo_block = b + 1 (release); fold in place; blocks_done = b + 1 (release); undo_block = 0 (release).
+ * A fresh accumulator needs no undo: a fresh fold ignores what is there. After the last block: counters (repeatable: a maximum),
+ * fresh = 0, folded = folded_after, completed_cursor = batch_done_cursor (release; this store is the commit), batch_size = 0, and
+ * only then the lane's `done`. Every step before the commit may be repeated by a replacement without changing the result: it
+ * restores the block that undo_block > blocks_done names, goes on with the recorded batch at blocks_done, and gives the lane's
+ * `done` the value of completed_cursor where the old process did not come to that. */
 #define TB_SLAB_MAGIC 0x314c5354u /* "TSL1" */
 #define TB_MAX_BATCH 16
 struct tb_slab_header {
@@ -79,8 +83,11 @@ struct tb_slab_header {
   uint32_t round, fresh; /* fresh: accumulators hold nothing yet */
   uint32_t batch_size;   /* 0: no batch under way */
   uint32_t batch_done_cursor; /* lane `done` value once this batch is complete */
+  uint32_t completed_cursor;  /* lane `done` value of everything folded or refused so far */
+  uint32_t reserved;
   uint32_t blocks_done, undo_block;
   uint64_t folded;       /* updates folded this round */
+  uint64_t folded_after; /* `folded` once this batch is complete */
   struct tb_desc batch[TB_MAX_BATCH];
   double batch_weight[TB_MAX_BATCH];
 };

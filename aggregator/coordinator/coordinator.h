@@ -1,0 +1,230 @@
+// The aggregator's brain: owns the state store, the workers, every job's engine, and the books of clients and updates. Executes the
+// engine's actions; the daemon forwards RPCs to it (api.h).
+//
+//   RPC threads ──(mutex, short)──> engines ──> folds: worker pool        messages, watches, rows: loop thread, in order
+//   worker pool callbacks ──> event queue ──> loop thread ──> engines     commits, journals: commit thread, one at a time
+//
+// What a client is told is true when it is told: COMMITTED is sent after the synced batch, in the order in which things happened
+// (one outbound queue, drained by the loop thread without any lock held).
+// Errors: as the interface comments of aggregator/ingress/backend.h say.
+// Threads: public methods are safe from any thread. No lock is held across store I/O, a message or a callback.
+// Source: reliability.md §1, §2, §5; design.md §3.
+#pragma once
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/client_book.h"
+#include "aggregator/coordinator/job.h"
+#include "aggregator/coordinator/worker_pool.h"
+#include "aggregator/core/kernels.h"
+#include "aggregator/core/round.h"
+#include "aggregator/state/state_store.h"
+#include "common/clock.h"
+#include "tributary/v1/admin.pb.h"
+#include "tributary/v1/federation.pb.h"
+
+namespace tributary::aggregator {
+
+struct CoordinatorOptions {
+  StateStore::Options store;
+  WorkerPool::Options workers;
+  size_t pool_bytes = size_t{512} << 20;       // slabs and object pools of all jobs together
+  absl::Duration heartbeat = absl::Seconds(5);  // a client is gone after three without a message
+  absl::Duration journal_every = absl::Seconds(2);
+  absl::Duration evaluation_wait = absl::Seconds(60);  // how long a finished job waits for one more evaluation
+  absl::Duration refused_grace = absl::Seconds(2);     // for another update of a task whose update was refused
+  absl::Duration poll = absl::Milliseconds(250);       // longest sleep of the loop; matters under a fake clock only
+  size_t max_clients = 100'000;
+  std::string software = "tributary-aggregator";
+};
+
+class Coordinator {
+ public:
+  // Opens the store, starts the workers, takes up every job that is not over. `clock` must outlive the coordinator.
+  static absl::StatusOr<std::unique_ptr<Coordinator>> Start(CoordinatorOptions options, const Clock* clock);
+  ~Coordinator();
+
+  // Tells attached clients that this server goes away and waits for commits under way, at most `timeout`. Nothing is committed
+  // after it returned. Uploads and attaches are refused from the call on.
+  void Drain(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
+  void SetAddress(const std::string& address) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // ---- clients ----
+  absl::Status Authenticate(const std::string& client, const std::string& secret);
+  absl::StatusOr<uint64_t> Attach(const std::string& client, const v1::Hello& hello, std::shared_ptr<ClientSink> sink) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnMessage(uint64_t session, const v1::ClientMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
+  void Detach(uint64_t session) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<SharedBytes> Model(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<SharedBytes> Artifact(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  void CountDownload(const std::string& job, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<UpdateAdmission> AdmitUpload(const UpdateHeader& header, absl::Duration* retry) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status AcceptUpdate(const UpdateHeader& header, WritableObject object, const ScanResult& scan) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RejectUpdate(const UpdateHeader& header, const std::string& reason_code, const std::string& message) ABSL_LOCKS_EXCLUDED(mutex_);
+  v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // ---- people ----
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<v1::Job> ListJobs() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::Job> GetJob(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::Job> CancelJob(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::Job> ResumeJob(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::shared_ptr<void>> Watch(const std::string& job, std::function<void()> changed) ABSL_LOCKS_EXCLUDED(mutex_);
+  std::vector<v1::Client> ListClients(bool connected_only) ABSL_LOCKS_EXCLUDED(mutex_);
+  v1::Node GetNode() ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::vector<v1::VersionInfo>> ListVersions(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::VersionInfo> GetVersion(const v1::GetVersionRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<std::string> ExportVersion(const v1::GetVersionRequest& request) ABSL_LOCKS_EXCLUDED(mutex_);
+
+ private:
+  struct Outbound {
+    std::shared_ptr<ClientSink> sink;
+    v1::ServerMessage message;
+    absl::Status close;       // not OK: end the stream instead
+  };
+  struct WorkerEvent {
+    enum Kind { kFolded, kRefused, kLost } kind = kFolded;
+    uint32_t job = 0;
+    UpdateId update;
+    std::string reason;
+  };
+  struct CommitWork {
+    JobPtr job;
+    std::shared_ptr<JobRuntime> runtime;
+    bool journal = false;     // write the partial instead of committing
+    Commit commit;
+    v1::PartialRow partial;
+  };
+  struct StoredEvent { std::string job; v1::EventRow row; };
+
+  Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store);
+
+  // coordinator.cc: life, loop
+  absl::Status Restore() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Loop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunTimers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void HandleWorkerEvent(const WorkerEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Time NextWake() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  bool LoopHasWork() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  // jobs.cc: opening, ending, rows
+  absl::Status OpenJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OpenQueuedJobs() ABSL_LOCKS_EXCLUDED(mutex_);
+  void Finalize(Job& job, v1::JobState state, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MarkChanged(Job& job, bool persist) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Record(const Job& job, const std::string& kind, const std::string& client, uint64_t task, const std::string& text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  JobPtr FindJob(const std::string& id) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);                    // exact; null if none
+  absl::StatusOr<JobPtr> ResolveJob(const std::string& text) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);  // unique prefix of id or name
+  v1::Job Describe(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  std::string WaitingFor(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  size_t UsedBudget() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+
+  // engine.cc: events in, actions out
+  void Post(const JobPtr& job, RoundEvent event, bool first = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Execute(const JobPtr& job, RoundAction action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const IssueTask& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const CancelTask& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const Fold& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const Refuse& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const Commit& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const Evaluate& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const Finish& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Do(const JobPtr& job, const WakeAt& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendFold(const JobPtr& job, const UpdateId& update, const ObjectKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LoseAggregate(const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // clients.cc: sessions, tasks, evaluations
+  void SendTo(ClientRecord& client, v1::ServerMessage message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendTask(ClientRecord& client, const Job& job, const IssuedTask& task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendJobInfo(ClientRecord& client, const Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendStatus(const Job& job, const UpdateKeyRef& key, v1::UpdateState state, uint64_t version, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // The client has no task of any job: offers it to the open jobs, oldest first, until one gives it a task.
+  void OfferIdle(ClientRecord& client, const std::map<std::string, std::vector<UpdateKeyRef>>& offers = {}) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Forgets the task that `client` has of `job` (0: any); true if there was one.
+  bool ForgetTask(Job& job, const std::string& client, uint64_t task) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GiveUpTask(const JobPtr& job, const std::string& client, uint64_t task, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool HasTask(const ClientRecord& client) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void Withdraw(ClientRecord& client, bool with_tasks) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnHeartbeat(ClientRecord& client, const v1::Heartbeat& heartbeat) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnDeclined(ClientRecord& client, const v1::TaskDeclined& declined) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OnEvaluation(ClientRecord& client, const v1::EvaluationReport& report) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void AskEvaluation(ClientRecord& client, const Job& job, uint64_t version) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void NextEvaluation(ClientRecord& client) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool Evaluates(const ClientRecord& client, const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Ids of attached evaluators that still owe `job` a report.
+  std::vector<std::string> OwingEvaluators(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void MaybeEndEvaluation(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // uploads.cc
+  absl::Status CheckHeader(const UpdateHeader& header, const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Whether `key` may upload now. Takes up a task of the open version that a former run of this server issued.
+  absl::Status CheckOrAdopt(const JobPtr& job, const UpdateKeyRef& key, uint64_t version) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool OfOpenVersion(const Job& job, uint64_t task) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void CountRefused(Job& job, const std::string& code, const UpdateKeyRef& key, const std::string& text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Settle(Job& job, UpdateEntry& entry, v1::UpdateState state, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  v1::UpdateStatus FromMemory(const Job& job, const UpdateKeyRef& key) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);  // UNKNOWN: no trace
+
+  // commits.cc: the commit thread
+  void CommitLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunCommit(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunJournal(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  void MaybeJournal(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  const CoordinatorOptions options_;
+  const Clock* const clock_;
+  const std::unique_ptr<StateStore> store_;
+  const int64_t started_us_;
+  ClientBook book_;                 // identities; own lock
+  std::unique_ptr<WorkerPool> workers_;
+
+  mutable absl::Mutex mutex_;
+  absl::CondVar loop_wake_;
+  absl::CondVar commit_wake_;
+  absl::CondVar changed_;           // a commit ended, a row was stored
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  std::string address_ ABSL_GUARDED_BY(mutex_);
+  std::vector<JobPtr> jobs_ ABSL_GUARDED_BY(mutex_);        // by submission
+  std::map<uint32_t, std::weak_ptr<Job>> by_number_ ABSL_GUARDED_BY(mutex_);
+  uint32_t next_number_ ABSL_GUARDED_BY(mutex_) = 1;
+  std::map<std::string, ClientRecord> clients_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint64_t, std::string> sessions_ ABSL_GUARDED_BY(mutex_);
+  uint64_t next_session_ ABSL_GUARDED_BY(mutex_) = 1;
+  uint64_t next_evaluation_ ABSL_GUARDED_BY(mutex_) = 1;
+  std::deque<std::pair<JobPtr, RoundEvent>> engine_events_ ABSL_GUARDED_BY(mutex_);
+  bool applying_ ABSL_GUARDED_BY(mutex_) = false;
+
+  // Work for the loop thread. Bounds: outbound by tasks and updates in the books; worker events by slots of the pools; stored
+  // events kMaxStoredEvents, beyond which they are counted and dropped; the rest by jobs and clients.
+  std::deque<Outbound> outbound_ ABSL_GUARDED_BY(mutex_);
+  std::deque<WorkerEvent> worker_events_ ABSL_GUARDED_BY(mutex_);
+  std::deque<StoredEvent> stored_events_ ABSL_GUARDED_BY(mutex_);
+  uint64_t events_dropped_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::deque<std::pair<std::string, v1::Metric>> metrics_out_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::shared_ptr<WatchList>> notify_ ABSL_GUARDED_BY(mutex_);
+  std::set<JobPtr> dirty_ ABSL_GUARDED_BY(mutex_);          // rows to store
+  std::set<std::string> dirty_clients_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<JobRuntime>> closing_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::shared_ptr<JobRuntime>> retired_ ABSL_GUARDED_BY(mutex_);  // pools that ingress may still write into
+  std::deque<CommitWork> commits_ ABSL_GUARDED_BY(mutex_);
+  size_t commits_running_ ABSL_GUARDED_BY(mutex_) = 0;
+
+  std::jthread loop_;
+  std::jthread committer_;
+};
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,156 @@
+// One job inside the coordinator: its row, and while it is open its runtime (engine, strategy, object pool, current model) with the
+// books of clients' tasks and updates that the engine does not keep.
+//
+// Memory of an open job: current model, the next one during a commit, and out of the daemon's pool budget the workers' slabs and
+// the object pool.
+// Threads: everything is guarded by the coordinator's mutex, except what is marked otherwise. Runtime is shared so that an RPC
+// thread can use the object pool without the mutex while the job ends.
+#pragma once
+
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+
+#include "aggregator/core/round.h"
+#include "aggregator/core/server_step.h"
+#include "aggregator/core/strategy.h"
+#include "aggregator/store/object_pool.h"
+#include "common/ids.h"
+#include "common/job_spec.h"
+#include "common/tensor_layout.h"
+#include "tributary/v1/store.pb.h"
+
+namespace tributary::aggregator {
+
+// One model version in flat form. Immutable once shared; shared because fetchers may still read it after the next one came.
+struct ModelBuffer {
+  uint64_t version = 0;
+  std::unique_ptr<std::byte[]> data;
+  size_t size = 0;
+  std::string sha256;
+  std::span<const std::byte> bytes() const { return {data.get(), size}; }
+  static std::shared_ptr<ModelBuffer> Allocate(uint64_t version, size_t size);  // not zeroed
+};
+using ModelRef = std::shared_ptr<const ModelBuffer>;
+
+// What the coordinator knows of an update that is not in a version yet, or was refused. Counted ones live in the store.
+struct UpdateEntry {
+  UpdateKeyRef key;
+  std::string digest;        // xxh3-128 of its bytes, 16 bytes
+  v1::UpdateState state = v1::UPDATE_STATE_PARTIAL;
+  std::string reason;
+  uint64_t base_version = 0;
+  double weight = 0;         // effective, once folded
+  uint64_t examples = 0;
+  bool folded = false;       // by every worker, in the open aggregate
+  bool committing = false;   // in the commit under way
+  absl::Time admitted;
+};
+
+// A task a client has and has not answered.
+struct IssuedTask {
+  uint64_t task = 0;
+  uint64_t version = 0;
+  absl::Time issued;
+  absl::Time deadline = absl::InfiniteFuture();
+  int idle_beats = 0;        // heartbeats in a row that say "idle" although it has this task
+  // The client's update was refused and it may send another; if it does not, the task is given up then.
+  absl::Time give_up = absl::InfiniteFuture();
+  std::string give_up_reason;
+};
+
+struct JobRuntime {
+  uint32_t number = 0;                     // local number for workers and pool, never reused
+  TensorLayout layout;
+  std::string fingerprint;
+  Arithmetic arithmetic = Arithmetic::kFloat64;
+  std::unique_ptr<Strategy> strategy;
+  std::unique_ptr<Reducer> reducer;
+  std::shared_ptr<ObjectPool> pool;        // shared: see above
+  std::unique_ptr<Round> round;            // under the mutex
+  size_t budget_bytes = 0;                 // of the pool budget: slabs and object pool
+  StrategyState state;                     // commit thread only
+};
+
+// Callbacks of WatchJob. Its own lock, held while they run, so that a destroyed token means no further call.
+class WatchList {
+ public:
+  uint64_t Add(std::function<void()> changed);
+  void Remove(uint64_t id);
+  void Notify();
+
+ private:
+  absl::Mutex mutex_;
+  uint64_t next_ ABSL_GUARDED_BY(mutex_) = 1;
+  std::map<uint64_t, std::function<void()>> watchers_ ABSL_GUARDED_BY(mutex_);
+};
+
+struct Job {
+  std::string id;
+  JobSpec spec;
+  v1::JobRow row;
+  std::shared_ptr<JobRuntime> runtime;     // null: final, or queued for memory
+  std::string queued_for;                  // why it is not open yet
+  ModelRef model;                          // the current version while open
+  v1::VersionRow latest;                   // its manifest
+  std::map<std::string, IssuedTask> tasks; // by client
+  std::set<std::string> idle;              // clients that the engine counts as idle
+  uint64_t max_task = 0;                   // largest task id issued so far
+  std::unordered_map<UpdateId, UpdateEntry> updates;
+  std::deque<UpdateId> settled;            // refused entries, oldest first: bounded memory
+  std::map<UpdateId, WritableObject> arriving;  // handed to the engine, not yet folded
+
+  absl::Time wake = absl::InfiniteFuture();
+  absl::Time first_task = absl::InfinitePast();  // of the open version
+  int64_t started_us = 0;
+  bool committing = false;
+  std::string commit_trouble;              // the state store's last answer while a commit is tried again
+  size_t in_flight = 0;                    // handed to the workers, not reported yet
+  uint64_t round_number = 0;               // workers' round
+  size_t folded_since_journal = 0;
+  bool quiescing = false;                  // folds wait in `held` until the partial is journalled
+  bool journalling = false;
+  std::vector<std::pair<UpdateId, ObjectKey>> held;
+  absl::Time next_journal = absl::InfinitePast();
+
+  std::vector<v1::Metric> metrics;
+  std::deque<v1::RoundTiming> timings;     // the last 100
+  std::deque<std::pair<int64_t, uint64_t>> commits;  // wall time and updates of the last versions
+  absl::Duration fold_time = absl::Milliseconds(50);  // smoothed, from admission to folded
+  bool finishing = false;                  // done, waiting for the last evaluation
+  absl::Time finish_by;
+
+  uint64_t changes = 0, persisted = 0;     // of the row: what must be, and what is in the store
+  std::shared_ptr<WatchList> watchers = std::make_shared<WatchList>();
+
+  bool Final() const { return row.state() == v1::JOB_STATE_DONE || row.state() == v1::JOB_STATE_FAILED || row.state() == v1::JOB_STATE_CANCELLED; }
+  bool Open() const { return runtime != nullptr && !Final(); }
+};
+using JobPtr = std::shared_ptr<Job>;
+
+// What a person sees. `waiting_for` is computed by the caller.
+v1::Job ToProto(const Job& job, absl::Time now);
+
+// Row of a new job. `id` is "<name>-<6 hex>".
+v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLayout& layout, const std::string& artifact_sha256);
+
+// Layout, strategy, reducer of a job; no pool, workers or engine yet.
+absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout);
+
+// Bytes that the workers keep for this job, outside the object pool.
+size_t SlabBytes(const JobRuntime& runtime);
+
+}  // namespace tributary::aggregator

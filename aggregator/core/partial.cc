@@ -1,0 +1,178 @@
+#include "aggregator/core/partial.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+namespace tributary::aggregator {
+namespace {
+
+static_assert(std::endian::native == std::endian::little, "saved partials are little-endian");
+constexpr uint64_t kSavedMagic = 0x0000'0001'5450'4254;  // "TBPT" and format 1
+
+template <typename T>
+void Put(std::string* out, const T& value) {
+  out->append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+// Reads values off the front of untrusted bytes.
+class Reader {
+ public:
+  explicit Reader(std::string_view bytes) : bytes_(bytes) {}
+  template <typename T>
+  bool Take(T* value) {
+    return TakeBytes(value, sizeof(*value));
+  }
+  bool TakeBytes(void* to, size_t size) {
+    if (bytes_.size() < size) return false;
+    if (size > 0) std::memcpy(to, bytes_.data(), size);
+    bytes_.remove_prefix(size);
+    return true;
+  }
+  size_t left() const { return bytes_.size(); }
+
+ private:
+  std::string_view bytes_;
+};
+
+}  // namespace
+
+Partial::Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates)
+    : layout_(std::move(layout)),
+      arithmetic_(arithmetic),
+      expected_updates_(expected_updates),
+      reducer_(MakeMeanReducer(layout_.float_dtype(), arithmetic)),
+      state_(layout_.float_count() * reducer_->state_bytes_per_element()),
+      counters_(layout_.counter_count()) {}
+
+double Partial::sum_weight() const { return OrderFreeSum(weights_); }
+
+double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoint ? 0.999 * FixedPointLimit(1) : 1e307; }
+
+absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight) {
+  if (flat.size() != layout_.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), layout_.total_bytes(), flat.size());
+  }
+  if (!std::isfinite(weight) || weight <= 0) {
+    return InvalidArgument("update {}: weight must be finite and > 0, got {}", ToHex(id), weight);
+  }
+  if (contributors_.contains(id)) return AlreadyExists("update {} is already counted", ToHex(id));
+  const ScanResult scan = Scan(flat.first(layout_.float_bytes()), layout_.float_dtype());
+  if (!scan.finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
+  if (arithmetic_ == Arithmetic::kFixedPoint) {
+    const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1));
+    if (!(scan.max_abs * weight <= limit)) {
+      return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id),
+                             scan.max_abs * weight, expected_updates_, limit);
+    }
+  }
+  // Sums this small cannot overflow. Others may, and the fold finds out half-way: only they pay for a copy to go back to.
+  const double bound = bound_ + scan.max_abs * weight;
+  const bool may_overflow = !(bound < SafeBound());
+  const bool fresh = contributors_.empty();
+  const UpdateView view{.flat = flat.data(), .weight = weight};
+  const size_t bytes_per_element = reducer_->state_bytes_per_element();
+  std::vector<std::byte> before;
+  if (may_overflow) before = state_;
+  for (size_t first = 0; first < layout_.float_count(); first += kBlockElements) {
+    const size_t count = std::min(kBlockElements, layout_.float_count() - first);
+    if (!reducer_->FoldBlock(state_.data() + first * bytes_per_element, first, count, {&view, 1}, fresh)) {
+      if (may_overflow) state_ = std::move(before);
+      return InvalidArgument("update {}: the sum leaves the range of the accumulators at elements [{}, {})", ToHex(id), first,
+                             first + count);
+    }
+  }
+  FoldCounters(counters_.data(), flat.data() + layout_.float_bytes(), layout_.counter_count(), fresh);
+  contributors_.insert(id);
+  weights_.push_back(weight);
+  bound_ = bound;
+  return absl::OkStatus();
+}
+
+absl::Status Partial::Merge(Partial&& other) {
+  if (!(other.layout_ == layout_)) return InvalidArgument("partials of different layouts do not merge");
+  if (other.arithmetic_ != arithmetic_) return InvalidArgument("partials of different arithmetic do not merge");
+  for (const UpdateId& id : other.contributors_) {
+    if (contributors_.contains(id)) return AlreadyExists("update {} is already counted", ToHex(id));
+  }
+  if (other.contributors_.empty()) return absl::OkStatus();
+  if (contributors_.empty()) {
+    state_ = std::move(other.state_);
+    counters_ = std::move(other.counters_);
+  } else {
+    const bool may_overflow = !(bound_ + other.bound_ < SafeBound());
+    std::vector<std::byte> before;
+    if (may_overflow) before = state_;
+    if (!reducer_->MergeBlock(state_.data(), other.state_.data(), layout_.float_count())) {
+      if (may_overflow) state_ = std::move(before);
+      return InvalidArgument("the merged sum leaves the range of the accumulators");
+    }
+    for (size_t i = 0; i < counters_.size(); ++i) counters_[i] = std::max(counters_[i], other.counters_[i]);
+  }
+  bound_ += other.bound_;
+  contributors_.merge(other.contributors_);
+  weights_.insert(weights_.end(), other.weights_.begin(), other.weights_.end());
+  return absl::OkStatus();
+}
+
+std::string Partial::Save() const {
+  std::string out;
+  Put(&out, kSavedMagic);
+  const std::string fingerprint = layout_.Fingerprint();
+  Put(&out, static_cast<uint64_t>(fingerprint.size()));
+  out += fingerprint;
+  Put(&out, static_cast<uint64_t>(arithmetic_));
+  Put(&out, static_cast<uint64_t>(contributors_.size()));
+  for (const UpdateId& id : contributors_) Put(&out, id);
+  for (const double weight : weights_) Put(&out, weight);
+  Put(&out, bound_);
+  out.append(reinterpret_cast<const char*>(state_.data()), state_.size());
+  out.append(reinterpret_cast<const char*>(counters_.data()), counters_.size() * sizeof(int64_t));
+  return out;
+}
+
+absl::Status Partial::Restore(std::string_view saved) {
+  Reader reader(saved);
+  uint64_t magic = 0, fingerprint_size = 0, arithmetic = 0, count = 0;
+  const std::string expected = layout_.Fingerprint();
+  if (!reader.Take(&magic) || magic != kSavedMagic) return InvalidArgument("saved partial: not one of this format ({} bytes)", saved.size());
+  std::string fingerprint(expected.size(), '\0');
+  if (!reader.Take(&fingerprint_size) || fingerprint_size != expected.size() ||
+      !reader.TakeBytes(fingerprint.data(), fingerprint.size()) || fingerprint != expected) {
+    return InvalidArgument("saved partial: it is for another layout");
+  }
+  if (!reader.Take(&arithmetic) || arithmetic != static_cast<uint64_t>(arithmetic_)) {
+    return InvalidArgument("saved partial: expected arithmetic {}, got {}", static_cast<int>(arithmetic_), arithmetic);
+  }
+  const size_t body = sizeof(bound_) + state_.size() + counters_.size() * sizeof(int64_t);
+  if (!reader.Take(&count) || count > reader.left() / (sizeof(UpdateId) + sizeof(double)) ||
+      reader.left() != count * (sizeof(UpdateId) + sizeof(double)) + body) {
+    return InvalidArgument("saved partial: its length {} does not fit {} contributors", saved.size(), count);
+  }
+  std::set<UpdateId> contributors;
+  for (uint64_t i = 0; i < count; ++i) {
+    UpdateId id;
+    if (!reader.Take(&id) || !contributors.insert(id).second) return InvalidArgument("saved partial: contributor {} is named twice", ToHex(id));
+  }
+  std::vector<double> weights(count);
+  for (double& weight : weights) {
+    if (!reader.Take(&weight) || !std::isfinite(weight) || weight <= 0) return InvalidArgument("saved partial: a weight is {}", weight);
+  }
+  double bound = 0;
+  if (!reader.Take(&bound) || !(bound >= 0)) return InvalidArgument("saved partial: its bound is {}", bound);
+  std::vector<std::byte> state(state_.size());
+  std::vector<int64_t> counters(counters_.size());
+  if (!reader.TakeBytes(state.data(), state.size()) || !reader.TakeBytes(counters.data(), counters.size() * sizeof(int64_t))) {
+    return InvalidArgument("saved partial: too short ({} bytes)", saved.size());
+  }
+  state_ = std::move(state);
+  counters_ = std::move(counters);
+  weights_ = std::move(weights);
+  bound_ = bound;
+  contributors_ = std::move(contributors);
+  return absl::OkStatus();
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,101 @@
+#include "aggregator/core/reducer.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+
+#include "common/check.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr int64_t kFixedPointBound = int64_t{1} << 62;
+
+class MeanReducer final : public Reducer {
+ public:
+  MeanReducer(DType dtype, Arithmetic arithmetic) : dtype_(dtype), arithmetic_(arithmetic) {}
+
+  size_t state_bytes_per_element() const override { return 8; }
+
+  bool FoldBlock(std::byte* state, size_t first, size_t count, std::span<const UpdateView> updates, bool fresh) const override {
+    const size_t element_bytes = DTypeBytes(dtype_);
+    std::array<const std::byte*, kMaxFoldUpdates> xs{};
+    std::array<double, kMaxFoldUpdates> weights{};
+    size_t done = 0;
+    do {
+      const size_t k = std::min(kMaxFoldUpdates, updates.size() - done);
+      for (size_t j = 0; j < k; ++j) {
+        xs[j] = updates[done + j].flat + first * element_bytes;
+        weights[j] = updates[done + j].weight;
+      }
+      if (!Fold(state, xs.data(), weights.data(), k, count, fresh && done == 0)) return false;
+      done += k;
+    } while (done < updates.size());
+    return true;
+  }
+
+  bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override {
+    if (arithmetic_ == Arithmetic::kFloat64) {
+      const double one = 1.0;
+      return FoldF64(reinterpret_cast<double*>(state), &other, &one, 1, count, false);
+    }
+    auto* sums = reinterpret_cast<int64_t*>(state);
+    const auto* more = reinterpret_cast<const int64_t*>(other);
+    bool ok = true;
+    for (size_t i = 0; i < count; ++i) {
+      int64_t sum = 0;
+      ok = !__builtin_add_overflow(sums[i], more[i], &sum) && sum >= -kFixedPointBound && sum < kFixedPointBound && ok;
+      sums[i] = sum;
+    }
+    return ok;
+  }
+
+  void ReportBlock(const std::byte* state, size_t count, double sum_weight, double* mean) const override {
+    if (arithmetic_ == Arithmetic::kFloat64) {
+      const auto* sums = reinterpret_cast<const double*>(state);
+      for (size_t i = 0; i < count; ++i) mean[i] = sums[i] / sum_weight;
+      return;
+    }
+    const auto* sums = reinterpret_cast<const int64_t*>(state);
+    const double unit = std::ldexp(1.0, -kFixedPointBits);
+    for (size_t i = 0; i < count; ++i) mean[i] = static_cast<double>(sums[i]) * unit / sum_weight;
+  }
+
+ private:
+  bool Fold(std::byte* state, const std::byte* const* xs, const double* weights, size_t k, size_t count, bool first) const {
+    if (arithmetic_ == Arithmetic::kFloat64) {
+      auto* acc = reinterpret_cast<double*>(state);
+      return dtype_ == DType::kF32 ? FoldF32(acc, xs, weights, k, count, first) : FoldF64(acc, xs, weights, k, count, first);
+    }
+    auto* acc = reinterpret_cast<int64_t*>(state);
+    return dtype_ == DType::kF32 ? FoldFixedF32(acc, xs, weights, k, count, first) : FoldFixedF64(acc, xs, weights, k, count, first);
+  }
+
+  DType dtype_;
+  Arithmetic arithmetic_;
+};
+
+}  // namespace
+
+std::unique_ptr<Reducer> MakeMeanReducer(DType dtype, Arithmetic arithmetic) {
+  TRIB_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "a mean is over floats, not {}", DTypeName(dtype));
+  return std::make_unique<MeanReducer>(dtype, arithmetic);
+}
+
+double OrderFreeSum(std::vector<double> weights) {
+  std::sort(weights.begin(), weights.end());
+  double sum = 0;
+  for (const double weight : weights) sum += weight;
+  return sum;
+}
+
+void FoldCounters(int64_t* acc, const std::byte* counters, size_t count, bool fresh) {
+  for (size_t i = 0; i < count; ++i) {
+    int64_t value;
+    std::memcpy(&value, counters + i * sizeof(value), sizeof(value));
+    acc[i] = fresh ? value : std::max(acc[i], value);
+  }
+}
+
+}  // namespace tributary::aggregator

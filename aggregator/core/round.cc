@@ -1,0 +1,547 @@
+#include "aggregator/core/round.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "common/check.h"
+
+namespace tributary::aggregator {
+namespace {
+
+// A client that declined is asked again for the same version only when nobody else is left, and not before this much time.
+constexpr absl::Duration kAskAgainAfter = absl::Seconds(5);
+// Reasons come from clients; what people read stays short.
+constexpr size_t kMaxReason = 120;
+constexpr size_t kDeclinesShown = 3;
+
+void InsertSorted(std::vector<std::string>* names, const std::string& name) {
+  const auto at = std::lower_bound(names->begin(), names->end(), name);
+  if (at == names->end() || *at != name) names->insert(at, name);
+}
+
+void EraseSorted(std::vector<std::string>* names, const std::string& name) {
+  const auto at = std::lower_bound(names->begin(), names->end(), name);
+  if (at != names->end() && *at == name) names->erase(at);
+}
+
+bool ContainsSorted(const std::vector<std::string>& names, const std::string& name) {
+  return std::binary_search(names.begin(), names.end(), name);
+}
+
+uint64_t Mix(uint64_t seed, uint64_t value) {  // one SplitMix64 step over both
+  uint64_t z = (seed ^ value) + 0x9E3779B97F4A7C15ull;
+  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
+  z = (z ^ (z >> 27)) * 0x94D049BB133111EBull;
+  return z ^ (z >> 31);
+}
+
+std::string Shortened(const std::string& reason) {
+  return reason.size() <= kMaxReason ? reason : reason.substr(0, kMaxReason) + "…";
+}
+
+// "41 s", "3 min", "2 h".
+std::string Age(absl::Duration duration) {
+  const int64_t seconds = std::max<int64_t>(0, absl::ToInt64Seconds(duration));
+  if (seconds < 180) return fmt::format("{} s", seconds);
+  if (seconds < 3 * 3600) return fmt::format("{} min", seconds / 60);
+  return fmt::format("{} h", seconds / 3600);
+}
+
+std::string Counted(int64_t count, const std::string& singular) {
+  return fmt::format("{} {}{}", count, singular, count == 1 ? "" : "s");
+}
+
+}  // namespace
+
+Round::Round(const JobSpec& spec, const Strategy& strategy, RoundOptions options, absl::Time now)
+    : spec_(spec),
+      strategy_(strategy),
+      policies_(strategy.MakePolicies(spec.cohort)),
+      version_(options.version),
+      epoch_(options.epoch),
+      opened_(now) {
+  for (RoundContributor& contributor : options.restored) {
+    if (IsTaken(contributor.key.update)) continue;
+    const uint64_t from = version_ - std::min(version_, contributor.staleness);
+    tasks_[contributor.key.task] = {.client = contributor.key.client, .version = from, .issued = now, .update = contributor.key.update,
+                                    .closed = ""};
+    taken_.push_back({.contributor = contributor, .claimed = contributor.weight, .version = from, .folded = true});
+  }
+}
+
+std::vector<RoundAction> Round::OnEvent(const RoundEvent& event, absl::Time now) {
+  Actions out;
+  if (finished_) return out;
+  if (!started_) {
+    started_ = true;
+    if (version_ >= static_cast<uint64_t>(spec_.stop.versions)) {  // stopped between the last commit and its end
+      out.push_back(Evaluate{.version = version_});
+      FinishNow({.outcome = Outcome::kDone, .reason = fmt::format("version {} is the last", version_)}, &out);
+      return out;
+    }
+    MaybeClose(now, &out);
+    Admit(Moment::kVersionOpened, now, &out);
+  }
+  std::visit([&](const auto& e) { On(e, now, &out); }, event);
+  if (!finished_) Wake(now, &out);
+  return out;
+}
+
+// ---- clients ----
+
+void Round::On(const ClientIdle& event, absl::Time now, Actions* out) {
+  attached_.insert(event.client);
+  bool busy = false;
+  for (const UpdateKeyRef& offer : event.offers) {
+    if (offer.client != event.client || IsTaken(offer.update)) continue;
+    const auto known = tasks_.find(offer.task);
+    const uint64_t from = known == tasks_.end() ? version_ : known->second.version;
+    if (!CheckTask(offer, from).ok()) continue;
+    const auto current = outstanding_.find(event.client);
+    if (current != outstanding_.end() && current->second.task != offer.task) {
+      const std::string reason = fmt::format("the client still holds its update for task {}", offer.task);
+      out->push_back(CancelTask{.client = event.client, .task = current->second.task, .reason = reason});
+      tasks_.at(current->second.task).closed = reason;
+    }
+    KnownTask& task = tasks_.try_emplace(offer.task, KnownTask{.client = event.client, .version = from, .issued = now, .update = {}, .closed = ""})
+                          .first->second;
+    task.update = offer.update;
+    outstanding_[event.client] = {.client = event.client, .task = offer.task, .version = from, .issued = now};
+    EraseSorted(&idle_, event.client);
+    busy = true;
+    break;
+  }
+  if (!busy) Release(event.client);  // a task it had is lost with its memory; the task stays known in case its update comes after all
+  MaybeClose(now, out);
+  Admit(Moment::kClientIdle, now, out);
+}
+
+void Round::On(const ClientGone& event, absl::Time now, Actions* out) {
+  attached_.erase(event.client);
+  Release(event.client);
+  Admit(Moment::kTaskLost, now, out);
+}
+
+void Round::On(const TaskDeclined& event, absl::Time now, Actions* out) {
+  const auto it = outstanding_.find(event.client);
+  if (it == outstanding_.end() || it->second.task != event.task) return;
+  const std::string reason = Shortened(event.reason.empty() ? "no reason given" : event.reason);
+  tasks_.at(event.task).closed = "it was declined: " + reason;
+  declined_[event.client] = {.reason = reason, .at = now};
+  Release(event.client);
+  Admit(Moment::kTaskLost, now, out);
+}
+
+void Round::Release(const std::string& client) {
+  outstanding_.erase(client);
+  if (attached_.contains(client)) {
+    InsertSorted(&idle_, client);
+  } else {
+    EraseSorted(&idle_, client);
+  }
+}
+
+// ---- updates ----
+
+absl::Status Round::CheckUpload(const UpdateKeyRef& key, uint64_t version) const { return CheckTask(key, version); }
+
+absl::Status Round::CheckTask(const UpdateKeyRef& key, uint64_t version) const {
+  if (finished_ || finish_after_commit_) return FailedPrecondition("the job is over");
+  for (const auto* updates : {&taken_, &waiting_}) {
+    for (const TakenUpdate& update : *updates) {
+      if (update.contributor.key.update != key.update) continue;
+      if (update.contributor.key == key) return AlreadyExists("update {} is taken already", ToHex(key.update));
+      return AlreadyExists("update id {} is another update's", ToHex(key.update));
+    }
+  }
+  const auto it = tasks_.find(key.task);
+  if (it != tasks_.end()) {
+    const KnownTask& task = it->second;
+    if (task.client != key.client) return PermissionDenied("task {} is not client '{}''s", key.task, key.client);
+    if (task.update && *task.update != key.update) {
+      return AlreadyExists("task {} has update {} already, got {}", key.task, ToHex(*task.update), ToHex(key.update));
+    }
+    if (task.version != version) {
+      return FailedPrecondition("task {} starts from version {}, the update says {}", key.task, task.version, version);
+    }
+    if (!task.closed.empty()) return FailedPrecondition("task {} takes no update: {}", key.task, task.closed);
+  }
+  std::string reason;
+  if (!StalenessOf(version, &reason)) return FailedPrecondition("{}", reason);
+  if (it == tasks_.end() && (key.task >> 32) >= epoch_) return NotFound("there is no task {}", key.task);
+  const auto current = outstanding_.find(key.client);
+  const bool is_current = current != outstanding_.end() && current->second.task == key.task;
+  if (!is_current && HasContributed(key.client)) {
+    return FailedPrecondition("client '{}' contributes to version {} already", key.client, version_);
+  }
+  return absl::OkStatus();
+}
+
+std::optional<uint64_t> Round::StalenessOf(uint64_t version, std::string* reason) const {
+  if (version > version_) {
+    *reason = fmt::format("version {} does not exist yet, the current one is {}", version, version_);
+    return std::nullopt;
+  }
+  const bool open = phase_ == Phase::kCollecting;
+  const uint64_t staleness = version_ + (open ? 0 : 1) - version;
+  if (policies_.staleness->Factor(staleness)) return staleness;
+  if (!open && policies_.staleness->Factor(version_ - version)) {
+    *reason = fmt::format("version {} is closed: {}", version_, trigger_);
+  } else {
+    *reason = fmt::format("the update starts from version {}, the current one is {}: too stale", version, version_);
+  }
+  return std::nullopt;
+}
+
+bool Round::HasContributed(const std::string& client) const {
+  const auto is_of_client = [&](const TakenUpdate& update) { return update.contributor.key.client == client; };
+  return std::any_of(taken_.begin(), taken_.end(), is_of_client) || std::any_of(waiting_.begin(), waiting_.end(), is_of_client);
+}
+
+bool Round::IsTaken(const UpdateId& id) const {
+  const auto is_it = [&](const TakenUpdate& update) { return update.contributor.key.update == id; };
+  return std::any_of(taken_.begin(), taken_.end(), is_it) || std::any_of(waiting_.begin(), waiting_.end(), is_it);
+}
+
+void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
+  for (const auto* updates : {&taken_, &waiting_}) {
+    for (const TakenUpdate& update : *updates) {
+      if (update.contributor.key == event.key) return;  // said twice
+    }
+  }
+  absl::Status status = CheckTask(event.key, event.version);
+  if (status.ok() && !(std::isfinite(event.weight) && event.weight > 0 && event.weight <= spec_.max_weight)) {
+    status = InvalidArgument("weight must be in (0, {}], got {}", spec_.max_weight, event.weight);
+  }
+  const auto current = outstanding_.find(event.key.client);
+  const bool is_current = current != outstanding_.end() && current->second.task == event.key.task;
+  if (!status.ok()) {
+    const bool expired = status.code() == absl::StatusCode::kFailedPrecondition;
+    out->push_back(Refuse{.key = event.key, .reason = MessageOf(status), .expired = expired});
+    if (is_current && status.code() != absl::StatusCode::kAlreadyExists) {  // this task ended without a result
+      tasks_.at(event.key.task).closed = MessageOf(status);
+      if (!expired) declined_[event.key.client] = {.reason = "refused: " + Shortened(MessageOf(status)), .at = now};
+      Release(event.key.client);
+      Admit(Moment::kTaskLost, now, out);
+    }
+    return;
+  }
+  if (current != outstanding_.end() && !is_current) {
+    const std::string reason = fmt::format("the client's update for task {} came", event.key.task);
+    out->push_back(CancelTask{.client = event.key.client, .task = current->second.task, .reason = reason});
+    tasks_.at(current->second.task).closed = reason;
+  }
+  KnownTask& task =
+      tasks_.try_emplace(event.key.task, KnownTask{.client = event.key.client, .version = event.version, .issued = now, .update = {}, .closed = ""})
+          .first->second;
+  task.update = event.key.update;
+  Release(event.key.client);
+  TakenUpdate update{.contributor = {.key = event.key, .weight = 0, .examples = event.examples, .staleness = 0},
+                     .claimed = event.weight,
+                     .version = event.version,
+                     .folded = false};
+  if (phase_ != Phase::kCollecting) {
+    waiting_.push_back(std::move(update));
+    return;
+  }
+  Take(std::move(update), out);
+  MaybeClose(now, out);
+  Admit(Moment::kUploadTaken, now, out);
+}
+
+void Round::Take(TakenUpdate update, Actions* out) {
+  RoundContributor& contributor = update.contributor;
+  contributor.staleness = version_ - update.version;
+  const std::optional<double> factor = policies_.staleness->Factor(contributor.staleness);
+  contributor.weight = factor ? strategy_.Weight(update.claimed) * *factor : 0;
+  if (!std::isfinite(contributor.weight) || contributor.weight <= 0) {
+    out->push_back(Refuse{.key = contributor.key, .reason = fmt::format("its weight at staleness {} is {}", contributor.staleness, contributor.weight),
+                          .expired = true});
+    return;
+  }
+  out->push_back(Fold{.key = contributor.key, .weight = contributor.weight});
+  taken_.push_back(std::move(update));
+}
+
+void Round::TakeWaiting(Actions* out) {
+  std::vector<TakenUpdate> waiting;
+  waiting.swap(waiting_);
+  for (TakenUpdate& update : waiting) Take(std::move(update), out);
+}
+
+void Round::On(const UpdateFolded& event, absl::Time now, Actions* out) {
+  for (TakenUpdate& update : taken_) {
+    if (update.contributor.key.update == event.update) update.folded = true;
+  }
+  MaybeClose(now, out);
+}
+
+void Round::On(const UpdateRefusedByWorker& event, absl::Time now, Actions* out) {
+  const auto it = std::find_if(taken_.begin(), taken_.end(),
+                               [&](const TakenUpdate& update) { return update.contributor.key.update == event.update; });
+  if (it == taken_.end() || it->folded || phase_ == Phase::kCommitting) return;
+  const UpdateKeyRef key = it->contributor.key;
+  taken_.erase(it);
+  out->push_back(Refuse{.key = key, .reason = event.reason, .expired = false});
+  tasks_.at(key.task).closed = "its update was refused: " + Shortened(event.reason);
+  declined_[key.client] = {.reason = "refused: " + Shortened(event.reason), .at = now};
+  MaybeClose(now, out);
+  Admit(Moment::kTaskLost, now, out);
+}
+
+void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
+  std::vector<TakenUpdate> lost;
+  lost.swap(taken_);
+  phase_ = Phase::kCollecting;
+  trigger_.clear();
+  if (finish_after_commit_) {
+    taken_.swap(lost);
+    FinishNow(*finish_after_commit_, out);
+    return;
+  }
+  for (const TakenUpdate& update : lost) {
+    const UpdateKeyRef& key = update.contributor.key;
+    if (!attached_.contains(key.client) || outstanding_.contains(key.client)) continue;  // its task stays known
+    outstanding_[key.client] = {.client = key.client, .task = key.task, .version = update.version, .issued = now};
+    EraseSorted(&idle_, key.client);
+  }
+  TakeWaiting(out);
+  MaybeClose(now, out);
+  Admit(Moment::kTaskLost, now, out);
+}
+
+// ---- versions ----
+
+void Round::MaybeClose(absl::Time now, Actions* out) {
+  if (finished_ || phase_ == Phase::kCommitting) return;
+  std::optional<std::string> reason;
+  if (!taken_.empty()) {
+    const std::vector<std::string> nobody;
+    ViewStorage storage;
+    reason = policies_.trigger->ShouldClose(FillView(&storage, &nobody, 0, now));
+  }
+  if (!reason) {
+    if (phase_ == Phase::kClosing) {  // a worker refused what had closed it
+      phase_ = Phase::kCollecting;
+      trigger_.clear();
+      TakeWaiting(out);
+    }
+    return;
+  }
+  if (phase_ == Phase::kCollecting) {
+    phase_ = Phase::kClosing;
+    trigger_ = *reason;
+  }
+  if (!std::all_of(taken_.begin(), taken_.end(), [](const TakenUpdate& update) { return update.folded; })) return;
+  phase_ = Phase::kCommitting;
+  Commit commit{.version = version_ + 1, .contributors = {}, .sum_weight = 0, .trigger = trigger_};
+  std::vector<double> weights;
+  for (const TakenUpdate& update : taken_) {
+    commit.contributors.push_back(update.contributor);
+    weights.push_back(update.contributor.weight);
+  }
+  std::sort(commit.contributors.begin(), commit.contributors.end(),
+            [](const RoundContributor& a, const RoundContributor& b) { return a.key < b.key; });
+  commit.sum_weight = OrderFreeSum(std::move(weights));
+  out->push_back(std::move(commit));
+}
+
+void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
+  if (phase_ != Phase::kCommitting || event.version != version_ + 1) return;
+  version_ = event.version;
+  opened_ = now;
+  phase_ = Phase::kCollecting;
+  trigger_.clear();
+  declined_.clear();
+  for (const TakenUpdate& update : taken_) tasks_.at(update.contributor.key.task).closed = fmt::format("its update is in version {}", version_);
+  taken_.clear();
+
+  const bool last = version_ >= static_cast<uint64_t>(spec_.stop.versions) || finish_after_commit_.has_value();
+  if (last || version_ % static_cast<uint64_t>(std::max<int64_t>(spec_.evaluate.every, 1)) == 0) out->push_back(Evaluate{.version = version_});
+  if (finish_after_commit_) return FinishNow(*finish_after_commit_, out);
+  if (last) return FinishNow({.outcome = Outcome::kDone, .reason = fmt::format("all {} versions are committed", spec_.stop.versions)}, out);
+
+  const auto too_stale = [&](uint64_t version) { return !policies_.staleness->Factor(version_ - version).has_value(); };
+  const std::map<std::string, OutstandingTask> before = outstanding_;
+  for (const auto& [client, task] : before) {
+    if (!too_stale(task.version)) continue;
+    out->push_back(CancelTask{.client = client, .task = task.task, .reason = fmt::format("version {} is committed", version_)});
+    Release(client);
+  }
+  // Committed tasks of this epoch are unknown from now on, which refuses a second update as well. Those of earlier epochs would be
+  // adopted again: they stay, closed, until they are too stale.
+  std::erase_if(tasks_, [&](const auto& entry) {
+    const bool committed = !entry.second.closed.empty() && (entry.first >> 32) >= epoch_;
+    return committed || too_stale(entry.second.version);
+  });
+  TakeWaiting(out);
+  MaybeClose(now, out);
+  Admit(Moment::kVersionOpened, now, out);
+}
+
+void Round::On(const MetricReported& event, absl::Time, Actions* out) {
+  if (spec_.stop.accuracy <= 0 || !(event.accuracy >= spec_.stop.accuracy)) return;
+  End(Outcome::kDone, fmt::format("accuracy {:.4f} at version {} reached {}", event.accuracy, event.version, spec_.stop.accuracy), out);
+}
+
+void Round::On(const CancelRequested& event, absl::Time, Actions* out) { End(Outcome::kCancelled, event.reason, out); }
+
+void Round::On(const Tick&, absl::Time now, Actions* out) {
+  wake_ = absl::InfiniteFuture();  // that alarm is spent
+  MaybeClose(now, out);
+  Admit(Moment::kTick, now, out);
+}
+
+void Round::End(Outcome outcome, const std::string& reason, Actions* out) {
+  const Finish finish{.outcome = outcome, .reason = reason};
+  if (phase_ != Phase::kCommitting) return FinishNow(finish, out);
+  if (finish_after_commit_ && finish_after_commit_->outcome != Outcome::kDone) return;
+  finish_after_commit_ = finish;
+}
+
+void Round::FinishNow(const Finish& finish, Actions* out) {
+  for (const auto& [client, task] : outstanding_) {
+    out->push_back(CancelTask{.client = client, .task = task.task, .reason = "the job is over: " + finish.reason});
+  }
+  for (const auto* updates : {&taken_, &waiting_}) {
+    for (const TakenUpdate& update : *updates) {
+      out->push_back(Refuse{.key = update.contributor.key, .reason = "the job is over: " + finish.reason, .expired = true});
+    }
+  }
+  out->push_back(finish);
+  finished_ = true;
+  phase_ = Phase::kCollecting;
+  outstanding_.clear();
+  taken_.clear();
+  waiting_.clear();
+  idle_.clear();
+}
+
+// ---- admission ----
+
+const RoundView& Round::FillView(ViewStorage* storage, const std::vector<std::string>* idle, uint64_t draw, absl::Time now) const {
+  for (const auto& [client, task] : outstanding_) storage->outstanding.push_back(task);
+  for (const TakenUpdate& update : taken_) {
+    storage->contributions.push_back({.client = update.contributor.key.client, .task = update.contributor.key.task,
+                                      .staleness = update.contributor.staleness, .folded = update.folded});
+  }
+  storage->view = {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle,
+                   .outstanding = &storage->outstanding, .contributions = &storage->contributions};
+  return storage->view;
+}
+
+void Round::Admit(Moment moment, absl::Time now, Actions* out) {
+  if (finished_ || finish_after_commit_ || phase_ != Phase::kCollecting || idle_.empty()) return;
+  std::vector<std::string> willing;
+  std::vector<std::string> unwilling;  // declined long enough ago to be asked again
+  for (const std::string& client : idle_) {
+    const auto it = declined_.find(client);
+    if (it == declined_.end()) {
+      willing.push_back(client);
+    } else if (now - it->second.at >= kAskAgainAfter) {
+      unwilling.push_back(client);
+    }
+  }
+  const auto ask = [&](const std::vector<std::string>& idle) {
+    if (idle.empty()) return std::vector<std::string>();
+    const uint64_t draw = Mix(Mix(Mix(0, static_cast<uint64_t>(spec_.seed)), version_), draws_++);
+    ViewStorage storage;
+    return policies_.admission->Admit(FillView(&storage, &idle, draw, now), moment);
+  };
+  for (const std::string& client : ask(willing)) {
+    if (ContainsSorted(idle_, client)) Issue(client, now, out);
+  }
+  int64_t lacking = LackingToQuorum(now);
+  if (lacking <= 0) return;
+  for (const std::string& client : ask(unwilling)) {
+    if (lacking-- <= 0) break;
+    if (ContainsSorted(idle_, client)) Issue(client, now, out);
+  }
+}
+
+void Round::Issue(const std::string& client, absl::Time now, Actions* out) {
+  const uint64_t id = (epoch_ << 32) + next_task_++;
+  absl::Time deadline = opened_ + spec_.cohort.deadline;
+  if (deadline <= now) deadline = now + spec_.cohort.deadline;
+  tasks_[id] = {.client = client, .version = version_, .issued = now, .update = {}, .closed = ""};
+  outstanding_[client] = {.client = client, .task = id, .version = version_, .issued = now};
+  EraseSorted(&idle_, client);
+  declined_.erase(client);
+  out->push_back(IssueTask{.client = client, .task = id, .version = version_, .deadline = deadline});
+}
+
+int64_t Round::LackingToQuorum(absl::Time now) const {
+  int64_t expected = static_cast<int64_t>(taken_.size());
+  for (const auto& [client, task] : outstanding_) {
+    if (now - task.issued < spec_.cohort.deadline) ++expected;
+  }
+  return std::min(spec_.EffectiveQuorum(), policies_.trigger->target()) - expected;
+}
+
+void Round::Wake(absl::Time now, Actions* out) {
+  if (phase_ != Phase::kCollecting) return;
+  const std::vector<std::string> nobody;
+  ViewStorage storage;
+  absl::Time next = policies_.trigger->NextCheck(FillView(&storage, &nobody, 0, now));
+  if (LackingToQuorum(now) > 0) {
+    for (const auto& [client, decline] : declined_) {
+      const absl::Time again = decline.at + kAskAgainAfter;
+      if (again > now && ContainsSorted(idle_, client)) next = std::min(next, again);
+    }
+  }
+  if (next == absl::InfiniteFuture() || next == wake_) return;
+  wake_ = next;
+  out->push_back(WakeAt{.when = next});
+}
+
+// ---- what people see ----
+
+size_t Round::updates_in() const { return taken_.size(); }
+
+int64_t Round::updates_expected() const { return policies_.trigger->target(); }
+
+std::string Round::WaitingFor(absl::Time now) const {
+  if (finished_ || phase_ != Phase::kCollecting) return "";
+  const int64_t wanted = policies_.trigger->target();
+  const int64_t in = static_cast<int64_t>(taken_.size());
+  const int64_t training = static_cast<int64_t>(outstanding_.size());
+  std::string text;
+  if (training > 0) {
+    absl::Time oldest = now;
+    for (const auto& [client, task] : outstanding_) oldest = std::min(oldest, task.issued);
+    text = fmt::format("waiting for {} more of {}: {} training (oldest {})", std::max<int64_t>(wanted - in, 0), Counted(wanted, "update"),
+                       Counted(training, "client"), Age(now - oldest));
+  }
+  if (in + training < wanted) {
+    const std::string connected = fmt::format("{} of {} connected", attached_.size(), Counted(wanted, "client"));
+    if (text.empty()) {
+      text = fmt::format("waiting for clients: {}", attached_.empty() ? "none" : fmt::format("{}", attached_.size()));
+      text += fmt::format(" of {} connected", wanted);
+      if (in > 0) text += fmt::format(", {} in", Counted(in, "update"));
+    } else {
+      text += ", " + connected;
+    }
+  }
+  if (text.empty()) text = fmt::format("waiting for updates: {} of {} in", in, wanted);
+  if (spec_.cohort.deadline != absl::InfiniteDuration()) {
+    const absl::Time end = opened_ + spec_.cohort.deadline;
+    if (now < end) {
+      text += fmt::format("; deadline in {}", Age(end - now + absl::Milliseconds(999)));
+    } else {
+      text += fmt::format("; the deadline passed {} ago with {} of the quorum of {}", Age(now - end), in, spec_.EffectiveQuorum());
+    }
+  }
+  if (!declined_.empty()) {
+    text += "; declined: ";
+    size_t shown = 0;
+    for (const auto& [client, decline] : declined_) {
+      if (shown == kDeclinesShown) break;
+      text += fmt::format("{}{} ({})", shown++ == 0 ? "" : ", ", client, decline.reason);
+    }
+    if (declined_.size() > shown) text += fmt::format(" and {} more", declined_.size() - shown);
+  }
+  return text;
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,50 @@
+// Reads a strategy's parameters from a job: defaults, ranges and help come from one list (Params), so that what `tributary
+// strategies` prints is what is checked.
+// Threads: values. Errors: INVALID_ARGUMENT naming strategy, parameter, expected range and what came; collected by Finish.
+#pragma once
+
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "aggregator/core/strategy.h"
+
+namespace tributary::aggregator {
+
+struct RealRange {
+  double low = 0;
+  double high = std::numeric_limits<double>::infinity();
+  bool low_open = false;
+  bool high_open = true;
+  bool Contains(double value) const;
+  std::string ToString() const;  // "(0, inf)", "[0, 1)"
+};
+
+class ParamReader {
+ public:
+  // `params`: the strategy's list; both arguments must outlive the reader.
+  ParamReader(const StrategySpec& spec, const std::vector<ParamInfo>& params);
+
+  // The value in the job, or the default of the list. After an error: the default.
+  double Real(const std::string& name, const RealRange& range);
+  // One of the words of ParamInfo::range, "a|b|c".
+  std::string Choice(const std::string& name);
+  // The first error met, or an unknown parameter (with the nearest known one).
+  absl::Status Finish() const;
+
+ private:
+  const ParamInfo& Info(const std::string& name) const;
+  std::string Text(const std::string& name) const;
+  void Fail(const ParamInfo& info, const std::string& got);
+
+  const StrategySpec& spec_;
+  const std::vector<ParamInfo>& params_;
+  absl::Status status_;
+};
+
+// Parameters that every strategy of the averaging family has.
+inline constexpr RealRange kServerLrRange{.low = 0, .low_open = true};
+ParamInfo ServerLrParam(const std::string& default_value);
+ParamInfo WeightingParam(const std::string& default_value);  // examples|uniform
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,45 @@
+// The worker process: receives jobs over its control channel, takes descriptors from the lanes, folds the objects they name into
+// its slabs. One thread; asleep when there is nothing to do. It trusts nothing it reads: objects, lanes, channel and slabs are
+// copied and checked; what fails is refused by message (kRefused) or ends the job here (kFailed), never the process.
+//
+// Threads: Run() is the process's only thread. Errors: Run returns OK after kStop or when the daemon is gone, otherwise why the
+// worker cannot live (a malformed record on the channel).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "aggregator/transport/worker_channel.h"
+#include "common/status.h"
+#include "common/unique_fd.h"
+
+namespace tributary::aggregator {
+
+class WorkerRuntime {
+ public:
+  explicit WorkerRuntime(UniqueFd channel);
+  ~WorkerRuntime();
+  absl::Status Run();
+
+ private:
+  class Job;
+  enum class Next { kGoOn, kStop };
+
+  // Handles every record that is waiting.
+  absl::StatusOr<Next> DrainChannel();
+  absl::StatusOr<Next> Handle(WorkerChannel::Received received);
+  Job& JobOf(uint32_t number);
+  void Fail(uint32_t number, const absl::Status& why);
+  // One batch per job: off the lane, then into the slab. TakeAll: true if there was any.
+  bool TakeAll();
+  void ProcessAll();
+  void Sleep();
+
+  WorkerChannel channel_;
+  UniqueFd doorbell_;
+  UniqueFd progress_;
+  std::map<uint32_t, std::unique_ptr<Job>> jobs_;
+};
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,40 @@
+// The one place where LibTorch's exceptions become Status: c10::OutOfMemoryError and failed allocations RESOURCE_EXHAUSTED, other
+// c10::Error and std::exception INTERNAL. No exception leaves client/torch.
+//   absl::StatusOr<int> n = Guarded("forward pass", [&]() -> absl::StatusOr<int> { … });
+// `body` returns Status or StatusOr; its own errors pass through unchanged.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <exception>
+#include <new>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "common/status.h"
+
+namespace tributary::client {
+
+// First line of LibTorch's message: the rest is a C++ backtrace.
+inline std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+template <typename Body>
+auto Guarded(std::string_view what, Body&& body) -> decltype(body()) {
+  try {
+    return std::forward<Body>(body)();
+  } catch (const c10::OutOfMemoryError& error) {
+    return ResourceExhausted("{}: {}", what, FirstLine(error.what_without_backtrace()));
+  } catch (const c10::Error& error) {
+    const std::string message = error.what_without_backtrace();
+    // The CPU allocator has no exception type of its own.
+    if (message.find("DefaultCPUAllocator") != std::string::npos) return ResourceExhausted("{}: {}", what, FirstLine(message));
+    return Internal("{}: LibTorch: {}", what, FirstLine(message));
+  } catch (const std::bad_alloc&) {
+    return ResourceExhausted("{}: out of memory", what);
+  } catch (const std::exception& error) {
+    return Internal("{}: {}", what, FirstLine(error.what()));
+  }
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,90 @@
+// What a learner can train: named tensors and a forward pass. Two kinds exist: the zoo's (models/, written with ATen calls) and user
+// modules as TorchScript (torchscript.h).
+//
+// x is [B, …input_shape]; Forward gives [B, outputs]: logits for classes, one column for regression. Tensors are created on the
+// device and in the type they are trained in; TrainableModel then moves their storage into one flat buffer, the handles stay.
+// Threads: thread-compatible. Errors: exceptions of LibTorch, caught by callers with Guarded().
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary::client {
+
+// How a zoo tensor begins. Drawn by InitialModel from the job's seed with our own generator, so that equal seeds give equal models on
+// every machine and under every LibTorch.
+struct Init {
+  enum class Kind { kConstant, kUniform, kNormal };
+  Kind kind = Kind::kConstant;
+  double value = 0;  // the constant, the bound of U(-v, v), or the deviation of N(0, v²)
+  static Init Constant(double v) { return {Kind::kConstant, v}; }
+  static Init Uniform(double bound) { return {Kind::kUniform, bound}; }
+  static Init Normal(double deviation) { return {Kind::kNormal, deviation}; }
+};
+
+struct ModelTensor {
+  std::string name;  // as torch's state_dict would have it
+  TensorKind kind = TensorKind::kTrainable;
+  at::Tensor value;
+  Init init;         // zoo only; a TorchScript module brings its values
+};
+
+class Model {
+ public:
+  virtual ~Model() = default;
+  Model() = default;
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  virtual at::Tensor Forward(const at::Tensor& x, bool training) = 0;
+  // Extents of one example; empty: whatever comes (TorchScript).
+  virtual std::vector<int64_t> input_shape() const = 0;
+  // Columns of Forward's result; 0: unknown before it has run (TorchScript).
+  virtual int64_t outputs() const = 0;
+  const std::vector<ModelTensor>& tensors() const { return tensors_; }
+
+ protected:
+  std::vector<ModelTensor> tensors_;
+};
+
+// Base of the zoo's models: fixed shapes, tensors made through Add*.
+class ZooModel : public Model {
+ public:
+  ZooModel(std::vector<int64_t> input_shape, int64_t outputs, at::TensorOptions options)
+      : input_shape_(std::move(input_shape)), outputs_(outputs), options_(options) {}
+  std::vector<int64_t> input_shape() const override { return input_shape_; }
+  int64_t outputs() const override { return outputs_; }
+
+ protected:
+  struct Affine {
+    at::Tensor weight, bias;
+  };
+  struct Norm {
+    at::Tensor weight, bias, mean, variance, batches;
+  };
+  at::Tensor Add(std::string name, std::vector<int64_t> shape, Init init, TensorKind kind = TensorKind::kTrainable);
+  // torch.nn.Linear and torch.nn.Conv2d with their default initialisation U(±1/√fan_in) of weight and bias.
+  Affine AddLinear(const std::string& name, int64_t in, int64_t out);
+  Affine AddConv(const std::string& name, int64_t in, int64_t out, int64_t kernel);
+  // torch.nn.BatchNorm2d: weight 1, bias 0, running_mean 0, running_var 1, num_batches_tracked 0.
+  Norm AddBatchNorm(const std::string& name, int64_t channels);
+  // Updates the running statistics when training (momentum 0.1, eps 1e-5: torch's defaults).
+  static at::Tensor ApplyBatchNorm(Norm& norm, const at::Tensor& x, bool training);
+
+ private:
+  std::vector<int64_t> input_shape_;
+  int64_t outputs_;
+  at::TensorOptions options_;
+};
+
+int64_t ElementsOf(std::span<const int64_t> shape);
+
+}  // namespace tributary::client

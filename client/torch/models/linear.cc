@@ -1,0 +1,28 @@
+// One affine layer on the flattened input. 7,850 parameters for 1x28x28 and 10 classes.
+#include <ATen/ops/linear.h>
+
+#include "client/torch/models/registry.h"
+
+namespace tributary::client {
+namespace {
+
+class Linear : public ZooModel {
+ public:
+  Linear(std::vector<int64_t> input, int64_t classes, at::TensorOptions options)
+      : ZooModel(input, classes, options), layer_(AddLinear("fc", ElementsOf(input), classes)) {}
+
+  at::Tensor Forward(const at::Tensor& x, bool) override { return at::linear(x.flatten(1), layer_.weight, layer_.bias); }
+
+ private:
+  Affine layer_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> MakeLinear(const ModelParams& params, at::TensorOptions options) {
+  TRIB_ASSIGN_OR_RETURN(std::vector<int64_t> input, params.Counts("input", 0));
+  TRIB_ASSIGN_OR_RETURN(const int64_t classes, params.Count("classes"));
+  return std::make_unique<Linear>(std::move(input), classes, options);
+}
+
+}  // namespace tributary::client

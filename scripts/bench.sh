@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Benchmarks. Each prints one JSON document per run on stdout.
+#   scripts/bench.sh round K SIZE_MB ROUNDS [options of tests/bench/round_bench.py]   a round of K clients that return SIZE_MB MiB
+#   scripts/bench.sh kernels | ingress | worker                                       google-benchmark programs, --benchmark_format=json
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+name=${1:-}
+usage() { sed -n '2,4p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+[ -n "$name" ] || usage
+shift
+build=${TRIBUTARY_BUILD:-$root/build/release}
+if [ ! -x "$build/bin/tributary-aggregator" ] || [ ! -x "$build/bin/trib-scripted-client" ]; then
+  "$root/scripts/deps.sh" >&2
+  (cd "$root" && cmake --preset release && cmake --build --preset release) >&2
+fi
+case $name in
+  round)
+    [ $# -ge 3 ] || usage
+    exec python3 "$root/tests/bench/round_bench.py" "$@" --bin "$build/bin" ;;
+  kernels|ingress|worker)
+    exec "$build/bin/${name}_bench" --benchmark_format=json "$@" ;;
+  *) usage ;;
+esac

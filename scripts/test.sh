@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
+#   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
+#   scripts/test.sh asan|tsan  the same suite under a sanitizer
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+cd "$root"
+start=$SECONDS
+step() { printf '\n== %s (%d s so far)\n' "$1" $((SECONDS - start)); }
+
+case ${1:-} in
+  asan|tsan)
+    scripts/deps.sh
+    step "configure and build: $1"
+    cmake --preset "$1" >/dev/null
+    cmake --build --preset "$1"
+    step "test: $1"
+    exec ctest --preset "$1" -LE 'torch|tidy' ;;
+  "") ;;
+  *) sed -n '2,4p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+esac
+
+step "dependencies"
+scripts/deps.sh
+step "configure and build: dev (debug, no LibTorch)"
+cmake --preset dev >/dev/null
+cmake --build --preset dev
+step "test: dev"
+ctest --preset dev
+step "configure and build: release (optimised, LibTorch)"
+cmake --preset release >/dev/null
+cmake --build --preset release
+step "test: release (what needs LibTorch or an optimised build)"
+ctest --preset release -L 'torch|demo'
+step "all tests passed"
