@@ -9,6 +9,7 @@
 
 #include <functional>
 #include <string>
+#include <string_view>
 
 #include "common/status.h"
 
@@ -26,7 +27,11 @@ struct Context {
 // FAILED_PRECONDITION, ALREADY_EXISTS, RESOURCE_EXHAUSTED 5; else 1.
 int ExitCodeOf(const absl::Status& status);
 // Prints "error: what: why" and "hint: …" to stderr, or with --json {"error": {code, message, hint}} to stdout. Returns the exit code.
+// An empty hint for a server that cannot be reached becomes the one that says how to start or name one.
 int ReportError(const Context& context, const absl::Status& status, const std::string& hint = "");
+// `text` from a file or a peer, safe to show on a terminal: control characters (escape sequences with them) become '?'.
+// `lines`: newlines and tabs stay.
+std::string Printable(std::string_view text, bool lines = false);
 // One JSON document on stdout.
 void PrintJson(const nlohmann::json& document);
 

@@ -1,6 +1,6 @@
 #include "common/digest.h"
 
-#include <crc.h>
+#include <isa-l/crc.h>
 #include <openssl/evp.h>
 #include <xxhash.h>
 

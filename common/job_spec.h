@@ -26,12 +26,14 @@ struct ModelSpec {            // exactly one of zoo, torchscript, tensors
   std::string torchscript;    // path on the submitter's machine
   std::string tensors;        // safetensors: a model known by its tensors alone (scripted clients, benchmarks)
   std::string init;           // safetensors with the initial weights; empty: the zoo's own initialisation from `seed`
+  bool operator==(const ModelSpec&) const = default;
 };
 
 struct PartitionSpec {
   std::string kind = "iid";   // iid | dirichlet | shards | by_file
   double alpha = 0.5;         // dirichlet, > 0
   int64_t shards_per_client = 2;  // shards
+  bool operator==(const PartitionSpec&) const = default;
 };
 
 struct DataSpec {
@@ -40,11 +42,13 @@ struct DataSpec {
   std::string label;          // csv: the label column; empty: the last
   PartitionSpec partition;
   int64_t seed = 0;
+  bool operator==(const DataSpec&) const = default;
 };
 
 struct StrategySpec {
   std::string name = "fedavg";
   ParamMap params;
+  bool operator==(const StrategySpec&) const = default;
 };
 
 struct CohortSpec {
@@ -52,6 +56,7 @@ struct CohortSpec {
   int64_t quorum = 0;         // 0: = size. After the deadline a version commits with at least this many
   absl::Duration deadline = absl::InfiniteDuration();  // deadline_s; counted from the version's start
   double over_select = 1.0;   // >= 1: clients asked = ceil(size × over_select)
+  bool operator==(const CohortSpec&) const = default;
 };
 
 struct LocalSpec {
@@ -62,6 +67,7 @@ struct LocalSpec {
   double lr = 0.05;
   double momentum = 0.0;
   double weight_decay = 0.0;
+  bool operator==(const LocalSpec&) const = default;
 };
 
 enum class Durability { kDurable, kEphemeral };
@@ -69,11 +75,13 @@ enum class Durability { kDurable, kEphemeral };
 struct StopSpec {
   int64_t versions = 10;      // committed versions after the initial one
   double accuracy = 0.0;      // 0: off
+  bool operator==(const StopSpec&) const = default;
 };
 
 struct EvaluateSpec {
   int64_t every = 1;                  // versions; the last one is always evaluated
   std::vector<std::string> clients;   // ids that evaluate; empty: every client that attached as an evaluator
+  bool operator==(const EvaluateSpec&) const = default;
 };
 
 struct JobSpec {
@@ -92,6 +100,7 @@ struct JobSpec {
   double max_weight = 1e9;    // an update's weight must be in (0, max_weight]
   int64_t seed = 0;           // model initialisation, cohort draws
 
+  bool operator==(const JobSpec&) const = default;
   int64_t EffectiveQuorum() const { return cohort.quorum == 0 ? cohort.size : cohort.quorum; }
   int64_t ClientsAsked() const;   // ceil(size × over_select)
 };

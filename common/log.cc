@@ -9,6 +9,8 @@
 #include <cstdlib>
 #include <memory>
 
+#include "common/utf8.h"
+
 namespace tributary {
 namespace {
 
@@ -34,16 +36,9 @@ void AppendJsonEscaped(std::string_view text, spdlog::memory_buf_t& out) {
       out.push_back(static_cast<char>(c));
       ++i;
     } else {
-      const size_t length = c >= 0xf0 && c <= 0xf4 ? 4 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xc2 && c < 0xe0 ? 2 : 0;
-      bool valid = length != 0 && i + length <= text.size();
-      for (size_t k = 1; valid && k < length; ++k) valid = (static_cast<unsigned char>(text[i + k]) & 0xc0) == 0x80;
-      if (valid && length >= 3) {  // overlong forms, surrogates, above U+10FFFF
-        const auto second = static_cast<unsigned char>(text[i + 1]);
-        valid = !(c == 0xe0 && second < 0xa0) && !(c == 0xed && second >= 0xa0) && !(c == 0xf0 && second < 0x90) &&
-                !(c == 0xf4 && second >= 0x90);
-      }
-      put(valid ? text.substr(i, length) : std::string_view("\\ufffd"));
-      i += valid ? length : 1;
+      const size_t length = Utf8CharacterBytes(text, i);
+      put(length > 0 ? text.substr(i, length) : std::string_view("\\ufffd"));
+      i += length > 0 ? length : 1;
     }
   }
 }

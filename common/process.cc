@@ -60,7 +60,7 @@ std::vector<char*> Pointers(std::vector<std::string>& texts) {
   return pointers;
 }
 
-void ResetSignals(Attributes& attributes) {
+void SetAttributes(Attributes& attributes, bool own_group) {
   // A child starts with no signal blocked and none ignored, whatever this program does with its own.
   sigset_t none, standard;
   sigemptyset(&none);
@@ -68,7 +68,9 @@ void ResetSignals(Attributes& attributes) {
   for (const int signal : {SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGPIPE, SIGCHLD, SIGUSR1, SIGUSR2}) sigaddset(&standard, signal);
   posix_spawnattr_setsigmask(&attributes.value, &none);
   posix_spawnattr_setsigdefault(&attributes.value, &standard);
-  posix_spawnattr_setflags(&attributes.value, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  posix_spawnattr_setpgroup(&attributes.value, 0);
+  const int group = own_group ? POSIX_SPAWN_SETPGROUP : 0;
+  posix_spawnattr_setflags(&attributes.value, static_cast<short>(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF | group));
 }
 
 }  // namespace
@@ -100,8 +102,15 @@ absl::StatusOr<ChildProcess> ChildProcess::Spawn(const SpawnOptions& options) {
     copies.push_back(std::move(copy));
   }
 
+  // Whatever else is open here, without CLOEXEC by a library's oversight or by this program's own parent, ends at the child.
+  for (int fd = STDERR_FILENO + 1; fd <= above; ++fd) {
+    const bool wanted = std::any_of(options.fds.begin(), options.fds.end(), [fd](const auto& mapping) { return mapping.second == fd; });
+    if (!wanted) posix_spawn_file_actions_addclose(&actions.value, fd);
+  }
+  posix_spawn_file_actions_addclosefrom_np(&actions.value, above + 1);
+
   Attributes attributes;
-  ResetSignals(attributes);
+  SetAttributes(attributes, options.own_group);
   std::vector<std::string> arguments = {program};
   arguments.insert(arguments.end(), options.args.begin(), options.args.end());
   std::vector<std::string> environment = MergedEnvironment(options.env);
@@ -158,8 +167,8 @@ absl::StatusOr<int> ChildProcess::Wait(absl::Duration timeout) {
   while (Running()) {
     const absl::Duration left = end - clock.Now();
     if (left <= absl::ZeroDuration()) return DeadlineExceeded("process {} still runs after {} s", pid_, absl::ToDoubleSeconds(timeout));
-    // Rounded up, and bounded so that an infinite timeout fits poll's int.
-    const auto left_ms = static_cast<int>(std::min<int64_t>(absl::ToInt64Milliseconds(left) + 1, 60'000));
+    // Bounded first (an infinite timeout has no milliseconds), then rounded up.
+    const auto left_ms = static_cast<int>(absl::ToInt64Milliseconds(std::min(left, absl::Minutes(1))) + 1);
     pollfd entry{pidfd_.get(), POLLIN, 0};
     ::poll(&entry, 1, left_ms);
   }

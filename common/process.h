@@ -20,9 +20,10 @@ struct SpawnOptions {
   std::filesystem::path program;
   std::vector<std::string> args;                       // without argv[0]
   std::vector<std::pair<std::string, std::string>> env;  // added to or replacing the parent's
-  std::vector<std::pair<int, int>> fds;                // {parent's fd, number in the child}; everything else is CLOEXEC
+  std::vector<std::pair<int, int>> fds;                // {parent's fd, number in the child}; everything else above 2 is closed
   std::filesystem::path stdout_file;                   // empty: inherited
   std::filesystem::path stderr_file;                   // empty: inherited
+  bool own_group = false;                              // true: a terminal's Ctrl-C reaches the parent only, which then stops the child
 };
 
 class ChildProcess {

@@ -46,6 +46,8 @@ class YamlReader {
   // A key that exists in the format but not in this release: an error "`key`: not supported yet".
   void Unsupported(std::string_view key);
   bool Has(std::string_view key) const;
+  // Whether `key` has a single value (not a map, not a list): for keys that allow a short form. Does not consume it.
+  bool IsScalar(std::string_view key) const;
 
   // Records an error about `key`'s value at its line and column; for ranges the caller checks.
   void Fail(std::string_view key, const std::string& message);

@@ -53,6 +53,7 @@ struct UpdateHeader {
 
 // Room for one update and what its bytes must satisfy.
 struct UpdateGrant {
+  std::shared_ptr<const void> owner;  // keeps the object's pool alive: a job may end during an upload
   WritableObject object;
   size_t float_bytes = 0;
   DType dtype = DType::kF32;

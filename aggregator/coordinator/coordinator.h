@@ -61,6 +61,9 @@ class Coordinator {
   // after it returned. Uploads and attaches are refused from the call on.
   void Drain(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
   void SetAddress(const std::string& address) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Called (loop thread, no lock of the coordinator held) with the id of a job that has ended, so that ingress drops its partial
+  // uploads. Once a call with another function has returned, the former one is not called any more.
+  void SetJobEnded(std::function<void(const std::string& job)> ended) ABSL_LOCKS_EXCLUDED(ended_mutex_);
 
   // ---- clients ----
   absl::Status Authenticate(const std::string& client, const std::string& secret);
@@ -113,6 +116,11 @@ class Coordinator {
 
   // coordinator.cc: life, loop
   absl::Status Restore() ABSL_LOCKS_EXCLUDED(mutex_);
+  void StoreRows(std::vector<JobPtr> jobs) ABSL_LOCKS_EXCLUDED(mutex_);
+  void StoreClients(const std::vector<v1::ClientRow>& rows);
+  void CloseRuntimes() ABSL_LOCKS_EXCLUDED(mutex_);
+  void RunClientTimers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status AwaitStored(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Loop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunTimers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void HandleWorkerEvent(const WorkerEvent& event) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -120,7 +128,10 @@ class Coordinator {
   bool LoopHasWork() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
 
   // jobs.cc: opening, ending, rows
-  absl::Status OpenJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Reads the job's state from the store and starts its engine. The caller has set job->opening and the budget.
+  absl::Status OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime> runtime, size_t pool_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status LoadJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);   // metrics and timings, for people
+  absl::StatusOr<std::vector<RoundContributor>> RestorePartial(const Job& job, const JobRuntime& runtime, uint64_t version, std::vector<UpdateEntry>* entries);
   void OpenQueuedJobs() ABSL_LOCKS_EXCLUDED(mutex_);
   void Finalize(Job& job, v1::JobState state, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MarkChanged(Job& job, bool persist) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -218,10 +229,15 @@ class Coordinator {
   std::set<std::shared_ptr<WatchList>> notify_ ABSL_GUARDED_BY(mutex_);
   std::set<JobPtr> dirty_ ABSL_GUARDED_BY(mutex_);          // rows to store
   std::set<std::string> dirty_clients_ ABSL_GUARDED_BY(mutex_);
-  std::vector<std::shared_ptr<JobRuntime>> closing_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::pair<JobPtr, std::shared_ptr<JobRuntime>>> closing_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<JobRuntime>> retired_ ABSL_GUARDED_BY(mutex_);  // pools that ingress may still write into
   std::deque<CommitWork> commits_ ABSL_GUARDED_BY(mutex_);
-  size_t commits_running_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::Time next_client_scan_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  absl::Time store_again_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // after a row could not be stored
+  bool open_jobs_ ABSL_GUARDED_BY(mutex_) = false;          // memory became free: queued jobs may open
+
+  absl::Mutex ended_mutex_;         // held during the call
+  std::function<void(const std::string&)> ended_ ABSL_GUARDED_BY(ended_mutex_);
 
   std::jthread loop_;
   std::jthread committer_;

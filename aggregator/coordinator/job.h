@@ -76,12 +76,12 @@ struct JobRuntime {
   uint32_t number = 0;                     // local number for workers and pool, never reused
   TensorLayout layout;
   std::string fingerprint;
+  uint64_t layout_id = 0;                  // first 8 bytes of the fingerprint
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::unique_ptr<Round> round;            // under the mutex
-  size_t budget_bytes = 0;                 // of the pool budget: slabs and object pool
   StrategyState state;                     // commit thread only
 };
 
@@ -104,8 +104,13 @@ struct Job {
   v1::JobRow row;
   std::shared_ptr<JobRuntime> runtime;     // null: final, or queued for memory
   std::string queued_for;                  // why it is not open yet
+  bool opening = false;                    // some thread is at it
+  size_t budget_bytes = 0;                 // of the pool budget: workers' accumulators and object pool
+  std::string lost_pending;                // the aggregate was lost while its partial was being journalled
   ModelRef model;                          // the current version while open
+  std::weak_ptr<const ModelBuffer> loaded; // an older version while somebody reads it
   v1::VersionRow latest;                   // its manifest
+  uint64_t artifact_bytes = 0;
   std::map<std::string, IssuedTask> tasks; // by client
   std::set<std::string> idle;              // clients that the engine counts as idle
   uint64_t max_task = 0;                   // largest task id issued so far
@@ -142,7 +147,7 @@ struct Job {
 using JobPtr = std::shared_ptr<Job>;
 
 // What a person sees. `waiting_for` is computed by the caller.
-v1::Job ToProto(const Job& job, absl::Time now);
+v1::Job ToProto(const Job& job);
 
 // Row of a new job. `id` is "<name>-<6 hex>".
 v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLayout& layout, const std::string& artifact_sha256);
@@ -151,6 +156,6 @@ v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLa
 absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout);
 
 // Bytes that the workers keep for this job, outside the object pool.
-size_t SlabBytes(const JobRuntime& runtime);
+size_t WorkerBytes(const JobRuntime& runtime);
 
 }  // namespace tributary::aggregator

@@ -34,6 +34,8 @@ constexpr absl::Duration kStopGrace = absl::Seconds(2);
 constexpr absl::Duration kSafetyTimeout = absl::Seconds(1);
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(10);
 constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
+// A process that ends sooner than this without having done anything is not restarted at full speed.
+constexpr absl::Duration kQuickDeath = absl::Seconds(1);
 // Deaths in a row at the same place after which a descriptor, not bad luck, is held responsible.
 constexpr uint32_t kDeathsWithoutProgress = 8;
 
@@ -88,12 +90,15 @@ struct Worker {
   std::unique_ptr<ChildProcess> process;  // empty while dead
   std::unique_ptr<WorkerChannel> channel;
   UniqueFd doorbell;
+  bool channel_broken = false;  // say and believe nothing more on it
   bool ready = false;
   uint32_t restarts = 0;
   uint64_t folded = 0;
+  absl::Time started_at = absl::InfinitePast();
   absl::Time respawn_at = absl::InfinitePast();
   uint64_t progress_stamp = 0;  // at the last death
-  uint32_t deaths_without_progress = 0;
+  uint32_t quick_deaths = 0;    // in a row: soon after the start and without progress; sets the backoff
+  uint32_t stuck_deaths = 0;    // in a row: with work waiting and without progress
 };
 
 // What the callbacks have to say, collected under the lock, said without it.
@@ -146,11 +151,11 @@ struct WorkerPool::Impl {
   void Kill(Worker& worker, const absl::Status& why) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     TRIB_LOG(warn, "worker {} (pid {}) is replaced: {}", worker.index, worker.process ? worker.process->pid() : 0, MessageOf(why));
     if (worker.process) worker.process->Signal(SIGKILL);
-    worker.channel.reset();  // its end comes by pidfd
+    worker.channel_broken = true;  // closed on the thread, which may be polling it; the end comes by pidfd
   }
 
   void Tell(Worker& worker, const WorkerMessage& message, std::vector<int> fds = {}) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-    if (!worker.channel) return;
+    if (!worker.channel || worker.channel_broken) return;
     const absl::Status status = worker.channel->Send(message, std::move(fds));
     if (!status.ok() && status.code() != absl::StatusCode::kUnavailable) Kill(worker, status);
   }
@@ -269,11 +274,15 @@ struct WorkerPool::Impl {
     }
   }
 
-  // True if a lane has moved already and nobody will ring for it.
+  // True if a lane has moved past what Turn has seen of it: nobody will ring for that.
   bool Arm(Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     bool moved = false;
     if (job.pushed == 0) return false;
-    for (Shard& shard : job.shards) moved = shard.lane->ArmProgress() || moved;
+    for (Shard& shard : job.shards) {
+      moved = shard.lane->ArmProgress() || moved;
+      const absl::StatusOr<uint32_t> done = shard.lane->Done();  // Pump may have read it since Turn did
+      moved = moved || !done.ok() || *done != shard.done;
+    }
     return moved;
   }
 
@@ -313,7 +322,9 @@ struct WorkerPool::Impl {
     TRIB_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Spawn(spawn));
     worker.process = std::make_unique<ChildProcess>(std::move(child));
     worker.channel = std::make_unique<WorkerChannel>(std::move(pair.first));
+    worker.channel_broken = false;
     worker.ready = false;
+    worker.started_at = absl::Now();
     WorkerMessage hello;
     hello.kind = WorkerMessageKind::kHello;
     Tell(worker, hello, {worker.doorbell.get(), progress.get()});
@@ -349,20 +360,23 @@ struct WorkerPool::Impl {
     if (stopping) return;
     ++worker.restarts;
     const uint64_t stamp = ProgressStamp(worker);
-    worker.deaths_without_progress = stamp == worker.progress_stamp ? worker.deaths_without_progress + 1 : 0;
+    const bool progressed = stamp != worker.progress_stamp;
     worker.progress_stamp = stamp;
-    if (worker.deaths_without_progress >= kDeathsWithoutProgress) {
-      for (auto& [number, job] : jobs) {
-        const bool waits = job->pushed != 0 && std::any_of(job->shards.begin(), job->shards.end(), [&](const Shard& shard) {
-          return shard.worker == worker.index && shard.done != shard.lane->pushed();
-        });
-        if (waits) Lose(*job, fmt::format("worker {} died {} times at the same place", worker.index, kDeathsWithoutProgress));
+    std::vector<Job*> waiting;
+    for (auto& [number, job] : jobs) {
+      for (const Shard& shard : job->shards) {
+        if (shard.worker == worker.index && shard.done != shard.lane->pushed()) waiting.push_back(job.get());
       }
     }
+    worker.quick_deaths = progressed || now - worker.started_at > kQuickDeath ? 0 : worker.quick_deaths + 1;
+    worker.stuck_deaths = progressed || waiting.empty() ? 0 : worker.stuck_deaths + 1;
+    if (worker.stuck_deaths >= kDeathsWithoutProgress) {
+      worker.stuck_deaths = 0;
+      for (Job* job : waiting) Lose(*job, fmt::format("worker {} died {} times at the same place", worker.index, kDeathsWithoutProgress));
+    }
     const absl::Duration backoff =
-        worker.deaths_without_progress == 0
-            ? absl::ZeroDuration()
-            : std::min(kMaxBackoff, kFirstBackoff * (1 << std::min(worker.deaths_without_progress, 10u)));
+        worker.quick_deaths == 0 ? absl::ZeroDuration()
+                                 : std::min(kMaxBackoff, kFirstBackoff * (1 << std::min(worker.quick_deaths - 1, 10u)));
     worker.respawn_at = now + backoff;
     TRIB_LOG(warn, "worker {} has died; replaced in {}", worker.index, absl::FormatDuration(backoff));
   }
@@ -392,7 +406,8 @@ struct WorkerPool::Impl {
   }
 
   void DrainChannel(Worker& worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
-    while (worker.channel) {
+    if (worker.channel_broken) worker.channel.reset();
+    while (worker.channel && !worker.channel_broken) {
       const absl::StatusOr<WorkerChannel::Received> received = worker.channel->Receive(absl::ZeroDuration());
       if (received.ok()) {
         OnMessage(worker, received->message);
@@ -423,8 +438,9 @@ struct WorkerPool::Impl {
     }
     const absl::Time now = absl::Now();
     for (Worker& worker : workers) {
-      DrainChannel(worker);
-      if (worker.process && !worker.process->Running()) OnDeath(worker, now);
+      const bool dead = worker.process && !worker.process->Running();
+      DrainChannel(worker);  // in this order: the last words of a dead worker count
+      if (dead) OnDeath(worker, now);
       if (worker.process == nullptr && !stopping) {
         if (worker.respawn_at <= now) {
           if (absl::Status status = Spawn(worker); !status.ok()) {

@@ -40,10 +40,13 @@ class Reader {
 }  // namespace
 
 Partial::Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates)
+    : Partial(layout, MakeMeanReducer(layout.float_dtype(), arithmetic), arithmetic, expected_updates) {}
+
+Partial::Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates)
     : layout_(std::move(layout)),
       arithmetic_(arithmetic),
       expected_updates_(expected_updates),
-      reducer_(MakeMeanReducer(layout_.float_dtype(), arithmetic)),
+      reducer_(std::move(reducer)),
       state_(layout_.float_count() * reducer_->state_bytes_per_element()),
       counters_(layout_.counter_count()) {}
 

@@ -26,6 +26,8 @@ class Partial {
  public:
   // `expected_updates` bounds one update's |w·x| in fixed point (FixedPointLimit).
   Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates);
+  // The same with a strategy's own reducer, which must use `arithmetic`.
+  Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates);
 
   absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight);
   absl::Status Merge(Partial&& other);

@@ -45,7 +45,8 @@ struct UpdateKeyRef {
 
 // ---- events ----
 // A training client is attached and has no task of this job. `offers`: an update it still holds for the open version (after a
-// restart of either side); the engine then adopts that task instead of issuing a new one.
+// restart of either side); the engine then adopts that task instead of issuing a new one. From here to ClientGone the client is
+// attached: whenever its task ends (update arrived or refused, declined, cancelled) it counts as idle again without another event.
 struct ClientIdle { std::string client; std::vector<UpdateKeyRef> offers; };
 struct ClientGone { std::string client; };
 struct TaskDeclined { std::string client; uint64_t task = 0; std::string reason; };
@@ -93,7 +94,8 @@ class Round {
 
   // Whether an upload may begin: OK, or the reason as FAILED_PRECONDITION (stale, closed, superseded), PERMISSION_DENIED (another
   // client's task), NOT_FOUND (no such task), ALREADY_EXISTS (the task has another update, or this one is taken). Changes nothing.
-  // A task of an earlier epoch of the aggregator is admitted when nothing of its client counts for the open version yet.
+  // A task of an earlier epoch of the aggregator is admitted when nothing of its client counts for the open version yet. Whose it
+  // was and for which version is taken at the client's word: the worst a liar gets is what an honest client has, one update a version.
   absl::Status CheckUpload(const UpdateKeyRef& key, uint64_t version) const;
 
   uint64_t version() const { return version_; }

@@ -58,6 +58,7 @@ struct UploadHeader {
 
 // Permission to upload: a reserved object and what the bytes must satisfy.
 struct UploadGrant {
+  std::shared_ptr<const void> owner;  // keeps the object's pool alive: a job may end while its last upload is being admitted
   WritableObject object;
   size_t float_bytes = 0;       // the first float_bytes are floats of `dtype`: must be finite
   DType dtype = DType::kF32;

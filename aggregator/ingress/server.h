@@ -4,7 +4,7 @@
 // in slots that the backend granted; a backend learns of an update only when all its bytes are in and good.
 //
 // Memory is bounded: gRPC by a ResourceQuota, uploads by the backend's pool, control streams by `control_queue` messages each,
-// fetches by `fetch_window_bytes` in flight each.
+// fetches by one chunk each, which refers to the model's own memory.
 // Lifetime: both backends must outlive the server. Watch tokens and ControlStreams that they hold may outlive it.
 // Threads: all methods are safe from any thread. Callbacks into the backends come from gRPC's threads and the reaper's.
 // Errors: Start gives INVALID_ARGUMENT for options out of range, UNAVAILABLE naming the address that cannot be bound.
@@ -18,6 +18,7 @@
 #include <string>
 
 #include "aggregator/ingress/backend.h"
+#include "common/clock.h"
 #include "common/status.h"
 
 namespace tributary::aggregator {
@@ -31,12 +32,13 @@ struct GrpcServerOptions {
   absl::Duration keepalive_time = absl::Seconds(20);
   absl::Duration keepalive_timeout = absl::Seconds(10);
   absl::Duration hello_timeout = absl::Seconds(10);  // from Attach to Hello
-  absl::Duration stall_timeout = absl::Seconds(30);  // an upload stream without a byte is cancelled
+  absl::Duration stall_timeout = absl::Seconds(30);  // an upload or fetch that moves no byte for so long is ended
   absl::Duration upload_lease = absl::Minutes(5);    // a partial upload without a byte is forgotten
   absl::Duration reaper_interval = absl::Seconds(1); // how often the three above are looked at
   size_t control_queue = 256;                        // messages queued for one client that does not read; then it is closed
   size_t max_spec_bytes = 1024 * 1024;               // SubmitJob
   uint64_t max_tensors_bytes = uint64_t{64} << 30;   // SubmitJob: tensors, and likewise the artifact
+  const Clock* clock = nullptr;                      // of the timeouts; null: CLOCK_BOOTTIME
 };
 
 class GrpcServer {
@@ -54,8 +56,8 @@ class GrpcServer {
   int port() const;
   // What grpc.health.v1 answers, for "" and for each service.
   void SetServing(bool serving);
-  // The backend says that a job has ended: its partial uploads are dropped, their slots go back to the pool (call this before the
-  // pool dies). A stream that is pushing into one ends with FAILED_PRECONDITION.
+  // A job has ended: its partial uploads are dropped and their slots go back to the pool. A stream that is pushing into one ends
+  // with FAILED_PRECONDITION. An upload being admitted meanwhile may come later: see UploadGrant::owner.
   void ForgetJob(const std::string& job);
   // Takes no new calls, lets those under way finish for `grace`, then cancels them. Returns when no callback runs any more and
   // all partial uploads are dropped. Idempotent.

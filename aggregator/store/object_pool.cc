@@ -26,14 +26,9 @@ size_t PageBytes() {
   return bytes;
 }
 
-// Counterpart: LoadState. The release makes payload and header visible to a reader that sees the new state.
+// Counterpart: the acquire load in SegmentMap::Find. The release makes payload and header visible to a reader that sees the new state.
 void StoreState(tb_object_header& header, uint32_t state) {
   std::atomic_ref<uint32_t>(header.state).store(state, std::memory_order_release);
-}
-
-// Counterpart: StoreState. The mapping is read-only; atomic_ref wants a mutable object but only loads from it.
-uint32_t LoadState(const tb_object_header& header) {
-  return std::atomic_ref<uint32_t>(const_cast<tb_object_header&>(header).state).load(std::memory_order_acquire);
 }
 
 uint64_t FreshNonce(uint64_t old) {

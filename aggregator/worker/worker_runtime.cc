@@ -292,7 +292,9 @@ absl::StatusOr<WorkerRuntime::Next> WorkerRuntime::Handle(WorkerChannel::Receive
       progress_ = std::move(received.fds[1]);
       WorkerMessage ready;
       ready.kind = WorkerMessageKind::kReady;
-      TRIB_RETURN_IF_ERROR(channel_.Send(ready));
+      const absl::Status sent = channel_.Send(ready);
+      if (sent.code() == absl::StatusCode::kUnavailable) return Next::kStop;  // the daemon is gone already
+      TRIB_RETURN_IF_ERROR(sent);
       return Next::kGoOn;
     }
     case WorkerMessageKind::kOpenJob: {

@@ -65,7 +65,7 @@ std::vector<Action> Session::OnEvent(const Event& event, absl::Time now) {
 
 absl::Time Session::NextWake() const {
   if (stream_ == Stream::kStopped) return absl::InfiniteFuture();
-  absl::Time wake = std::min(reconnect_at_, heartbeat_at_);
+  absl::Time wake = std::min({reconnect_at_, heartbeat_at_, welcome_by_});
   if (work_.has_value() && !work_cancelled_) wake = std::min(wake, work_->deadline);
   if (stream_ == Stream::kAttached) {
     for (const auto& [key, entry] : outbox_) {
@@ -78,6 +78,7 @@ absl::Time Session::NextWake() const {
 void Session::Connect() {
   stream_ = Stream::kConnecting;
   reconnect_at_ = absl::InfiniteFuture();
+  welcome_by_ = now_ + options_.welcome_timeout;
   action::Connect connect;
   connect.outbox.reserve(outbox_.size());
   for (const auto& [key, entry] : outbox_) connect.outbox.push_back(key);
@@ -92,6 +93,7 @@ void Session::Handle(const event::Welcomed& e) {
   if (stream_ != Stream::kConnecting) return;
   stream_ = Stream::kAttached;
   ++attachment_;
+  welcome_by_ = absl::InfiniteFuture();
   reconnect_.Reset();
   heartbeat_interval_ = std::clamp(e.heartbeat_interval, absl::Milliseconds(100), absl::Hours(1));
   heartbeat_at_ = now_ + heartbeat_interval_;
@@ -112,6 +114,7 @@ void Session::Handle(const event::Welcomed& e) {
 void Session::Handle(const event::StreamEnded& e) {
   if (stream_ == Stream::kStopped || stream_ == Stream::kDown) return;
   stream_ = Stream::kDown;
+  welcome_by_ = absl::InfiniteFuture();
   heartbeat_at_ = absl::InfiniteFuture();
   reconnect_at_ = now_ + reconnect_.Next(jitter_.Next(), e.push_back);
   // Tasks that never started belong to the old stream: the server issues them again, or others in their place.
@@ -337,6 +340,10 @@ void Session::Beat() {
 void Session::Handle(const event::Tick&) {
   if (stream_ == Stream::kStopped) return;
   if (stream_ == Stream::kDown && reconnect_at_ <= now_) Connect();
+  if (welcome_by_ <= now_) {
+    welcome_by_ = absl::InfiniteFuture();
+    Emit(action::Disconnect{});  // StreamEnded follows, and with it the next try
+  }
   if (work_.has_value() && !work_cancelled_ && work_->deadline <= now_) {
     work_cancelled_ = true;
     Decline(work_->job, work_->task, "its deadline passed while this client was " + PhaseName(phase_));

@@ -130,6 +130,8 @@ struct SessionOptions {
   size_t max_queued_tasks = 8;
   // An update that the server holds but has not settled is asked about again after this long, in case a message was lost.
   absl::Duration recheck = absl::Seconds(60);
+  // A stream that brings no Welcome in this time is given up.
+  absl::Duration welcome_timeout = absl::Seconds(30);
 };
 
 class Session {
@@ -192,6 +194,7 @@ class Session {
   uint64_t attachment_ = 0;  // counts Welcomes
   Backoff reconnect_;
   absl::Time reconnect_at_ = absl::InfiniteFuture();
+  absl::Time welcome_by_ = absl::InfiniteFuture();
   absl::Duration heartbeat_interval_ = absl::InfiniteDuration();
   absl::Time heartbeat_at_ = absl::InfiniteFuture();
   std::map<std::string, JobSummary> jobs_;

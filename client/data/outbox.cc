@@ -189,6 +189,13 @@ std::vector<OutboxHeader> Outbox::Headers() const {
   return headers;
 }
 
+std::optional<OutboxHeader> Outbox::Find(const UpdateId& update) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = headers_.find(update);
+  if (found == headers_.end()) return std::nullopt;
+  return found->second;
+}
+
 uint64_t Outbox::bytes() const {
   absl::MutexLock lock(&mutex_);
   return bytes_;

@@ -17,6 +17,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -57,6 +58,7 @@ class Outbox {
 
   // Headers kept now, by update id. Payloads are checked by the first Load.
   std::vector<OutboxHeader> Headers() const;
+  std::optional<OutboxHeader> Find(const UpdateId& update) const;
   uint64_t bytes() const;
   uint64_t limit_bytes() const { return limit_bytes_; }
 

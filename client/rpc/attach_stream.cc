@@ -61,7 +61,7 @@ void AttachStream::OnReadDone(bool ok) {
     RemoveHold();
     return;
   }
-  on_message_(std::exchange(incoming_, {}));
+  if (!on_message_(std::exchange(incoming_, {}))) context_.TryCancel();
   StartRead(&incoming_);
 }
 

@@ -20,7 +20,7 @@ namespace tributary::client {
 
 class AttachStream final : public grpc::ClientBidiReactor<v1::ClientMessage, v1::ServerMessage> {
  public:
-  using OnMessage = std::function<void(v1::ServerMessage)>;
+  using OnMessage = std::function<bool(v1::ServerMessage)>;  // false: too much; the stream ends
   using OnEnd = std::function<void(CallError)>;  // status OK: the server closed the stream
 
   static std::shared_ptr<AttachStream> Open(Connection& connection, const Identity& identity, v1::ClientMessage hello,

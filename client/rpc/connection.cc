@@ -54,6 +54,11 @@ bool Connection::cancelled() const {
   return cancelled_;
 }
 
+bool Connection::Sleep(absl::Duration time) const {
+  absl::MutexLock lock(&mutex_);
+  return !mutex_.AwaitWithTimeout(absl::Condition(&cancelled_), time);
+}
+
 CallError Connection::ErrorOf(const grpc::Status& status, const std::string& what) {
   return {Annotate(FromGrpc(status), what), RetryDelayOf(status)};
 }

@@ -61,6 +61,8 @@ class Connection {
   // Ends every call made through Call, now and from now on.
   void CancelAll();
   bool cancelled() const;
+  // Waits; false if CancelAll came before the time was over.
+  bool Sleep(absl::Duration time) const;
 
   // Code, message and push-back of a finished call that failed.
   static CallError ErrorOf(const grpc::Status& status, const std::string& what);

@@ -2,7 +2,9 @@
 //
 // Results on the CPU are equal for equal (model, data, seed, thread count) on one machine. One Learner serves all identities of a
 // daemon: it keeps the last model it was asked for, with its gradients and optimiser state, and only loads new values into it.
-// Threads: as Learner says (one call at a time). The thread count is LibTorch's, hence one for the whole process.
+// Threads: as Learner says (one call at a time). The thread count is LibTorch's, hence one for the whole process. LibTorch's OpenMP
+// threads spin while they wait: where several processes share the cores, more than one thread each can be 20 times slower than one
+// each; start such processes with threads 1, or with OMP_WAIT_POLICY=passive in their environment.
 // Errors beyond Learner's: FAILED_PRECONDITION (device cuda where there is none), INTERNAL (an exception of LibTorch).
 #pragma once
 

@@ -42,7 +42,7 @@ class ResNet18 : public ZooModel {
       y = ApplyBatchNorm(block.bn2, Conv(y, block.conv2, 1, 1), training);
       const at::Tensor shortcut =
           block.down_bn ? ApplyBatchNorm(*block.down_bn, Conv(h, block.down_conv, block.stride, 0), training) : h;
-      h = at::relu(y + shortcut);
+      h = at::relu(y.add(shortcut));
     }
     return at::linear(at::adaptive_avg_pool2d(h, {1, 1}).flatten(1), fc_.weight, fc_.bias);
   }

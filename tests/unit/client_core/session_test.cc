@@ -240,6 +240,15 @@ TEST_F(SessionTest, LostStreamReconnectsAfterBackoff) {
   EXPECT_EQ(Only<action::Connect>(On(event::Tick{})).size(), 1u);
 }
 
+TEST_F(SessionTest, StreamWithoutWelcomeIsGivenUp) {
+  Make();
+  On(event::Start{});
+  now_ = session_->NextWake();
+  EXPECT_EQ(now_, absl::FromUnixSeconds(1030));
+  EXPECT_EQ(Only<action::Disconnect>(On(event::Tick{})).size(), 1u);
+  EXPECT_THAT(On(event::Tick{}), IsEmpty());
+}
+
 TEST_F(SessionTest, WorkGoesOnWhileTheStreamIsDown) {
   Make();
   Attach();

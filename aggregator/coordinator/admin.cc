@@ -1,0 +1,315 @@
+// What people ask of the coordinator: submit, cancel, resume, and reads of the state store.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "aggregator/coordinator/coordinator.h"
+#include "common/digest.h"
+#include "common/log.h"
+#include "common/safetensors.h"
+#include "proto/codec.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr absl::Duration kAwaitStored = absl::Seconds(20);
+
+absl::Status CheckFinite(const FlatModel& model) {
+  for (const PlacedTensor& tensor : model.layout.tensors()) {
+    if (tensor.spec.dtype == DType::kI64) continue;
+    const std::span<const std::byte> bytes = std::span<const std::byte>(model.bytes).subspan(tensor.offset_bytes, tensor.bytes);
+    if (!Scan(bytes, tensor.spec.dtype).finite) return InvalidArgument("tensor '{}': expected finite values, it has NaN or infinity", tensor.spec.name);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) {
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_) return Unavailable("this server is shutting down");
+  }
+  TRIB_RETURN_IF_ERROR(store_->Writable());
+  TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  if (tensors.size() != header.tensors_bytes()) {
+    return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors.size());
+  }
+  if (artifact.size() != header.artifact_bytes()) {
+    return InvalidArgument("artifact: expected the {} bytes that the header says, got {}", header.artifact_bytes(), artifact.size());
+  }
+  if (!spec.model.torchscript.empty() && artifact.empty()) return InvalidArgument("model.torchscript: the TorchScript file did not come with the job");
+  if (spec.model.torchscript.empty() && !artifact.empty()) return InvalidArgument("artifact: the job names no TorchScript model, got {} bytes", artifact.size());
+  std::string artifact_sha256;
+  if (!artifact.empty()) {
+    artifact_sha256 = Sha256Hex(std::as_bytes(std::span(artifact)));
+    if (artifact_sha256 != header.artifact_sha256()) {
+      return InvalidArgument("artifact: expected SHA-256 {}, the bytes have {}", header.artifact_sha256(), artifact_sha256);
+    }
+  }
+  FlatModel model;
+  {
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(tensors))));
+    TRIB_ASSIGN_OR_RETURN(model, ToModel(view));
+  }
+  tensors = {};
+  if (model.layout.trainable_count() == 0) return InvalidArgument("tensors: the model has no trainable element");
+  if (model.layout.float_dtype() != spec.dtype) {
+    return InvalidArgument("dtype: the job says {}, its initial tensors are {}", DTypeName(spec.dtype), DTypeName(model.layout.float_dtype()));
+  }
+  TRIB_RETURN_IF_ERROR(CheckFinite(model));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<JobRuntime> runtime, MakeRuntime(spec, model.layout));
+
+  v1::SubmitJobResponse response;
+  if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
+    response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
+  }
+  const size_t needed = WorkerBytes(*runtime) + model.layout.total_bytes();
+  if (needed > options_.pool_bytes) {
+    response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
+                                      needed >> 20, options_.pool_bytes >> 20));
+  }
+
+  auto job = std::make_shared<Job>();
+  {
+    absl::MutexLock lock(&mutex_);
+    do {
+      job->id = fmt::format("{}-{}", spec.name, RandomHex(3));
+    } while (FindJob(job->id) != nullptr);
+  }
+  job->spec = spec;
+  job->row = MakeJobRow(job->id, spec, model.layout, artifact_sha256);
+  job->artifact_bytes = artifact.size();
+  if (!artifact.empty()) TRIB_RETURN_IF_ERROR(store_->PutArtifact(job->id, artifact));
+  VersionCommit batch;
+  batch.job = job->row;
+  batch.tensors = model.bytes;
+  batch.version.set_format_version(1);
+  v1::VersionInfo& info = *batch.version.mutable_info();
+  info.set_job(job->id);
+  info.set_version(0);
+  info.set_sha256(Sha256Hex(model.bytes));
+  info.set_bytes(model.bytes.size());
+  info.set_committed_us(WallMicros());
+  info.set_trigger("submitted");
+  info.set_epoch(store_->epoch());
+  for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
+    info.add_strategy_state(name);
+    batch.strategy_state.push_back({name, std::vector<double>(model.layout.trainable_count(), 0.0)});
+  }
+  job->latest = batch.version;
+  TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));
+  model = {};
+  {
+    absl::MutexLock lock(&mutex_);
+    jobs_.push_back(job);
+  }
+  TRIB_LOG(info, "job {} submitted: strategy {}, cohort of {}, {} versions", job->id, spec.strategy.name, spec.cohort.size, spec.stop.versions);
+  OpenQueuedJobs();
+  response.set_job(job->id);
+  return response;
+}
+
+std::vector<v1::Job> Coordinator::ListJobs() {
+  absl::MutexLock lock(&mutex_);
+  std::vector<v1::Job> out;
+  for (const JobPtr& job : jobs_) out.push_back(Describe(*job));
+  return out;
+}
+
+absl::StatusOr<v1::Job> Coordinator::GetJob(const std::string& job) {
+  absl::MutexLock lock(&mutex_);
+  TRIB_ASSIGN_OR_RETURN(const JobPtr found, ResolveJob(job));
+  return Describe(*found);
+}
+
+absl::Status Coordinator::AwaitStored(const JobPtr& job) {
+  const uint64_t wanted = job->changes;
+  const absl::Time give_up = absl::Now() + kAwaitStored;
+  while (job->persisted < wanted) {
+    loop_wake_.Signal();
+    if (stopping_ || changed_.WaitWithDeadline(&mutex_, give_up)) {
+      return Unavailable("job {}: the change is made but not in the state store yet", job->id);
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<v1::Job> Coordinator::CancelJob(const std::string& text, const std::string& reason) {
+  absl::MutexLock lock(&mutex_);
+  TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(text));
+  if (job->row.state() == v1::JOB_STATE_CANCELLED) return Describe(*job);
+  const std::string why = reason.empty() ? "cancelled by a person" : reason;
+  const absl::Time give_up = absl::Now() + kAwaitStored;
+  bool told = false;
+  // A commit under way is finished first: its contributors may have been counted already.
+  while (!job->Final()) {
+    if (job->opening) {
+      // Not long.
+    } else if (job->finishing) {
+      Finalize(*job, v1::JOB_STATE_DONE, job->row.state_reason());
+      continue;
+    } else if (job->runtime == nullptr) {
+      Finalize(*job, v1::JOB_STATE_CANCELLED, why);
+      continue;
+    } else if (!told) {
+      told = true;
+      Post(job, CancelRequested{why});
+      continue;
+    }
+    if (changed_.WaitWithDeadline(&mutex_, give_up)) return DeadlineExceeded("job {}: a commit is still under way; it is cancelled after it", job->id);
+  }
+  if (job->row.state() != v1::JOB_STATE_CANCELLED) {
+    return FailedPrecondition("job {} is over already: {}", job->id, job->row.state_reason());
+  }
+  TRIB_RETURN_IF_ERROR(AwaitStored(job));
+  return Describe(*job);
+}
+
+absl::StatusOr<v1::Job> Coordinator::ResumeJob(const std::string& text) {
+  JobPtr job;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_) return Unavailable("this server is shutting down");
+    TRIB_ASSIGN_OR_RETURN(job, ResolveJob(text));
+    if (job->row.state() == v1::JOB_STATE_DONE) return FailedPrecondition("job {} is done; submit a new one with its model as model.init", job->id);
+    if (!job->Final()) return Describe(*job);
+    // The old runtime must be gone before a new one opens.
+    const absl::Time give_up = absl::Now() + kAwaitStored;
+    const auto closing = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+      return job->committing || job->journalling || std::any_of(closing_.begin(), closing_.end(), [&](const auto& item) { return item.first == job; });
+    };
+    while (closing()) {
+      if (changed_.WaitWithDeadline(&mutex_, give_up)) return Unavailable("job {} is still being closed, try again", job->id);
+    }
+    job->row.set_state(v1::JOB_STATE_QUEUED);
+    job->row.set_state_reason("");
+    job->row.set_finished_us(0);
+    // Refused by the end of the job, not by anything about them: they may come again.
+    std::erase_if(job->updates, [](const auto& item) { return item.second.state == v1::UPDATE_STATE_EXPIRED; });
+    MarkChanged(*job, /*persist=*/true);
+    Record(*job, "resumed", "", 0, fmt::format("from version {}", job->latest.info().version()));
+    TRIB_RETURN_IF_ERROR(AwaitStored(job));
+  }
+  OpenQueuedJobs();
+  absl::MutexLock lock(&mutex_);
+  return Describe(*job);
+}
+
+absl::StatusOr<std::shared_ptr<void>> Coordinator::Watch(const std::string& text, std::function<void()> changed) {
+  std::shared_ptr<WatchList> list;
+  {
+    absl::MutexLock lock(&mutex_);
+    TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(text));
+    list = job->watchers;
+  }
+  const uint64_t id = list->Add(std::move(changed));
+  return std::shared_ptr<void>(static_cast<void*>(list.get()), [list, id](void*) { list->Remove(id); });
+}
+
+std::vector<v1::Client> Coordinator::ListClients(bool connected_only) {
+  absl::MutexLock lock(&mutex_);
+  std::vector<v1::Client> out;
+  for (const auto& [id, client] : clients_) {
+    if (connected_only && !client.attached()) continue;
+    out.push_back(ToProto(client));
+  }
+  return out;
+}
+
+v1::Node Coordinator::GetNode() {
+  v1::Node node;
+  node.set_software(options_.software);
+  node.set_started_us(started_us_);
+  node.set_transport("ring");
+  node.set_transport_reason("shared-memory lanes; SK_MSG is not built");
+  node.set_store(options_.store.dir);
+  node.set_epoch(store_->epoch());
+  for (const WorkerStatus& status : workers_->Status()) {
+    v1::Worker& worker = *node.add_workers();
+    worker.set_index(status.index);
+    worker.set_pid(status.pid);
+    worker.set_folded(status.folded);
+    worker.set_queued(status.queued);
+    worker.set_restarts(status.restarts);
+  }
+  absl::MutexLock lock(&mutex_);
+  node.set_address(address_);
+  node.set_pool_bytes(options_.pool_bytes);
+  uint64_t used = 0;
+  for (const JobPtr& job : jobs_) {
+    if (job->Open()) used += job->runtime->pool->used_slots() * job->runtime->pool->slot_bytes() + WorkerBytes(*job->runtime);
+  }
+  node.set_pool_used_bytes(used);
+  return node;
+}
+
+absl::StatusOr<std::vector<v1::VersionInfo>> Coordinator::ListVersions(const std::string& text) {
+  std::string id;
+  {
+    absl::MutexLock lock(&mutex_);
+    TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(text));
+    id = job->id;
+  }
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> rows, store_->ListVersions(id));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::Metric> metrics, store_->ListMetrics(id));
+  std::vector<v1::VersionInfo> out;
+  for (const v1::VersionRow& row : rows) {
+    out.push_back(row.info());
+    for (const v1::Metric& metric : metrics) {
+      if (metric.version() == row.info().version()) *out.back().add_metrics() = metric;
+    }
+  }
+  return out;
+}
+
+absl::StatusOr<v1::VersionInfo> Coordinator::GetVersion(const v1::GetVersionRequest& request) {
+  std::string id;
+  v1::TensorLayout layout;
+  {
+    absl::MutexLock lock(&mutex_);
+    TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(request.job()));
+    id = job->id;
+    layout = job->row.layout();
+  }
+  uint64_t version = request.version();
+  if (request.latest()) {
+    TRIB_ASSIGN_OR_RETURN(version, store_->LatestVersion(id));
+  }
+  TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, store_->GetVersion(id, version));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::Metric> metrics, store_->ListMetrics(id));
+  v1::VersionInfo info = row.info();
+  *info.mutable_layout() = layout;
+  for (const v1::Metric& metric : metrics) {
+    if (metric.version() == version) *info.add_metrics() = metric;
+  }
+  return info;
+}
+
+absl::StatusOr<std::string> Coordinator::ExportVersion(const v1::GetVersionRequest& request) {
+  TRIB_ASSIGN_OR_RETURN(const v1::VersionInfo info, GetVersion(request));
+  const std::map<std::string, std::string> metadata = {
+      {"tributary.job", info.job()}, {"tributary.version", fmt::format("{}", info.version())}, {"tributary.sha256", info.sha256()}};
+  if (!request.strategy_state()) {
+    TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, LayoutFromProto(info.layout()));
+    std::vector<std::byte> bytes(layout.total_bytes());
+    TRIB_RETURN_IF_ERROR(store_->ReadTensors(info.job(), info.version(), bytes, /*verify=*/true));
+    return SerializeSafetensors(layout, bytes, metadata);
+  }
+  TRIB_ASSIGN_OR_RETURN(const std::vector<NamedVector> vectors, store_->ReadStrategyState(info.job(), info.version()));
+  std::vector<TensorSpec> specs;
+  for (const NamedVector& vector : vectors) {
+    specs.push_back({vector.name, {static_cast<int64_t>(vector.values.size())}, DType::kF64, TensorKind::kTrainable});
+  }
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, TensorLayout::Create(std::move(specs)));
+  std::vector<std::byte> bytes(layout.total_bytes());
+  for (const NamedVector& vector : vectors) {
+    const PlacedTensor* placed = layout.Find(vector.name);
+    if (placed != nullptr && placed->bytes > 0) std::memcpy(bytes.data() + placed->offset_bytes, vector.values.data(), placed->bytes);
+  }
+  return SerializeSafetensors(layout, bytes, metadata);
+}
+
+}  // namespace tributary::aggregator

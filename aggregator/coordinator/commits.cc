@@ -1,0 +1,272 @@
+// The commit thread: server step, SHA-256, the synced batch; and between commits the journalled partials of durable jobs.
+#include <algorithm>
+#include <utility>
+
+#include "aggregator/coordinator/coordinator.h"
+#include "common/crash_points.h"
+#include "common/digest.h"
+#include "common/log.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr absl::Duration kCommitRetry = absl::Seconds(1);
+constexpr absl::Duration kJournalRetry = absl::Seconds(10);
+constexpr int kJournalShare = 9;  // pause at least this many times the time a journal took: at most 10 % of the time
+constexpr size_t kMaxTimings = 100;
+constexpr size_t kMaxCommitsForRate = 10;
+
+v1::Contributor ContributorRow(const UpdateKeyRef& key, double weight, uint64_t examples, uint64_t staleness) {
+  v1::Contributor row;
+  row.set_client(key.client);
+  row.set_task(key.task);
+  row.set_update_id(ToBytes(key.update));
+  row.set_weight(weight);
+  row.set_examples(examples);
+  row.set_staleness(staleness);
+  return row;
+}
+
+}  // namespace
+
+void Coordinator::CommitLoop(const std::stop_token& stop) {
+  while (true) {
+    CommitWork work;
+    {
+      absl::MutexLock lock(&mutex_);
+      while (commits_.empty() && !stop.stop_requested() && !stopping_) commit_wake_.Wait(&mutex_);
+      if (stop.stop_requested() || stopping_) return;
+      work = std::move(commits_.front());
+      commits_.pop_front();
+    }
+    if (work.journal) {
+      RunJournal(work);
+    } else {
+      RunCommit(work);
+    }
+  }
+}
+
+void Coordinator::RunCommit(CommitWork& work) {
+  const JobPtr& job = work.job;
+  JobRuntime& runtime = *work.runtime;
+  const Commit& commit = work.commit;
+  const absl::Time begin = clock_->Now();
+  ModelRef previous;
+  absl::Time first_task;
+  {
+    absl::MutexLock lock(&mutex_);
+    previous = job->model;
+    first_task = job->first_task == absl::InfinitePast() ? begin : job->first_task;
+  }
+  TRIB_CRASH_POINT(round_before_server_step);
+  const absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(runtime.number);
+  if (!sums.ok() || previous == nullptr) {
+    absl::MutexLock lock(&mutex_);
+    job->committing = false;
+    for (auto& [id, entry] : job->updates) entry.committing = false;
+    LoseAggregate(job, sums.ok() ? "the current model is gone" : MessageOf(sums.status()));
+    changed_.SignalAll();
+    return;
+  }
+  std::shared_ptr<ModelBuffer> model = ModelBuffer::Allocate(commit.version, runtime.layout.total_bytes());
+  const absl::Status stepped =
+      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, sums->pieces, commit.sum_weight, sums->counters,
+                      previous->bytes(), runtime.state, {model->data.get(), model->size});
+  if (!stepped.ok()) {
+    // The same updates would give the same model: the job cannot go on by itself.
+    absl::MutexLock lock(&mutex_);
+    job->committing = false;
+    for (auto& [id, entry] : job->updates) entry.committing = false;
+    Finalize(*job, v1::JOB_STATE_FAILED, fmt::format("version {} cannot be made: {}", commit.version, MessageOf(stepped)));
+    changed_.SignalAll();
+    return;
+  }
+  TRIB_CRASH_POINT(round_after_server_step);
+  const double aggregate_s = absl::ToDoubleSeconds(clock_->Now() - first_task);
+  model->sha256 = Sha256Hex(model->bytes());
+
+  VersionCommit batch;
+  batch.tensors = model->bytes();
+  for (const auto& [name, values] : runtime.state.vectors) batch.strategy_state.push_back({name, values});
+  v1::VersionRow& row = batch.version;
+  row.set_format_version(1);
+  v1::VersionInfo& info = *row.mutable_info();
+  info.set_job(job->id);
+  info.set_version(commit.version);
+  info.set_sha256(model->sha256);
+  info.set_bytes(model->size);
+  info.set_committed_us(WallMicros());
+  info.set_parent_sha256(previous->sha256);
+  info.set_trigger(commit.trigger);
+  info.set_epoch(store_->epoch());
+  for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
+  previous.reset();
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const RoundContributor& contributor : commit.contributors) {
+      *info.add_contributors() = ContributorRow(contributor.key, contributor.weight, contributor.examples, contributor.staleness);
+      v1::UpdateRow update;
+      update.set_format_version(1);
+      update.set_version(commit.version);
+      const auto entry = job->updates.find(contributor.key.update);
+      if (entry != job->updates.end()) update.set_xxh3_128(entry->second.digest);
+      batch.updates.emplace_back(contributor.key.update, std::move(update));
+    }
+    row.set_last_task(job->max_task);
+    batch.job = job->row;
+    batch.job.set_updates_committed(job->row.updates_committed() + commit.contributors.size());
+  }
+  v1::RoundTiming& timing = *row.mutable_timing();
+  timing.set_version(commit.version);
+  timing.set_aggregate_s(aggregate_s);
+  timing.set_commit_s(absl::ToDoubleSeconds(clock_->Now() - first_task));  // so far; the sync is added below
+  timing.set_updates(commit.contributors.size());
+  v1::EventRow event;
+  event.set_format_version(1);
+  event.set_at_us(info.committed_us());
+  event.set_kind("committed");
+  event.set_text(fmt::format("version {} from {} updates: {}", commit.version, commit.contributors.size(), commit.trigger));
+  batch.events.push_back(std::move(event));
+
+  while (true) {
+    const absl::Status stored = store_->CommitVersion(batch);
+    if (stored.ok()) break;
+    // A failed write is an unknown outcome: the manifest tells.
+    const absl::StatusOr<v1::VersionRow> found = store_->GetVersion(job->id, commit.version);
+    if (found.ok() && found->info().sha256() == model->sha256) break;
+    TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job->id, commit.version, MessageOf(stored));
+    absl::MutexLock lock(&mutex_);
+    job->commit_trouble = MessageOf(stored);
+    MarkChanged(*job, /*persist=*/false);
+    if (!stopping_) commit_wake_.WaitWithTimeout(&mutex_, kCommitRetry);
+    if (stopping_) return;  // clients keep their updates and send them again
+  }
+  timing.set_commit_s(absl::ToDoubleSeconds(clock_->Now() - first_task));
+  absl::MutexLock lock(&mutex_);
+  Publish(job, commit, std::move(model), std::move(row));
+}
+
+void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) {
+  TRIB_LOG(info, "job {} committed version {} from {} updates ({})", job->id, commit.version, commit.contributors.size(), commit.trigger);
+  job->committing = false;
+  job->commit_trouble.clear();
+  job->row.set_updates_committed(job->row.updates_committed() + commit.contributors.size());
+  job->timings.push_back(row.timing());
+  if (job->timings.size() > kMaxTimings) job->timings.pop_front();
+  job->commits.emplace_back(row.info().committed_us(), commit.contributors.size());
+  if (job->commits.size() > kMaxCommitsForRate) job->commits.pop_front();
+  job->latest = std::move(row);
+  if (job->Open()) job->model = std::move(model);
+  job->first_task = absl::InfinitePast();
+  job->folded_since_journal = 0;
+  job->quiescing = false;
+  job->next_journal = clock_->Now() + options_.journal_every;
+  for (const RoundContributor& contributor : commit.contributors) {
+    job->updates.erase(contributor.key.update);
+    SendStatus(*job, contributor.key, v1::UPDATE_STATE_COMMITTED, commit.version, "");
+    const auto client = clients_.find(contributor.key.client);
+    if (client != clients_.end()) {
+      ++client->second.updates_committed;
+      dirty_clients_.insert(client->first);
+    }
+  }
+  if (job->Open()) {
+    const absl::Status begun = workers_->BeginRound(job->runtime->number, static_cast<uint32_t>(++job->round_number));
+    Post(job, VersionCommitted{commit.version});
+    if (!begun.ok() && job->Open() && !job->finishing) LoseAggregate(job, MessageOf(begun));
+  }
+  MarkChanged(*job, /*persist=*/job->Final());
+  changed_.SignalAll();
+}
+
+void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
+  if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling) return;
+  if (job->folded_since_journal == 0 || now < job->next_journal) return;
+  const Round& round = *job->runtime->round;
+  // The commit that is about to come makes the partial superfluous.
+  if (!draining_ && static_cast<int64_t>(round.updates_in()) >= round.updates_expected()) return;
+  if (job->in_flight > 0) {
+    job->quiescing = true;  // what comes meanwhile waits; the folds under way end soon
+    return;
+  }
+  CommitWork work;
+  work.job = job;
+  work.runtime = job->runtime;
+  work.journal = true;
+  work.partial.set_format_version(1);
+  work.partial.set_version(round.version());
+  std::vector<const UpdateEntry*> folded;
+  for (const auto& [id, entry] : job->updates) {
+    const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
+    if (entry.folded && held) folded.push_back(&entry);
+  }
+  std::sort(folded.begin(), folded.end(), [](const UpdateEntry* a, const UpdateEntry* b) { return a->key < b->key; });
+  double sum_weight = 0;
+  for (const UpdateEntry* entry : folded) {
+    const uint64_t staleness = round.version() - std::min(round.version(), entry->base_version);
+    *work.partial.add_contributors() = ContributorRow(entry->key, entry->weight, entry->examples, staleness);
+    work.partial.add_digests(entry->digest);
+    sum_weight += entry->weight;
+  }
+  work.partial.set_sum_weight(sum_weight);
+  job->journalling = true;
+  job->quiescing = false;
+  commits_.push_back(std::move(work));
+  commit_wake_.Signal();
+}
+
+void Coordinator::RunJournal(CommitWork& work) {
+  const JobPtr& job = work.job;
+  const absl::Time begin = clock_->Now();
+  absl::Status status;
+  if (absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(work.runtime->number); !sums.ok()) {
+    status = sums.status();
+  } else {
+    std::vector<StatePiece> pieces = sums->pieces;
+    std::sort(pieces.begin(), pieces.end(), [](const StatePiece& a, const StatePiece& b) { return a.first < b.first; });
+    const size_t per_element = work.runtime->reducer->state_bytes_per_element();
+    if (pieces.size() == 1 && sums->counters.empty()) {
+      status = store_->PutPartial(job->id, work.partial, {pieces[0].state, pieces[0].count * per_element});
+    } else {
+      std::vector<std::byte> bytes;
+      bytes.reserve(WorkerBytes(*work.runtime));
+      for (const StatePiece& piece : pieces) bytes.insert(bytes.end(), piece.state, piece.state + piece.count * per_element);
+      const auto counters = std::as_bytes(sums->counters);
+      bytes.insert(bytes.end(), counters.begin(), counters.end());
+      status = store_->PutPartial(job->id, work.partial, bytes);
+    }
+  }
+  const absl::Time end = clock_->Now();
+  absl::MutexLock lock(&mutex_);
+  if (status.ok()) {
+    job->folded_since_journal = 0;
+    job->next_journal = end + std::max(options_.journal_every, kJournalShare * (end - begin));
+    for (int i = 0; i < work.partial.contributors_size(); ++i) {
+      const absl::StatusOr<UpdateId> id = UpdateIdFromBytes(work.partial.contributors(i).update_id());
+      const auto entry = id.ok() ? job->updates.find(*id) : job->updates.end();
+      if (entry == job->updates.end() || entry->second.state != v1::UPDATE_STATE_ACCEPTED) continue;
+      entry->second.state = v1::UPDATE_STATE_JOURNALED;
+      SendStatus(*job, entry->second.key, v1::UPDATE_STATE_JOURNALED, 0, "");
+    }
+  } else {
+    TRIB_LOG(warn, "job {}: the partial could not be journalled: {}", job->id, MessageOf(status));
+    job->next_journal = end + kJournalRetry;
+  }
+  EndJournal(job);
+}
+
+void Coordinator::EndJournal(const JobPtr& job) {
+  job->journalling = false;
+  job->quiescing = false;
+  if (job->Open()) {
+    std::vector<std::pair<UpdateId, ObjectKey>> held;
+    held.swap(job->held);
+    for (const auto& [update, key] : held) SendFold(job, update, key);
+    if (!job->lost_pending.empty()) LoseAggregate(job, std::exchange(job->lost_pending, ""));
+  }
+  changed_.SignalAll();
+  loop_wake_.Signal();
+}
+
+}  // namespace tributary::aggregator

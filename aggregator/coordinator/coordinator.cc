@@ -1,0 +1,407 @@
+// Life of the coordinator and its loop thread; reads that clients make.
+#include "aggregator/coordinator/coordinator.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/crash_points.h"
+#include "common/log.h"
+#include "proto/codec.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr int kMissedHeartbeats = 3;
+constexpr absl::Duration kClientScan = absl::Seconds(1);
+constexpr absl::Duration kStoreRetry = absl::Seconds(1);
+
+}  // namespace
+
+Coordinator::Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store)
+    : options_(std::move(options)), clock_(clock), store_(std::move(store)), started_us_(WallMicros()), book_(store_.get(), options_.max_clients) {}
+
+absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(CoordinatorOptions options, const Clock* clock) {
+  TRIB_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> store, StateStore::Open(options.store));
+  std::unique_ptr<Coordinator> self(new Coordinator(std::move(options), clock, std::move(store)));
+  Coordinator* const raw = self.get();
+  const auto post = [raw](WorkerEvent event) {
+    absl::MutexLock lock(&raw->mutex_);
+    raw->worker_events_.push_back(std::move(event));
+    raw->loop_wake_.Signal();
+  };
+  WorkerPool::Callbacks callbacks;
+  callbacks.folded = [post](uint32_t job, const UpdateId& update) { post({WorkerEvent::kFolded, job, update, ""}); };
+  callbacks.refused = [post](uint32_t job, const UpdateId& update, const std::string& reason) { post({WorkerEvent::kRefused, job, update, reason}); };
+  callbacks.lost = [post](uint32_t job, const std::string& reason) { post({WorkerEvent::kLost, job, {}, reason}); };
+  TRIB_ASSIGN_OR_RETURN(self->workers_, WorkerPool::Start(self->options_.workers, std::move(callbacks)));
+  TRIB_RETURN_IF_ERROR(self->Restore());
+  self->loop_ = std::jthread([raw](const std::stop_token& stop) { raw->Loop(stop); });
+  self->committer_ = std::jthread([raw](const std::stop_token& stop) { raw->CommitLoop(stop); });
+  self->OpenQueuedJobs();
+  return self;
+}
+
+Coordinator::~Coordinator() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    draining_ = true;
+    loop_.request_stop();
+    committer_.request_stop();
+    loop_wake_.SignalAll();
+    commit_wake_.SignalAll();
+    changed_.SignalAll();
+  }
+  if (loop_.joinable()) loop_.join();
+  if (committer_.joinable()) committer_.join();
+  workers_.reset();  // before the pools of the jobs
+}
+
+absl::Status Coordinator::Restore() {
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::ClientRow> clients, store_->ListClients());
+  book_.Load(clients);
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::JobRow> rows, store_->ListJobs());
+  std::vector<JobPtr> jobs;
+  for (const v1::JobRow& row : rows) {
+    auto job = std::make_shared<Job>();
+    job->id = row.id();
+    job->row = row;
+    absl::StatusOr<JobSpec> spec = ParseJobSpec(row.spec_yaml(), row.id());
+    if (!spec.ok()) return DataLoss("job {} in the state store: its description is not readable: {}", row.id(), MessageOf(spec.status()));
+    job->spec = *std::move(spec);
+    if (!row.artifact_sha256().empty()) {
+      TRIB_ASSIGN_OR_RETURN(const std::string artifact, store_->GetArtifact(row.id()));
+      job->artifact_bytes = artifact.size();
+    }
+    if (absl::Status loaded = LoadJob(job); !loaded.ok()) {
+      TRIB_LOG(error, "job {} cannot be read: {}", row.id(), MessageOf(loaded));
+    }
+    jobs.push_back(std::move(job));
+  }
+  absl::MutexLock lock(&mutex_);
+  jobs_ = std::move(jobs);
+  for (const v1::ClientRow& row : clients) {
+    ClientRecord& client = clients_[row.id()];
+    client.id = row.id();
+    client.first_seen_us = row.first_seen_us();
+    client.last_seen_us = row.last_seen_us();
+    client.updates_committed = row.updates_committed();
+    client.hello.set_device(row.device());
+    client.detached = absl::InfiniteFuture();
+  }
+  return absl::OkStatus();
+}
+
+void Coordinator::SetAddress(const std::string& address) {
+  absl::MutexLock lock(&mutex_);
+  address_ = address;
+}
+
+void Coordinator::Drain(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  if (stopping_) return;
+  draining_ = true;
+  for (auto& [id, client] : clients_) {
+    v1::ServerMessage message;
+    message.mutable_draining()->set_reason("the aggregator is shutting down");
+    SendTo(client, std::move(message));
+  }
+  for (const JobPtr& job : jobs_) job->next_journal = absl::InfinitePast();  // keep what is folded, where the job is durable
+  loop_wake_.Signal();
+  const absl::Time give_up = absl::Now() + timeout;
+  const auto busy = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (!outbound_.empty() || !dirty_.empty()) return true;
+    return std::any_of(jobs_.begin(), jobs_.end(), [](const JobPtr& job) {
+      const bool to_journal = job->Open() && job->spec.durability == Durability::kDurable && job->folded_since_journal > 0 &&
+                              job->next_journal == absl::InfinitePast();
+      return job->Open() && (job->committing || job->journalling || job->in_flight > 0 || to_journal);
+    });
+  };
+  while (busy() && absl::Now() < give_up) {
+    loop_wake_.Signal();
+    changed_.WaitWithTimeout(&mutex_, std::min(give_up - absl::Now(), absl::Milliseconds(20)));
+  }
+  stopping_ = true;
+  commit_wake_.SignalAll();
+}
+
+void Coordinator::SetJobEnded(std::function<void(const std::string& job)> ended) {
+  absl::MutexLock lock(&ended_mutex_);
+  ended_ = std::move(ended);
+}
+
+// ---- the loop thread ----
+
+bool Coordinator::LoopHasWork() const {
+  return !outbound_.empty() || !worker_events_.empty() || !stored_events_.empty() || !metrics_out_.empty() || !notify_.empty() ||
+         !dirty_clients_.empty() || open_jobs_ ||
+         std::any_of(closing_.begin(), closing_.end(), [](const auto& item) { return !item.first->committing && !item.first->journalling; }) ||
+         std::any_of(dirty_.begin(), dirty_.end(), [&](const JobPtr& job) { return !job->committing && clock_->Now() >= store_again_; });
+}
+
+absl::Time Coordinator::NextWake() const {
+  absl::Time next = next_client_scan_;
+  for (const JobPtr& job : jobs_) {
+    if (!job->Open()) continue;
+    next = std::min(next, job->wake);
+    if (job->finishing) next = std::min(next, job->finish_by);
+    if (job->folded_since_journal > 0 && !job->journalling && !job->quiescing && job->spec.durability == Durability::kDurable &&
+        static_cast<int64_t>(job->runtime->round->updates_in()) < job->runtime->round->updates_expected()) {
+      next = std::min(next, job->next_journal);
+    }
+    for (const auto& [client, task] : job->tasks) next = std::min(next, task.give_up);
+  }
+  return next;
+}
+
+void Coordinator::Loop(const std::stop_token& stop) {
+  while (true) {
+    std::deque<Outbound> outbound;
+    std::deque<StoredEvent> events;
+    std::deque<std::pair<std::string, v1::Metric>> metrics;
+    std::set<std::shared_ptr<WatchList>> notify;
+    std::vector<JobPtr> rows;
+    std::vector<v1::ClientRow> client_rows;
+    bool close = false;
+    bool open = false;
+    {
+      absl::MutexLock lock(&mutex_);
+      const absl::Time now = clock_->Now();
+      if (!stop.stop_requested()) RunTimers(now);
+      while (!worker_events_.empty()) {
+        const WorkerEvent event = std::move(worker_events_.front());
+        worker_events_.pop_front();
+        HandleWorkerEvent(event);
+      }
+      outbound.swap(outbound_);
+      events.swap(stored_events_);
+      metrics.swap(metrics_out_);
+      notify.swap(notify_);
+      for (auto it = dirty_.begin(); it != dirty_.end();) {
+        if ((*it)->committing || now < store_again_) {
+          ++it;
+          continue;
+        }
+        rows.push_back(*it);
+        it = dirty_.erase(it);
+      }
+      for (const std::string& id : dirty_clients_) {
+        const ClientRecord& client = clients_.at(id);
+        v1::ClientRow& row = client_rows.emplace_back();
+        row.set_format_version(1);
+        row.set_id(id);
+        row.set_first_seen_us(client.first_seen_us);
+        row.set_last_seen_us(client.last_seen_us);
+        row.set_device(client.hello.device());
+        row.set_updates_committed(client.updates_committed);
+      }
+      dirty_clients_.clear();
+      close = !closing_.empty();
+      open = std::exchange(open_jobs_, false);
+      if (events_dropped_ > 0) {
+        TRIB_LOG(warn, "{} event rows were dropped: the state store is slower than they come", events_dropped_);
+        events_dropped_ = 0;
+      }
+    }
+    for (Outbound& item : outbound) {
+      if (!item.close.ok()) {
+        item.sink->Close(item.close);
+        continue;
+      }
+      const bool committed = item.message.has_update() && item.message.update().state() == v1::UPDATE_STATE_COMMITTED;
+      if (committed) TRIB_CRASH_POINT(publish_before_committed_message);
+      item.sink->Send(std::move(item.message));
+      if (committed) TRIB_CRASH_POINT(publish_after_committed_message);
+    }
+    outbound.clear();
+    StoreRows(std::move(rows));
+    for (const auto& list : notify) list->Notify();
+    for (const auto& [job, metric] : metrics) TRIB_LOG_IF_ERROR(store_->PutMetric(job, metric));
+    for (const StoredEvent& event : events) TRIB_LOG_IF_ERROR(store_->AppendEvent(event.job, event.row));
+    StoreClients(client_rows);
+    if (close) CloseRuntimes();
+    if (open) OpenQueuedJobs();
+
+    absl::MutexLock lock(&mutex_);
+    changed_.SignalAll();
+    if (LoopHasWork()) continue;
+    if (stop.stop_requested()) return;
+    const absl::Duration until = std::clamp(NextWake() - clock_->Now(), absl::ZeroDuration(), options_.poll);
+    if (until > absl::ZeroDuration()) loop_wake_.WaitWithTimeout(&mutex_, until);
+  }
+}
+
+void Coordinator::StoreRows(std::vector<JobPtr> jobs) {
+  for (const JobPtr& job : jobs) {
+    v1::JobRow row;
+    uint64_t changes = 0;
+    {
+      absl::MutexLock lock(&mutex_);
+      if (job->committing) {  // the commit writes the row too; this one follows it
+        dirty_.insert(job);
+        continue;
+      }
+      row = job->row;
+      changes = job->changes;
+    }
+    const absl::Status stored = store_->PutJob(row);
+    absl::MutexLock lock(&mutex_);
+    if (stored.ok()) {
+      job->persisted = std::max(job->persisted, changes);
+      if (job->committing) dirty_.insert(job);
+    } else {
+      TRIB_LOG(error, "job {}: its row cannot be stored, trying again: {}", job->id, MessageOf(stored));
+      dirty_.insert(job);
+      store_again_ = clock_->Now() + kStoreRetry;
+    }
+  }
+}
+
+void Coordinator::StoreClients(const std::vector<v1::ClientRow>& rows) {
+  for (v1::ClientRow row : rows) {
+    row.set_secret_sha256(book_.SecretHash(row.id()));
+    TRIB_LOG_IF_ERROR(store_->PutClient(row, /*synced=*/false));
+  }
+}
+
+void Coordinator::CloseRuntimes() {
+  std::vector<std::pair<JobPtr, std::shared_ptr<JobRuntime>>> ready;
+  {
+    absl::MutexLock lock(&mutex_);
+    for (const auto& item : closing_) {
+      if (!item.first->committing && !item.first->journalling) ready.push_back(item);
+    }
+  }
+  for (const auto& item : ready) {
+    workers_->CloseJob(item.second->number);
+    absl::MutexLock lock(&ended_mutex_);
+    if (ended_) ended_(item.first->id);
+  }
+  absl::MutexLock lock(&mutex_);
+  for (const auto& item : ready) {
+    std::erase(closing_, item);
+    item.first->budget_bytes = 0;
+    // Ingress may still hold a slot; the grant's owner keeps the pool until then.
+    retired_.push_back(item.second);
+    open_jobs_ = true;
+  }
+  ready.clear();
+  std::erase_if(retired_, [](const std::shared_ptr<JobRuntime>& runtime) { return runtime->pool->used_slots() == 0; });
+  changed_.SignalAll();
+}
+
+void Coordinator::RunTimers(absl::Time now) {
+  for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
+    if (!job->Open()) continue;
+    if (job->wake <= now) {
+      job->wake = absl::InfiniteFuture();
+      Post(job, Tick{});
+    }
+    std::vector<std::pair<std::string, IssuedTask>> over;
+    for (const auto& [client, task] : job->tasks) {
+      if (task.give_up <= now) over.emplace_back(client, task);
+    }
+    for (const auto& [client, task] : over) GiveUpTask(job, client, task.task, "its update was refused: " + task.give_up_reason);
+    if (job->finishing && job->finish_by <= now) MaybeEndEvaluation(*job);
+    MaybeJournal(job, now);
+  }
+  if (now >= next_client_scan_) RunClientTimers(now);
+}
+
+void Coordinator::RunClientTimers(absl::Time now) {
+  next_client_scan_ = now + std::min(kClientScan, options_.heartbeat / 2);
+  const absl::Duration patience = kMissedHeartbeats * options_.heartbeat;
+  for (auto& [id, client] : clients_) {
+    if (client.attached() && now - client.last_seen > patience) {
+      TRIB_LOG(info, "client {} has been silent for {:.0f} s: gone", id, absl::ToDoubleSeconds(now - client.last_seen));
+      outbound_.push_back({client.sink, {}, DeadlineExceeded("client '{}': no message for {} heartbeats", id, kMissedHeartbeats)});
+      sessions_.erase(client.session);
+      client.session = 0;
+      client.sink.reset();
+      client.held.clear();
+      client.evaluating.reset();
+      client.to_evaluate.clear();
+      client.detached = now - patience;
+      for (const JobPtr& job : jobs_) MaybeEndEvaluation(*job);
+    }
+    if (!client.attached() && client.detached != absl::InfiniteFuture() && now - client.detached >= patience) {
+      client.detached = absl::InfiniteFuture();
+      Withdraw(client, /*with_tasks=*/true);
+    }
+  }
+  std::erase_if(retired_, [](const std::shared_ptr<JobRuntime>& runtime) { return runtime->pool->used_slots() == 0; });
+}
+
+void Coordinator::HandleWorkerEvent(const WorkerEvent& event) {
+  const auto found = by_number_.find(event.job);
+  const JobPtr job = found == by_number_.end() ? nullptr : found->second.lock();
+  if (job == nullptr || !job->Open()) return;
+  if (event.kind == WorkerEvent::kLost) {
+    if (job->committing) return;  // the commit finds out by itself if the sums were not read yet
+    if (job->journalling) {
+      job->lost_pending = event.reason;
+      return;
+    }
+    return LoseAggregate(job, event.reason);
+  }
+  const auto entry = job->updates.find(event.update);
+  if (entry == job->updates.end() || entry->second.folded) return;  // of an aggregate that is lost
+  if (job->in_flight > 0) --job->in_flight;
+  if (event.kind == WorkerEvent::kFolded) {
+    entry->second.folded = true;
+    ++job->folded_since_journal;
+    job->fold_time = job->fold_time * 0.8 + (clock_->Now() - entry->second.admitted) * 0.2;
+    Post(job, UpdateFolded{event.update});
+  } else {
+    Post(job, UpdateRefusedByWorker{event.update, event.reason});
+  }
+  MaybeJournal(job, clock_->Now());
+}
+
+// ---- reads by clients ----
+
+absl::StatusOr<SharedBytes> Coordinator::Model(const std::string&, const std::string& id, uint64_t version) {
+  JobPtr job;
+  {
+    absl::MutexLock lock(&mutex_);
+    job = FindJob(id);
+    if (job == nullptr) return NotFound("there is no job '{}'", id);
+    if (job->model != nullptr && job->model->version == version) {
+      return SharedBytes{job->model->bytes(), job->model->sha256, job->model};
+    }
+    if (version > job->latest.info().version()) {
+      return NotFound("job {}: there is no version {} yet, the latest is {}", id, version, job->latest.info().version());
+    }
+    const ModelRef loaded = job->loaded.lock();
+    if (loaded != nullptr && loaded->version == version) return SharedBytes{loaded->bytes(), loaded->sha256, loaded};
+  }
+  TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, store_->GetVersion(id, version));
+  std::shared_ptr<ModelBuffer> model = ModelBuffer::Allocate(version, row.info().bytes());
+  model->sha256 = row.info().sha256();
+  TRIB_RETURN_IF_ERROR(store_->ReadTensors(id, version, {model->data.get(), model->size}, /*verify=*/true));
+  absl::MutexLock lock(&mutex_);
+  job->loaded = model;
+  return SharedBytes{model->bytes(), model->sha256, model};
+}
+
+absl::StatusOr<SharedBytes> Coordinator::Artifact(const std::string&, const std::string& id) {
+  std::string sha256;
+  {
+    absl::MutexLock lock(&mutex_);
+    const JobPtr job = FindJob(id);
+    if (job == nullptr) return NotFound("there is no job '{}'", id);
+    sha256 = job->row.artifact_sha256();
+    if (sha256.empty()) return NotFound("job {} has no artifact", id);
+  }
+  TRIB_ASSIGN_OR_RETURN(std::string bytes, store_->GetArtifact(id));
+  const auto owner = std::make_shared<const std::string>(std::move(bytes));
+  return SharedBytes{std::as_bytes(std::span(*owner)), sha256, owner};
+}
+
+void Coordinator::CountDownload(const std::string& id, uint64_t bytes) {
+  absl::MutexLock lock(&mutex_);
+  const JobPtr job = FindJob(id);
+  if (job != nullptr) job->row.set_bytes_down(job->row.bytes_down() + bytes);
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,211 @@
+// The engine's side of the coordinator: events go in one at a time, actions are executed at once. All under the mutex; what must
+// not happen there (messages, store I/O) goes to the loop or the commit thread.
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+
+#include "aggregator/coordinator/coordinator.h"
+#include "common/log.h"
+
+namespace tributary::aggregator {
+
+void Coordinator::Post(const JobPtr& job, RoundEvent event, bool first) {
+  if (first) {
+    engine_events_.emplace_front(job, std::move(event));
+  } else {
+    engine_events_.emplace_back(job, std::move(event));
+  }
+  if (applying_) return;
+  applying_ = true;
+  while (!engine_events_.empty()) {
+    const JobPtr target = std::move(engine_events_.front().first);
+    const RoundEvent next = std::move(engine_events_.front().second);
+    engine_events_.pop_front();
+    if (!target->Open()) continue;
+    if (const auto* idle = std::get_if<ClientIdle>(&next)) {
+      // It may have been given a task, or have left, since the event was queued.
+      const auto client = clients_.find(idle->client);
+      if (client == clients_.end() || !client->second.attached()) continue;
+      if (idle->offers.empty()) {
+        if (HasTask(client->second)) continue;
+        target->idle.insert(idle->client);
+      }
+    }
+    for (RoundAction& action : target->runtime->round->OnEvent(next, clock_->Now())) Execute(target, std::move(action));
+    MarkChanged(*target, /*persist=*/false);
+  }
+  applying_ = false;
+}
+
+void Coordinator::Execute(const JobPtr& job, RoundAction action) {
+  std::visit([&](const auto& a) ABSL_NO_THREAD_SAFETY_ANALYSIS { Do(job, a); }, action);
+}
+
+void Coordinator::Do(const JobPtr& job, const IssueTask& action) {
+  job->max_task = std::max(job->max_task, action.task);
+  const auto found = clients_.find(action.client);
+  if (found == clients_.end() || !found->second.attached()) {
+    job->idle.erase(action.client);
+    Post(job, ClientGone{action.client}, /*first=*/true);
+    return;
+  }
+  const absl::Time now = clock_->Now();
+  IssuedTask& task = job->tasks[action.client];
+  task = {};
+  task.task = action.task;
+  task.version = action.version;
+  task.issued = now;
+  task.deadline = action.deadline;
+  job->idle.erase(action.client);
+  for (const JobPtr& other : jobs_) {  // one task per client: the other engines must not count on it
+    if (other != job && other->Open() && other->idle.erase(action.client) > 0) Post(other, ClientGone{action.client}, /*first=*/true);
+  }
+  if (job->first_task == absl::InfinitePast()) job->first_task = now;
+  if (job->started_us == 0) job->started_us = WallMicros();
+  if (job->row.state() == v1::JOB_STATE_QUEUED) {
+    job->row.set_state(v1::JOB_STATE_RUNNING);
+    MarkChanged(*job, /*persist=*/true);
+  }
+  SendTask(found->second, *job, task);
+}
+
+void Coordinator::Do(const JobPtr& job, const CancelTask& action) {
+  const auto found = clients_.find(action.client);
+  if (found != clients_.end() && found->second.attached()) {
+    v1::ServerMessage message;
+    message.mutable_cancel()->set_job(job->id);
+    message.mutable_cancel()->set_task(action.task);
+    message.mutable_cancel()->set_reason(action.reason);
+    SendTo(found->second, std::move(message));
+  }
+  if (ForgetTask(*job, action.client, action.task) && found != clients_.end()) OfferIdle(found->second);
+}
+
+void Coordinator::Do(const JobPtr& job, const Fold& action) {
+  const auto arriving = job->arriving.find(action.key.update);
+  const auto entry = job->updates.find(action.key.update);
+  if (arriving == job->arriving.end() || entry == job->updates.end()) {
+    TRIB_LOG(error, "job {}: update {} is to be folded but its bytes are not here", job->id, ToHex(action.key.update));
+    Post(job, UpdateRefusedByWorker{action.key.update, "its bytes are not here"});
+    return;
+  }
+  WritableObject object = std::move(arriving->second);
+  job->arriving.erase(arriving);
+  entry->second.weight = action.weight;
+  tb_object_header& header = object.header();
+  header.weight = action.weight;
+  header.job = job->runtime->number;
+  header.round = static_cast<uint32_t>(job->round_number);
+  header.layout_id = job->runtime->layout_id;
+  header.dtype = static_cast<uint32_t>(job->runtime->layout.float_dtype());
+  header.contributors = 1;
+  header.update_hi = action.key.update.hi;
+  header.update_lo = action.key.update.lo;
+  const ObjectKey key = job->runtime->pool->Publish(std::move(object));
+  if (job->quiescing || job->journalling) {
+    job->held.emplace_back(action.key.update, key);
+  } else {
+    SendFold(job, action.key.update, key);
+  }
+}
+
+void Coordinator::SendFold(const JobPtr& job, const UpdateId& update, const ObjectKey& key) {
+  ++job->in_flight;
+  const absl::Status status = workers_->Fold(job->runtime->number, update, key);
+  if (status.ok()) return;
+  --job->in_flight;
+  job->runtime->pool->Release(key);
+  if (status.code() == absl::StatusCode::kFailedPrecondition) {
+    // The sums were lost; the event that says so is on its way and returns this update with the others.
+    TRIB_LOG(warn, "job {}: update {} waits for a new aggregate: {}", job->id, ToHex(update), MessageOf(status));
+    return;
+  }
+  Post(job, UpdateRefusedByWorker{update, MessageOf(status)});
+}
+
+void Coordinator::Do(const JobPtr& job, const Refuse& action) {
+  job->arriving.erase(action.key.update);
+  auto [at, fresh] = job->updates.try_emplace(action.key.update);
+  if (fresh) at->second.key = action.key;
+  CountRefused(*job, action.expired ? "expired" : "refused", action.key, action.reason);
+  Settle(*job, at->second, action.expired ? v1::UPDATE_STATE_EXPIRED : v1::UPDATE_STATE_REJECTED, action.reason);
+  SendStatus(*job, action.key, at->second.state, 0, action.reason);
+  if (ForgetTask(*job, action.key.client, action.key.task)) {
+    const auto client = clients_.find(action.key.client);
+    if (client != clients_.end()) OfferIdle(client->second);
+  }
+}
+
+void Coordinator::Do(const JobPtr& job, const Commit& action) {
+  job->committing = true;
+  job->quiescing = false;
+  for (const RoundContributor& contributor : action.contributors) {
+    const auto entry = job->updates.find(contributor.key.update);
+    if (entry != job->updates.end()) entry->second.committing = true;
+  }
+  CommitWork work;
+  work.job = job;
+  work.runtime = job->runtime;
+  work.commit = action;
+  commits_.push_back(std::move(work));
+  commit_wake_.Signal();
+}
+
+void Coordinator::Do(const JobPtr& job, const Evaluate& action) {
+  for (auto& [id, client] : clients_) {
+    if (client.attached() && Evaluates(client, *job)) AskEvaluation(client, *job, action.version);
+  }
+}
+
+void Coordinator::Do(const JobPtr& job, const Finish& action) {
+  switch (action.outcome) {
+    case Outcome::kFailed: return Finalize(*job, v1::JOB_STATE_FAILED, action.reason);
+    case Outcome::kCancelled: return Finalize(*job, v1::JOB_STATE_CANCELLED, action.reason);
+    case Outcome::kDone: break;
+  }
+  job->finishing = true;
+  job->row.set_state_reason(action.reason);
+  job->finish_by = clock_->Now() + options_.evaluation_wait;
+  MaybeEndEvaluation(*job);
+}
+
+void Coordinator::Do(const JobPtr& job, const WakeAt& action) {
+  job->wake = action.when;
+  loop_wake_.Signal();
+}
+
+void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
+  if (!job->Open()) return;
+  Record(*job, "aggregate_lost", "", 0, reason);
+  job->in_flight = 0;
+  job->folded_since_journal = 0;
+  job->quiescing = false;
+  // Held folds belong to the lost aggregate too.
+  for (const auto& [update, key] : job->held) job->runtime->pool->Release(key);
+  job->held.clear();
+  const absl::Status begun = workers_->BeginRound(job->runtime->number, static_cast<uint32_t>(++job->round_number));
+  if (!begun.ok()) return Finalize(*job, v1::JOB_STATE_FAILED, fmt::format("the workers cannot start a new aggregate: {}", MessageOf(begun)));
+  // What was handed over, or waits for the lost commit, must be sent again; what waits for the next version in `arriving` is kept.
+  std::vector<UpdateKeyRef> lost;
+  for (const auto& [id, entry] : job->updates) {
+    const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
+    if (held && !job->arriving.contains(id)) lost.push_back(entry.key);
+  }
+  for (const UpdateKeyRef& key : lost) job->updates.erase(key.update);
+  Post(job, AggregateLost{reason});
+  for (const UpdateKeyRef& key : lost) {
+    // The engine counts the task of an attached contributor as outstanding again.
+    const auto client = clients_.find(key.client);
+    if (client != clients_.end() && client->second.attached() && !HasTask(client->second)) {
+      IssuedTask& task = job->tasks[key.client];
+      task = {};
+      task.task = key.task;
+      task.version = job->runtime->round->version();
+      task.issued = clock_->Now();
+      job->idle.erase(key.client);
+    }
+    SendStatus(*job, key, v1::UPDATE_STATE_UNKNOWN, 0, reason);
+  }
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,102 @@
+#include "aggregator/coordinator/job.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "common/clock.h"
+#include "common/digest.h"
+#include "proto/codec.h"
+
+namespace tributary::aggregator {
+
+std::shared_ptr<ModelBuffer> ModelBuffer::Allocate(uint64_t version, size_t size) {
+  auto buffer = std::make_shared<ModelBuffer>();
+  buffer->version = version;
+  buffer->data = std::make_unique_for_overwrite<std::byte[]>(size);
+  buffer->size = size;
+  return buffer;
+}
+
+uint64_t WatchList::Add(std::function<void()> changed) {
+  absl::MutexLock lock(&mutex_);
+  watchers_[next_] = std::move(changed);
+  return next_++;
+}
+
+void WatchList::Remove(uint64_t id) {
+  absl::MutexLock lock(&mutex_);
+  watchers_.erase(id);
+}
+
+void WatchList::Notify() {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [id, changed] : watchers_) changed();
+}
+
+v1::Job ToProto(const Job& job) {
+  v1::Job out;
+  out.set_id(job.id);
+  out.set_name(job.spec.name);
+  out.set_state(job.row.state());
+  out.set_state_reason(job.row.state_reason());
+  out.set_strategy(job.spec.strategy.name);
+  out.set_version(job.latest.info().version());
+  out.set_target_versions(static_cast<uint64_t>(job.spec.stop.versions));
+  out.set_updates_committed(job.row.updates_committed());
+  *out.mutable_updates_rejected() = job.row.updates_rejected();
+  for (const v1::Metric& metric : job.metrics) *out.add_metrics() = metric;
+  out.set_bytes_up(job.row.bytes_up());
+  out.set_bytes_down(job.row.bytes_down());
+  out.set_model_sha256(job.latest.info().sha256());
+  out.set_submitted_us(job.row.submitted_us());
+  out.set_finished_us(job.row.finished_us());
+  out.set_started_us(job.started_us);
+  out.set_spec_yaml(job.row.spec_yaml());
+  const int64_t end_us = job.row.finished_us() != 0 ? job.row.finished_us() : WallMicros();
+  out.set_elapsed_s(static_cast<double>(std::max<int64_t>(0, end_us - job.row.submitted_us())) * 1e-6);
+  for (const v1::RoundTiming& timing : job.timings) *out.add_rounds() = timing;
+  if (job.Open()) {
+    out.set_clients_in(job.runtime->round->updates_in());
+    out.set_clients_expected(static_cast<uint64_t>(std::max<int64_t>(0, job.runtime->round->updates_expected())));
+  } else {
+    out.set_clients_expected(static_cast<uint64_t>(job.spec.cohort.size));
+  }
+  if (job.commits.size() >= 2) {
+    uint64_t updates = 0;
+    for (size_t i = 1; i < job.commits.size(); ++i) updates += job.commits[i].second;
+    const int64_t span_us = job.commits.back().first - job.commits.front().first;
+    if (span_us > 0) out.set_updates_per_s(static_cast<double>(updates) * 1e6 / static_cast<double>(span_us));
+  }
+  return out;
+}
+
+v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLayout& layout, const std::string& artifact_sha256) {
+  v1::JobRow row;
+  row.set_format_version(1);
+  row.set_id(id);
+  row.set_spec_yaml(CanonicalYaml(spec));
+  row.set_spec_sha256(Sha256Hex(std::as_bytes(std::span(row.spec_yaml()))));
+  *row.mutable_layout() = LayoutToProto(layout);
+  row.set_state(v1::JOB_STATE_QUEUED);
+  row.set_submitted_us(WallMicros());
+  row.set_artifact_sha256(artifact_sha256);
+  return row;
+}
+
+absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout) {
+  auto runtime = std::make_shared<JobRuntime>();
+  runtime->layout = layout;
+  runtime->fingerprint = layout.Fingerprint();
+  TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
+  runtime->layout_id = digits.hi;
+  runtime->arithmetic = spec.reproducible ? Arithmetic::kFixedPoint : Arithmetic::kFloat64;
+  TRIB_ASSIGN_OR_RETURN(runtime->strategy, MakeStrategy(spec.strategy));
+  runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
+  return runtime;
+}
+
+size_t WorkerBytes(const JobRuntime& runtime) {
+  return runtime.layout.float_count() * runtime.reducer->state_bytes_per_element() + runtime.layout.counter_count() * 8;
+}
+
+}  // namespace tributary::aggregator

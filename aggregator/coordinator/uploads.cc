@@ -1,0 +1,292 @@
+// Admission and settlement of updates: reliability.md §2.
+#include <cmath>
+#include <utility>
+
+#include "aggregator/coordinator/coordinator.h"
+#include "common/log.h"
+
+namespace tributary::aggregator {
+namespace {
+
+// Refused updates that are remembered by name, per job. Older ones are answered from what their task tells.
+constexpr size_t kMaxSettled = 4096;
+constexpr absl::Duration kShortestRetry = absl::Milliseconds(50);
+constexpr absl::Duration kLongestRetry = absl::Seconds(2);
+constexpr absl::Duration kRetryDiskFull = absl::Seconds(5);
+
+std::string StateText(v1::JobState state) {
+  switch (state) {
+    case v1::JOB_STATE_DONE: return "done";
+    case v1::JOB_STATE_FAILED: return "failed";
+    case v1::JOB_STATE_CANCELLED: return "cancelled";
+    case v1::JOB_STATE_RUNNING: return "running";
+    default: return "queued";
+  }
+}
+
+}  // namespace
+
+bool Coordinator::OfOpenVersion(const Job& job, uint64_t task) const { return task > job.latest.last_task(); }
+
+absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job) const {
+  const JobRuntime& runtime = *job.runtime;
+  if (header.layout != runtime.fingerprint) {
+    return InvalidArgument("update {}: layout: expected {}, got {}", ToHex(header.key.update), runtime.fingerprint, header.layout);
+  }
+  if (header.codec != job.spec.codec) {
+    return InvalidArgument("update {}: codec: expected '{}', got '{}'", ToHex(header.key.update), job.spec.codec, header.codec);
+  }
+  if (header.bytes != runtime.layout.total_bytes()) {
+    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.layout.total_bytes(), header.bytes);
+  }
+  if (!std::isfinite(header.weight) || header.weight <= 0 || header.weight > job.spec.max_weight) {
+    return InvalidArgument("update {}: weight must be in (0, {}], got {}", ToHex(header.key.update), job.spec.max_weight, header.weight);
+  }
+  const double weight = runtime.strategy->Weight(header.weight);
+  if (!std::isfinite(weight) || weight <= 0) {
+    return InvalidArgument("update {}: weight {} becomes {} under strategy '{}'", ToHex(header.key.update), header.weight, weight,
+                           job.spec.strategy.name);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& header, absl::Duration* retry) {
+  *retry = absl::ZeroDuration();
+  UpdateAdmission admission;
+  const auto from_entry = [&](const UpdateEntry& entry) -> absl::StatusOr<bool> {
+    if (entry.key != header.key || (!entry.digest.empty() && entry.digest != header.xxh3_128)) {
+      return AlreadyExists("update {} of job {} is known with other {}", ToHex(header.key.update), header.job,
+                           entry.key != header.key ? "client or task" : "bytes");
+    }
+    if (entry.state == v1::UPDATE_STATE_PARTIAL) return false;
+    admission.state = entry.state;
+    admission.reason = entry.reason;
+    return true;
+  };
+  JobPtr job;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (draining_) return Unavailable("this server is shutting down");
+    job = FindJob(header.job);
+    if (job == nullptr) return NotFound("there is no job '{}'", header.job);
+    const auto known = job->updates.find(header.key.update);
+    if (known != job->updates.end()) {
+      const absl::StatusOr<bool> settled = from_entry(known->second);
+      if (settled.status().code() == absl::StatusCode::kAlreadyExists) CountRefused(*job, "other_bytes", header.key, MessageOf(settled.status()));
+      if (!settled.ok()) return settled.status();
+      if (*settled) return admission;
+    }
+  }
+  // After memory, because an update leaves memory only when the store has it.
+  const absl::StatusOr<v1::UpdateRow> row = store_->GetUpdate(header.job, header.key.update);
+  if (row.ok()) {
+    if (row->xxh3_128() != header.xxh3_128) {
+      absl::MutexLock lock(&mutex_);
+      const absl::Status other = AlreadyExists("update {} of job {} is in version {} with other bytes", ToHex(header.key.update), header.job, row->version());
+      CountRefused(*job, "other_bytes", header.key, MessageOf(other));
+      return other;
+    }
+    admission.state = v1::UPDATE_STATE_COMMITTED;
+    admission.version = row->version();
+    return admission;
+  }
+  if (row.status().code() != absl::StatusCode::kNotFound) return row.status();
+  if (const absl::Status writable = store_->Writable(); !writable.ok()) {
+    *retry = kRetryDiskFull;
+    return writable;
+  }
+
+  std::shared_ptr<JobRuntime> runtime;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (job->Final() || job->finishing) {
+      admission.state = v1::UPDATE_STATE_EXPIRED;
+      admission.reason = job->finishing ? "the job is over" : fmt::format("the job is {}", StateText(job->row.state()));
+      CountRefused(*job, "expired", header.key, admission.reason);
+      return admission;
+    }
+    if (!job->Open()) {
+      *retry = kLongestRetry;
+      return Unavailable("job {} is queued: {}", job->id, job->queued_for);
+    }
+    absl::Status status = job->runtime->round->CheckUpload(header.key, header.version);
+    std::string code = "expired";
+    if (status.ok()) {
+      status = CheckHeader(header, *job);
+      code = "header";
+    } else if (status.code() != absl::StatusCode::kFailedPrecondition) {
+      code = "task";
+    }
+    const auto task = job->tasks.find(header.key.client);
+    const bool own_task = task != job->tasks.end() && task->second.task == header.key.task;
+    if (!status.ok()) {
+      CountRefused(*job, code, header.key, MessageOf(status));
+      if (own_task && code == "header") {
+        task->second.give_up = clock_->Now() + options_.refused_grace;
+        task->second.give_up_reason = MessageOf(status);
+      }
+      return status;
+    }
+    if (own_task) {
+      task->second.give_up = absl::InfiniteFuture();
+      task->second.idle_beats = 0;
+    }
+    runtime = job->runtime;
+  }
+
+  // Without the mutex: a new segment may have to be made. `runtime` keeps the pool alive.
+  absl::StatusOr<WritableObject> object = runtime->pool->Reserve(header.bytes);
+  absl::MutexLock lock(&mutex_);
+  if (!object.ok()) {
+    const size_t slots = std::max<size_t>(1, runtime->pool->capacity_slots());
+    *retry = std::clamp(job->fold_time / static_cast<int64_t>(slots), kShortestRetry, kLongestRetry);
+    return Annotate(object.status(), fmt::format("job {}: the pool of {} updates is full", job->id, slots));
+  }
+  if (!job->Open()) return FailedPrecondition("job {} has ended", job->id);
+  auto [at, fresh] = job->updates.try_emplace(header.key.update);
+  if (!fresh) {  // somebody else began the same upload meanwhile
+    const absl::StatusOr<bool> settled = from_entry(at->second);
+    if (!settled.ok()) return settled.status();
+    if (*settled) return admission;
+  }
+  UpdateEntry& entry = at->second;
+  entry.key = header.key;
+  entry.digest = header.xxh3_128;
+  entry.base_version = header.version;
+  entry.examples = header.examples;
+  entry.admitted = clock_->Now();
+  admission.state = v1::UPDATE_STATE_PARTIAL;
+  admission.grant.object = *std::move(object);
+  admission.grant.owner = runtime;
+  admission.grant.float_bytes = runtime->layout.float_bytes();
+  admission.grant.dtype = runtime->layout.float_dtype();
+  if (job->spec.reproducible) {
+    admission.grant.max_abs = FixedPointLimit(job->spec.ClientsAsked()) / runtime->strategy->Weight(header.weight);
+  }
+  return admission;
+}
+
+absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObject object, const ScanResult& scan) {
+  absl::MutexLock lock(&mutex_);
+  if (draining_) return Unavailable("this server is shutting down");
+  const JobPtr job = FindJob(header.job);
+  if (job == nullptr) return NotFound("there is no job '{}'", header.job);
+  auto known = job->updates.find(header.key.update);
+  if (known == job->updates.end() || known->second.key != header.key || known->second.digest != header.xxh3_128) {
+    return FailedPrecondition("update {} of job {} was not admitted", ToHex(header.key.update), header.job);
+  }
+  if (known->second.state == v1::UPDATE_STATE_ACCEPTED || known->second.state == v1::UPDATE_STATE_JOURNALED) return absl::OkStatus();
+  if (known->second.state != v1::UPDATE_STATE_PARTIAL) return FailedPrecondition("update {}: {}", ToHex(header.key.update), known->second.reason);
+  if (!job->Open()) return FailedPrecondition("job {} has ended", job->id);
+  if (!scan.finite) return InvalidArgument("update {}: not every value is finite", ToHex(header.key.update));
+
+  known->second.state = v1::UPDATE_STATE_ACCEPTED;
+  job->arriving.insert_or_assign(header.key.update, std::move(object));
+  job->row.set_bytes_up(job->row.bytes_up() + header.bytes);
+  ForgetTask(*job, header.key.client, header.key.task);
+  Post(job, UpdateArrived{header.key, header.version, header.weight, header.examples});
+  known = job->updates.find(header.key.update);
+  if (known == job->updates.end()) return Aborted("update {}: its aggregate was lost, send it again", ToHex(header.key.update));
+  if (known->second.state == v1::UPDATE_STATE_REJECTED) return InvalidArgument("update {}: {}", ToHex(header.key.update), known->second.reason);
+  if (known->second.state == v1::UPDATE_STATE_EXPIRED) return FailedPrecondition("update {}: {}", ToHex(header.key.update), known->second.reason);
+  const auto client = clients_.find(header.key.client);
+  if (client != clients_.end()) OfferIdle(client->second);
+  return absl::OkStatus();
+}
+
+void Coordinator::RejectUpdate(const UpdateHeader& header, const std::string& reason_code, const std::string& message) {
+  absl::MutexLock lock(&mutex_);
+  const JobPtr job = FindJob(header.job);
+  if (job == nullptr) return;
+  auto [at, fresh] = job->updates.try_emplace(header.key.update);
+  if (!fresh && (at->second.key != header.key || at->second.state != v1::UPDATE_STATE_PARTIAL)) return;
+  at->second.key = header.key;
+  at->second.digest = header.xxh3_128;
+  CountRefused(*job, reason_code, header.key, message);
+  Settle(*job, at->second, v1::UPDATE_STATE_REJECTED, message);
+  const auto task = job->tasks.find(header.key.client);
+  if (task != job->tasks.end() && task->second.task == header.key.task) {
+    task->second.give_up = clock_->Now() + options_.refused_grace;
+    task->second.give_up_reason = message;
+  }
+}
+
+void Coordinator::CountRefused(Job& job, const std::string& code, const UpdateKeyRef& key, const std::string& text) {
+  ++(*job.row.mutable_updates_rejected())[code];
+  Record(job, "refused_" + code, key.client, key.task, text);
+  MarkChanged(job, /*persist=*/job.Final());
+}
+
+void Coordinator::Settle(Job& job, UpdateEntry& entry, v1::UpdateState state, const std::string& reason) {
+  entry.state = state;
+  entry.reason = reason;
+  job.settled.push_back(entry.key.update);
+  while (job.settled.size() > kMaxSettled) {
+    const auto oldest = job.updates.find(job.settled.front());
+    job.settled.pop_front();
+    if (oldest == job.updates.end()) continue;
+    const v1::UpdateState was = oldest->second.state;
+    if (was == v1::UPDATE_STATE_REJECTED || was == v1::UPDATE_STATE_EXPIRED) job.updates.erase(oldest);
+  }
+}
+
+v1::UpdateStatus Coordinator::FromMemory(const Job& job, const UpdateKeyRef& key) const {
+  v1::UpdateStatus status;
+  status.set_state(v1::UPDATE_STATE_UNKNOWN);
+  const auto known = job.updates.find(key.update);
+  if (known == job.updates.end() || known->second.state == v1::UPDATE_STATE_PARTIAL) return status;
+  if (known->second.key != key) {
+    status.set_state(v1::UPDATE_STATE_REJECTED);
+    status.set_reason("the update id is another update's");
+    return status;
+  }
+  status.set_state(known->second.state);
+  status.set_reason(known->second.reason);
+  return status;
+}
+
+v1::UpdateStatus Coordinator::Query(const std::string& client, const v1::UpdateKey& key) {
+  v1::UpdateStatus status;
+  const auto finish = [&](v1::UpdateState state, const std::string& reason) {
+    status.set_state(state);
+    status.set_reason(reason);
+    *status.mutable_key() = key;
+    return status;
+  };
+  const absl::StatusOr<UpdateId> id = UpdateIdFromBytes(key.update_id());
+  if (!id.ok()) return finish(v1::UPDATE_STATE_REJECTED, MessageOf(id.status()));
+  const UpdateKeyRef ref{client, key.task(), *id};
+  {
+    absl::MutexLock lock(&mutex_);
+    const JobPtr job = FindJob(key.job());
+    if (job == nullptr) return finish(v1::UPDATE_STATE_EXPIRED, fmt::format("there is no job '{}'", key.job()));
+    status = FromMemory(*job, ref);
+    if (status.state() != v1::UPDATE_STATE_UNKNOWN) {
+      *status.mutable_key() = key;
+      return status;
+    }
+  }
+  const absl::StatusOr<v1::UpdateRow> row = store_->GetUpdate(key.job(), *id);
+  if (row.ok()) {
+    status.set_version(row->version());
+    return finish(v1::UPDATE_STATE_COMMITTED, "");
+  }
+  if (row.status().code() != absl::StatusCode::kNotFound) {
+    TRIB_LOG(error, "job {}: update {}: {}", key.job(), ToHex(*id), MessageOf(row.status()));
+    return finish(v1::UPDATE_STATE_UNKNOWN, "");
+  }
+  absl::MutexLock lock(&mutex_);
+  const JobPtr job = FindJob(key.job());
+  if (job == nullptr) return finish(v1::UPDATE_STATE_EXPIRED, fmt::format("there is no job '{}'", key.job()));
+  if (job->Final() || job->finishing) return finish(v1::UPDATE_STATE_EXPIRED, fmt::format("the job is {}", job->finishing ? "over" : StateText(job->row.state())));
+  if (job->Open() && !OfOpenVersion(*job, key.task())) {
+    // A task of an earlier version: worth something only if the engine would still take an update that old.
+    for (uint64_t back = 1; back <= 64 && back <= job->latest.info().version(); ++back) {
+      if (job->runtime->round->CheckUpload(ref, job->latest.info().version() - back).ok()) return finish(v1::UPDATE_STATE_UNKNOWN, "");
+    }
+    return finish(v1::UPDATE_STATE_EXPIRED, fmt::format("version {} was committed without it", job->latest.info().version()));
+  }
+  return finish(v1::UPDATE_STATE_UNKNOWN, "");
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,164 @@
+#include "aggregator/daemon/config.h"
+
+#include <absl/strings/numbers.h>
+
+#include <algorithm>
+#include <thread>
+
+#include "common/file.h"
+#include "common/yaml_reader.h"
+
+namespace tributary::aggregator {
+namespace {
+
+const Setting& Find(const std::vector<Setting>& settings, const std::string& key) {
+  return *std::find_if(settings.begin(), settings.end(), [&](const Setting& setting) { return setting.key == key; });
+}
+
+absl::Status Bad(const Setting& setting, const std::string& expected) {
+  return InvalidArgument("{} ({}): expected {}, got '{}'", setting.key, setting.origin, expected, setting.value);
+}
+
+absl::StatusOr<int64_t> Integer(const Setting& setting, int64_t least, int64_t most) {
+  int64_t value = 0;
+  if (!absl::SimpleAtoi(setting.value, &value) || value < least || value > most) {
+    return Bad(setting, fmt::format("an integer in [{}, {}]", least, most));
+  }
+  return value;
+}
+
+absl::StatusOr<double> Number(const Setting& setting, double least, double most) {
+  double value = 0;
+  if (!absl::SimpleAtod(setting.value, &value) || !(value >= least && value <= most)) {
+    return Bad(setting, fmt::format("a number in [{}, {}]", least, most));
+  }
+  return value;
+}
+
+bool IsLoopback(const std::string& host) { return host == "localhost" || host == "::1" || host == "[::1]" || host.starts_with("127."); }
+
+std::string EnvironmentName(const std::string& key) {
+  std::string name = "TRIBUTARY_" + key;
+  std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  return name;
+}
+
+bool Plain(const std::string& text) {
+  return !text.empty() && std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) || c == '.' || c == '_' || c == '/' || c == '-'; });
+}
+
+std::string Quoted(const std::string& text) {
+  std::string out = "'";
+  for (const char c : text) out += c == '\'' ? "''" : std::string(1, c);
+  return out + "'";
+}
+
+}  // namespace
+
+std::vector<Setting> BuiltInSettings() {
+  const unsigned cores = std::max(1u, std::thread::hardware_concurrency());
+  return {
+      {"listen", SettingKind::kText, "HOST:PORT to serve gRPC on; port 0: the system chooses", "127.0.0.1:7070"},
+      {"store", SettingKind::kText, "folder of the state store", (UserDataDir() / "aggregator").string()},
+      {"port_file", SettingKind::kText, "written with HOST:PORT once the aggregator serves", ""},
+      {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
+      {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
+      {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "64"},
+      {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
+      {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
+      {"log_format", SettingKind::kText, "text or json", "text"},
+      {"log_level", SettingKind::kText, "trace, debug, info, warn or error", "info"},
+  };
+}
+
+std::string FlagOf(const Setting& setting) {
+  std::string flag = "--" + setting.key;
+  std::replace(flag.begin(), flag.end(), '_', '-');
+  return flag;
+}
+
+absl::Status ApplyFile(const std::string& path, std::vector<Setting>* settings) {
+  TRIB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, size_t{1} << 20));
+  TRIB_ASSIGN_OR_RETURN(YamlReader reader, YamlReader::Parse(text, path));
+  for (Setting& setting : *settings) {
+    if (!reader.Has(setting.key)) continue;
+    int64_t integer = 0;
+    double number = 0;
+    switch (setting.kind) {
+      case SettingKind::kText: reader.String(setting.key, &setting.value); break;
+      case SettingKind::kInteger:
+        reader.Int(setting.key, &integer);
+        setting.value = fmt::format("{}", integer);
+        break;
+      case SettingKind::kNumber:
+        reader.Double(setting.key, &number);
+        setting.value = fmt::format("{}", number);
+        break;
+    }
+    setting.origin = path;
+  }
+  return reader.Finish();
+}
+
+void ApplyEnvironment(const std::map<std::string, std::string>& environment, std::vector<Setting>* settings, std::vector<std::string>* unknown) {
+  // Read by other programs, or by tests (ux.md §3 reserves the first four).
+  static const std::vector<std::string> kOthers = {"TRIBUTARY_SERVER", "TRIBUTARY_CONTEXT", "TRIBUTARY_CRASH", "TRIBUTARY_REQUIRE",
+                                                   "TRIBUTARY_CONFIG", "TRIBUTARY_BUILD", "TRIBUTARY_CACHE"};
+  for (const auto& [name, value] : environment) {
+    if (!name.starts_with("TRIBUTARY_") || std::find(kOthers.begin(), kOthers.end(), name) != kOthers.end()) continue;
+    const std::string& looked_for = name;
+    const auto setting = std::find_if(settings->begin(), settings->end(), [&](const Setting& s) { return EnvironmentName(s.key) == looked_for; });
+    if (setting == settings->end()) {
+      unknown->push_back(name);
+      continue;
+    }
+    setting->value = value;
+    setting->origin = "$" + name;
+  }
+}
+
+absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
+  DaemonConfig config;
+  const Setting& listen = Find(settings, "listen");
+  const size_t colon = listen.value.rfind(':');
+  int port = -1;
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(listen.value.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return Bad(listen, "HOST:PORT");
+  }
+  config.host = listen.value.substr(0, colon);
+  config.port = port;
+  if (!IsLoopback(config.host)) return Bad(listen, "a loopback address such as 127.0.0.1 (connections are not encrypted yet)");
+  config.store = Find(settings, "store").value;
+  if (config.store.empty()) return Bad(Find(settings, "store"), "a folder");
+  config.port_file = Find(settings, "port_file").value;
+  TRIB_ASSIGN_OR_RETURN(const int64_t workers, Integer(Find(settings, "workers"), 1, 64));
+  config.workers = static_cast<uint32_t>(workers);
+  TRIB_ASSIGN_OR_RETURN(const int64_t pool_mb, Integer(Find(settings, "pool_mb"), 1, int64_t{1} << 24));
+  config.pool_bytes = static_cast<size_t>(pool_mb) << 20;
+  TRIB_ASSIGN_OR_RETURN(const int64_t quota_mb, Integer(Find(settings, "grpc_quota_mb"), 16, int64_t{1} << 16));
+  config.grpc_quota_bytes = static_cast<size_t>(quota_mb) << 20;
+  TRIB_ASSIGN_OR_RETURN(const double heartbeat_s, Number(Find(settings, "heartbeat_s"), 0.1, 3600));
+  config.heartbeat = absl::Seconds(heartbeat_s);
+  TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));
+  config.upload_lease = absl::Seconds(lease_s);
+  const absl::StatusOr<LogFormat> format = ParseLogFormat(Find(settings, "log_format").value);
+  if (!format.ok()) return Bad(Find(settings, "log_format"), "text or json");
+  config.log_format = *format;
+  config.log_level = Find(settings, "log_level").value;
+  const std::vector<std::string> levels = {"trace", "debug", "info", "warn", "error"};
+  if (std::find(levels.begin(), levels.end(), config.log_level) == levels.end()) {
+    return Bad(Find(settings, "log_level"), "trace, debug, info, warn or error");
+  }
+  return config;
+}
+
+std::string PrintSettings(const std::vector<Setting>& settings) {
+  std::string out;
+  for (const Setting& setting : settings) {
+    const bool bare = setting.kind != SettingKind::kText || Plain(setting.value);
+    out += fmt::format("{}: {}  # {}\n", setting.key, bare ? setting.value : Quoted(setting.value), setting.origin);
+  }
+  return out;
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,53 @@
+// Settings of tributary-aggregator: flag over environment (TRIBUTARY_<KEY>) over file over built-in value (ux.md §3). One table
+// names them all; every value remembers where it came from.
+// Thread-compatible. Errors: INVALID_ARGUMENT naming the setting, its origin, what was expected and what came.
+#pragma once
+
+#include <absl/time/time.h>
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "common/log.h"
+#include "common/status.h"
+
+namespace tributary::aggregator {
+
+enum class SettingKind { kText, kInteger, kNumber };
+
+struct Setting {
+  std::string key;      // "pool_mb": YAML key; flag --pool-mb; environment TRIBUTARY_POOL_MB
+  SettingKind kind = SettingKind::kText;
+  std::string help;
+  std::string value;    // effective, as text
+  std::string origin = "built-in";
+};
+
+struct DaemonConfig {
+  std::string host;
+  int port = 0;
+  std::string store;
+  std::string port_file;
+  uint32_t workers = 0;
+  size_t pool_bytes = 0;
+  size_t grpc_quota_bytes = 0;
+  absl::Duration heartbeat;
+  absl::Duration upload_lease;
+  LogFormat log_format = LogFormat::kText;
+  std::string log_level;
+};
+
+// All settings with their built-in values.
+std::vector<Setting> BuiltInSettings();
+std::string FlagOf(const Setting& setting);
+// Overlays. `environment`: names and values; unknown names with the prefix TRIBUTARY_ go to `unknown`.
+absl::Status ApplyFile(const std::string& path, std::vector<Setting>* settings);
+void ApplyEnvironment(const std::map<std::string, std::string>& environment, std::vector<Setting>* settings, std::vector<std::string>* unknown);
+// Checks every value.
+absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings);
+// "pool_mb: 512  # built-in", one line each: a valid file.
+std::string PrintSettings(const std::vector<Setting>& settings);
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,58 @@
+// Service Admin, thin over AdminBackend. gRPC's synchronous API: few callers, long calls, and the thread count is bounded by the
+// server's quota. Sizes are checked here; names and contents are the backend's.
+// Threads: safe. `backend` and `clock` must outlive the service.
+#pragma once
+
+#include <absl/time/time.h>
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <string>
+
+#include "aggregator/ingress/backend.h"
+#include "common/status.h"
+#include "tributary/v1/admin.grpc.pb.h"
+
+namespace tributary::aggregator {
+
+class AdminService final : public v1::Admin::Service {
+ public:
+  struct Options {
+    size_t max_spec_bytes = 1024 * 1024;
+    uint64_t max_tensors_bytes = uint64_t{64} << 30;
+  };
+  AdminService(const Options& options, AdminBackend* backend) : options_(options), backend_(backend) {}
+  // Ends the calls that do not end by themselves.
+  void Stop() { stopping_ = true; }
+
+  grpc::Status SubmitJob(grpc::ServerContext* context, grpc::ServerReader<v1::SubmitJobRequest>* reader,
+                         v1::SubmitJobResponse* response) override;
+  grpc::Status ListJobs(grpc::ServerContext* context, const v1::ListJobsRequest* request, v1::ListJobsResponse* response) override;
+  grpc::Status GetJob(grpc::ServerContext* context, const v1::GetJobRequest* request, v1::Job* response) override;
+  grpc::Status CancelJob(grpc::ServerContext* context, const v1::CancelJobRequest* request, v1::Job* response) override;
+  grpc::Status ResumeJob(grpc::ServerContext* context, const v1::ResumeJobRequest* request, v1::Job* response) override;
+  grpc::Status WatchJob(grpc::ServerContext* context, const v1::GetJobRequest* request, grpc::ServerWriter<v1::Job>* writer) override;
+  grpc::Status ListClients(grpc::ServerContext* context, const v1::ListClientsRequest* request,
+                           v1::ListClientsResponse* response) override;
+  grpc::Status GetNode(grpc::ServerContext* context, const v1::GetNodeRequest* request, v1::Node* response) override;
+  grpc::Status ListStrategies(grpc::ServerContext* context, const v1::ListStrategiesRequest* request,
+                              v1::ListStrategiesResponse* response) override;
+  grpc::Status ListVersions(grpc::ServerContext* context, const v1::ListVersionsRequest* request,
+                            v1::ListVersionsResponse* response) override;
+  grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request, v1::VersionInfo* response) override;
+  grpc::Status ExportVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
+                             grpc::ServerWriter<v1::ExportChunk>* writer) override;
+
+ private:
+  absl::Status Submit(grpc::ServerReader<v1::SubmitJobRequest>* reader, v1::SubmitJobResponse* response);
+  absl::Status CheckSubmitHeader(const v1::SubmitHeader& header) const;
+  absl::Status Watch(const std::string& job, grpc::ServerContext* context, grpc::ServerWriter<v1::Job>* writer);
+
+  const Options options_;
+  AdminBackend* const backend_;
+  std::atomic<bool> stopping_{false};
+};
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,215 @@
+#include "client/rpc/fetch.h"
+
+#include <algorithm>
+
+#include "client/core/backoff.h"
+#include "client/rpc/raw_call.h"
+#include "common/digest.h"
+#include "common/file.h"
+#include "common/ids.h"
+#include "common/log.h"
+#include "proto/chunk_codec.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kCachedJobs = 4;
+constexpr int kHashMismatches = 3;  // whole downloads with a wrong hash before giving up
+constexpr uint64_t kMaxArtifactBytes = uint64_t{4} << 30;
+
+// Generous: a dead link is found by keep-alive long before; this bounds a server that sends a byte now and then.
+absl::Duration TransferTimeout(uint64_t bytes) { return absl::Minutes(10) + absl::Seconds(static_cast<double>(bytes) / 65536.0); }
+
+bool IsSha256Hex(const std::string& text) {
+  return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
+
+// A download in progress: what is here stays when a call fails.
+class Download {
+ public:
+  Download(Connection& connection, const Identity& identity, const FetchRequest& request)
+      : connection_(connection), identity_(identity), request_(request), expected_sha256_(request.sha256),
+        object_(std::make_shared<FetchedObject>(request.bytes)) {}
+
+  // One call from the present offset to the end.
+  CallError Continue() {
+    Connection::Call call(connection_, identity_, TransferTimeout(request_.bytes - offset_));
+    v1::FetchModelRequest message;
+    message.set_job(request_.job);
+    message.set_version(request_.version);
+    message.set_offset(offset_);
+    message.set_artifact(request_.artifact);
+    grpc::ByteBuffer buffer;
+    bool own = false;
+    if (const grpc::Status made = grpc::SerializationTraits<v1::FetchModelRequest>::Serialize(message, &buffer, &own); !made.ok()) {
+      return Connection::ErrorOf(made, "FetchModel");
+    }
+    RawCall raw(connection_, call, "FetchModel");
+    if (raw.Write(buffer) && raw.WritesDone()) {
+      buffer.Clear();
+      bool first = true;
+      while (raw.Read(&buffer)) {
+        if (const absl::Status taken = Take(buffer, first); !taken.ok()) {
+          call.context().TryCancel();
+          return {taken, {}};
+        }
+        first = false;
+        buffer.Clear();
+      }
+    }
+    if (const grpc::Status status = raw.Finish(); !status.ok()) return Connection::ErrorOf(status, "FetchModel");
+    if (offset_ != request_.bytes) {
+      return {Unavailable("FetchModel ended at {} of {} bytes", offset_, request_.bytes), {}};
+    }
+    return {};
+  }
+
+  // After all bytes came. DATA_LOSS: they are not the promised ones; the download begins again.
+  absl::Status CheckHash() {
+    const std::string actual = hash_.HexDigest();
+    if (actual == expected_sha256_) return absl::OkStatus();
+    const absl::Status problem = DataLoss("{}: sha256 {} expected, got {}", Name(), expected_sha256_, actual);
+    Restart();
+    return problem;
+  }
+
+  std::string Name() const {
+    return request_.artifact ? fmt::format("artifact of job '{}'", request_.job)
+                             : fmt::format("version {} of job '{}'", request_.version, request_.job);
+  }
+  uint64_t offset() const { return offset_; }
+  std::shared_ptr<const FetchedObject> object() const { return object_; }
+
+ private:
+  void Restart() {
+    offset_ = 0;
+    hash_ = Sha256();
+    expected_sha256_ = request_.sha256;
+  }
+
+  absl::Status Take(const grpc::ByteBuffer& buffer, bool first) {
+    TRIB_ASSIGN_OR_RETURN(const ChunkReader chunk, ChunkReader::Parse(buffer));
+    const ChunkFields& fields = chunk.fields();
+    if (first && fields.total_bytes != request_.bytes) {
+      return InvalidArgument("{}: {} bytes expected, the server has {}", Name(), request_.bytes, fields.total_bytes);
+    }
+    if (first && !fields.sha256.empty() && fields.sha256 != expected_sha256_) {
+      if (!request_.sha256.empty()) {
+        return InvalidArgument("{}: sha256 {} expected, the server has {}", Name(), request_.sha256, fields.sha256);
+      }
+      if (!IsSha256Hex(fields.sha256)) return InvalidArgument("{}: the server's sha256 is no hash: '{}'", Name(), fields.sha256);
+      if (offset_ != 0) {
+        Restart();
+        return DataLoss("{}: changed while it was being fetched", Name());
+      }
+      expected_sha256_ = fields.sha256;
+    }
+    if (expected_sha256_.empty()) return InvalidArgument("{}: the server's first chunk has no sha256", Name());
+    if (fields.offset != offset_) return DataLoss("{}: chunk at {} expected, got {}", Name(), offset_, fields.offset);
+    if (chunk.payload_bytes() > request_.bytes - offset_) {
+      return InvalidArgument("{}: {} bytes expected, the server sends more", Name(), request_.bytes);
+    }
+    const std::span<std::byte> target = object_->writable().subspan(offset_, chunk.payload_bytes());
+    if (const uint32_t crc = chunk.CopyPayload(target); crc != fields.crc32c) {
+      return DataLoss("{}: chunk at {}: crc32c {:08x} expected, got {:08x}", Name(), offset_, fields.crc32c, crc);
+    }
+    hash_.Update(target);
+    offset_ += target.size();
+    return absl::OkStatus();
+  }
+
+  Connection& connection_;
+  const Identity& identity_;
+  const FetchRequest& request_;
+  std::string expected_sha256_;
+  std::shared_ptr<FetchedObject> object_;
+  uint64_t offset_ = 0;
+  Sha256 hash_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
+                                                                 const FetchRequest& request, const CancelCheck& cancelled) {
+  Download download(connection, identity, request);
+  Backoff backoff;
+  int mismatches = 0;
+  for (;;) {
+    const uint64_t before = download.offset();
+    CallError error = download.Continue();
+    if (error.status.ok()) {
+      error.status = download.CheckHash();
+      if (error.status.ok()) return download.object();
+      if (++mismatches == kHashMismatches) return error.status;
+    }
+    if (cancelled() || connection.cancelled()) return Cancelled("fetching {} was cancelled", download.Name());
+    if (!IsRetryable(error.status)) return error.status;
+    if (download.offset() > before) backoff.Reset();
+    const absl::Duration delay = backoff.Next(RandomU64(), error.push_back);
+    TRIB_LOG(warn, "fetching {} stopped at {} of {} bytes: {}; trying again in {:.1f} s", download.Name(), download.offset(),
+             request.bytes, MessageOf(error.status), absl::ToDoubleSeconds(delay));
+    // In slices, so that a cancelled task does not wait out a long delay.
+    for (absl::Duration left = delay; left > absl::ZeroDuration(); left -= absl::Milliseconds(100)) {
+      if (cancelled() || !connection.Sleep(std::min(left, absl::Milliseconds(100)))) {
+        return Cancelled("fetching {} was cancelled", download.Name());
+      }
+    }
+  }
+}
+
+absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Identity& identity, const std::string& job, uint64_t version,
+                                                                     uint64_t bytes, const CancelCheck& cancelled) {
+  const std::pair<std::string, uint64_t> key(job, version);
+  {
+    absl::MutexLock lock(&mutex_);
+    for (;;) {
+      if (const auto found = latest_.find(job); found != latest_.end() && found->second.version == version) {
+        found->second.used = ++use_;
+        return found->second.model;
+      }
+      if (fetching_.insert(key).second) break;
+      fetched_.WaitWithTimeout(&mutex_, absl::Milliseconds(100));
+      if (cancelled() || connection_.cancelled()) return Cancelled("fetching version {} of job '{}' was cancelled", version, job);
+    }
+    ++downloads_;
+  }
+  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .bytes = bytes, .sha256 = ""}, cancelled);
+  absl::MutexLock lock(&mutex_);
+  fetching_.erase(key);
+  fetched_.SignalAll();
+  if (!model.ok()) return model;
+  Latest& latest = latest_[job];
+  if (latest.model == nullptr || latest.version < version) latest = {version, ++use_, *model};
+  if (latest_.size() > kCachedJobs) {
+    latest_.erase(std::min_element(latest_.begin(), latest_.end(),
+                                   [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
+  }
+  return model;
+}
+
+uint64_t ModelCache::downloads() const {
+  absl::MutexLock lock(&mutex_);
+  return downloads_;
+}
+
+absl::StatusOr<std::string> ArtifactStore::Get(const Identity& identity, const std::string& job, const std::string& sha256,
+                                               uint64_t bytes, const CancelCheck& cancelled) {
+  // The name becomes a path: nothing but hex may.
+  if (!IsSha256Hex(sha256)) return InvalidArgument("artifact of job '{}': sha256 of 64 hex digits expected, got '{}'", job, sha256);
+  if (bytes > kMaxArtifactBytes) return InvalidArgument("artifact of job '{}': at most {} bytes expected, got {}", job, kMaxArtifactBytes, bytes);
+  const std::filesystem::path path = folder_ / sha256;
+  absl::MutexLock lock(&mutex_);
+  if (verified_.contains(sha256)) return path.string();
+  if (absl::StatusOr<MappedFile> file = MappedFile::Open(path); file.ok() && Sha256Hex(file->bytes()) == sha256) {
+    verified_.insert(sha256);
+    return path.string();
+  }
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const FetchedObject> object,
+                        FetchObject(connection_, identity, {.job = job, .version = 0, .artifact = true, .bytes = bytes, .sha256 = sha256}, cancelled));
+  TRIB_RETURN_IF_ERROR(MakeDirectories(folder_));
+  TRIB_RETURN_IF_ERROR(WriteFileAtomically(path, object->bytes()));
+  verified_.insert(sha256);
+  return path.string();
+}
+
+}  // namespace tributary::client

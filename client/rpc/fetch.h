@@ -1,0 +1,90 @@
+// Downloads: a model version or a job's artifact, chunk by chunk, resumed at its offset after any failure, each chunk checked by
+// CRC32C and the whole by SHA-256.
+//
+// ModelCache keeps the latest version of up to four jobs, so that the identities of one daemon share one download and one buffer.
+// ArtifactStore keeps artifacts in STATE/artifacts/<sha256>.
+// Both block, retry with backoff while the error is one that passes, and stop when `cancelled()` is true (CANCELLED).
+// Errors else: what the server said; INVALID_ARGUMENT or DATA_LOSS for an object of another size or hash than promised.
+// Threads: safe.
+#pragma once
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "client/rpc/connection.h"
+#include "common/status.h"
+
+namespace tributary::client {
+
+// Immutable once fetched; not zeroed before it is filled.
+class FetchedObject {
+ public:
+  explicit FetchedObject(size_t size) : data_(std::make_unique_for_overwrite<std::byte[]>(size)), size_(size) {}
+  std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
+  std::span<std::byte> writable() { return {data_.get(), size_}; }
+
+ private:
+  std::unique_ptr<std::byte[]> data_;
+  size_t size_;
+};
+
+struct FetchRequest {
+  std::string job;
+  uint64_t version = 0;
+  bool artifact = false;
+  uint64_t bytes = 0;        // what the object must measure
+  std::string sha256;        // what it must hash to; empty: what the server's first chunk says
+};
+
+using CancelCheck = std::function<bool()>;
+
+absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
+                                                                 const FetchRequest& request, const CancelCheck& cancelled);
+
+class ModelCache {
+ public:
+  explicit ModelCache(Connection& connection) : connection_(connection) {}
+  absl::StatusOr<std::shared_ptr<const FetchedObject>> Get(const Identity& identity, const std::string& job, uint64_t version,
+                                                           uint64_t bytes, const CancelCheck& cancelled);
+  uint64_t downloads() const;
+
+ private:
+  struct Latest {
+    uint64_t version = 0;
+    uint64_t used = 0;  // by use_, for eviction
+    std::shared_ptr<const FetchedObject> model;
+  };
+  Connection& connection_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, Latest> latest_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::pair<std::string, uint64_t>> fetching_ ABSL_GUARDED_BY(mutex_);
+  uint64_t use_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t downloads_ ABSL_GUARDED_BY(mutex_) = 0;
+  absl::CondVar fetched_;
+};
+
+class ArtifactStore {
+ public:
+  ArtifactStore(Connection& connection, std::filesystem::path state) : connection_(connection), folder_(std::move(state) / "artifacts") {}
+  // The path of a file that hashes to `sha256` (64 hex digits).
+  absl::StatusOr<std::string> Get(const Identity& identity, const std::string& job, const std::string& sha256, uint64_t bytes,
+                                  const CancelCheck& cancelled);
+
+ private:
+  Connection& connection_;
+  const std::filesystem::path folder_;
+  absl::Mutex mutex_;  // held over a download: the second identity waits for the first
+  std::set<std::string> verified_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace tributary::client

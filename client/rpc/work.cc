@@ -1,0 +1,131 @@
+#include "client/rpc/work.h"
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "common/digest.h"
+#include "common/log.h"
+#include "proto/codec.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kMaxJobs = 64;
+
+absl::StatusOr<std::shared_ptr<const Dataset>> DataOf(const WorkContext& context, const PreparedTask& prepared,
+                                                      const DatasetProvider& provide_data, bool evaluation) {
+  DataRequest request;
+  request.spec = &prepared.job->spec;
+  request.client = context.identity.client;
+  request.shard = context.shard;
+  request.shards = context.shards;
+  request.evaluation = evaluation;
+  return provide_data(request);
+}
+
+TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared, const Work::Progress& progress) {
+  TrainRequest request;
+  request.spec = &prepared.job->spec;
+  request.layout = &prepared.job->layout;
+  request.artifact_path = prepared.artifact_path;
+  request.model = prepared.model->bytes();
+  request.version = prepared.task.version;
+  request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
+  request.client = context.identity.client;
+  request.progress = [cancelled = context.cancelled, progress](float done) {
+    if (cancelled->load()) return false;
+    progress(done);
+    return true;
+  };
+  return request;
+}
+
+}  // namespace
+
+uint64_t TrainSeed(int64_t job_seed, const std::string& client, uint64_t version) {
+  const std::string text = fmt::format("{}|{}|{}", job_seed, client, version);
+  const std::string digest = Xxh3Digest(std::as_bytes(std::span(text.data(), text.size())));
+  uint64_t seed = 0;
+  std::memcpy(&seed, digest.data(), sizeof(seed));
+  return seed;
+}
+
+std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
+  auto job = std::make_shared<Job>();
+  job->summary.job = info.job();
+  job->artifact_sha256 = info.artifact_sha256();
+  job->artifact_bytes = info.artifact_bytes();
+  absl::StatusOr<JobSpec> spec = ParseJobSpec(info.spec_yaml(), fmt::format("job '{}'", info.job()));
+  absl::StatusOr<TensorLayout> layout = LayoutFromProto(info.layout());
+  if (!spec.ok()) {
+    job->summary.problem = "this client cannot read the job: " + MessageOf(spec.status());
+  } else if (!layout.ok()) {
+    job->summary.problem = "this client cannot read the job's layout: " + MessageOf(layout.status());
+  } else {
+    job->spec = *std::move(spec);
+    job->layout = *std::move(layout);
+    job->layout_fingerprint = job->layout.Fingerprint();
+    if (!data_path_.empty() && !job->spec.data.source.empty()) job->spec.data.path = data_path_;
+    job->summary.torchscript = !job->spec.model.torchscript.empty();
+    job->summary.update_bytes = job->layout.total_bytes();
+    if (job->spec.codec != "f32") {
+      job->summary.problem = fmt::format("this client does not know codec '{}' (it knows f32)", job->spec.codec);
+    } else if (job->layout.total_bytes() == 0) {
+      job->summary.problem = "the job's model has no elements";
+    }
+  }
+  absl::MutexLock lock(&mutex_);
+  if (jobs_.size() >= kMaxJobs && !jobs_.contains(info.job())) jobs_.erase(jobs_.begin());
+  jobs_[info.job()] = job;
+  return job;
+}
+
+std::shared_ptr<const Job> JobBook::Find(const std::string& job) const {
+  absl::MutexLock lock(&mutex_);
+  const auto found = jobs_.find(job);
+  return found == jobs_.end() ? nullptr : found->second;
+}
+
+absl::StatusOr<PreparedTask> Work::Prepare(const WorkContext& context, const Task& task) {
+  PreparedTask prepared;
+  prepared.task = task;
+  prepared.job = jobs_.Find(task.job);
+  if (prepared.job == nullptr) return NotFound("job '{}' is not known here any more", task.job);
+  const CancelCheck cancelled = [flag = context.cancelled] { return flag->load(); };
+  if (!prepared.job->artifact_sha256.empty()) {
+    TRIB_ASSIGN_OR_RETURN(prepared.artifact_path, artifacts_.Get(context.identity, task.job, prepared.job->artifact_sha256,
+                                                                 prepared.job->artifact_bytes, cancelled));
+  }
+  TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, prepared.job->layout.total_bytes(), cancelled));
+  return prepared;
+}
+
+absl::StatusOr<TrainResult> Work::Train(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
+                                        const DatasetProvider& provide_data, const Progress& progress) {
+  if (context.cancelled->load()) return Cancelled("cancelled before training began");
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const Dataset> data, DataOf(context, prepared, provide_data, false));
+  TRIB_ASSIGN_OR_RETURN(TrainResult result, learner.Train(RequestOf(context, prepared, progress), data.get()));
+  if (context.cancelled->load()) return Cancelled("cancelled while training");
+  if (result.update.size() != prepared.job->layout.total_bytes()) {
+    return Internal("the learner gave {} bytes, the job's layout has {}", result.update.size(), prepared.job->layout.total_bytes());
+  }
+  if (!std::isfinite(result.weight) || result.weight <= 0) {
+    return Internal("the learner gave weight {}; expected a finite number over 0", result.weight);
+  }
+  std::erase_if(result.metrics, [](const auto& metric) {
+    return !std::isfinite(metric.second) || metric.first.empty() || metric.first.size() > kMaxNameBytes;
+  });
+  while (result.metrics.size() > kMaxMetrics) result.metrics.erase(std::prev(result.metrics.end()));
+  return result;
+}
+
+absl::StatusOr<Evaluation> Work::Evaluate(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
+                                          const DatasetProvider& provide_data, const Progress& progress) {
+  if (context.cancelled->load()) return Cancelled("cancelled before evaluating began");
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const Dataset> data, DataOf(context, prepared, provide_data, true));
+  TRIB_ASSIGN_OR_RETURN(const EvaluateResult result, learner.Evaluate(RequestOf(context, prepared, progress), data.get()));
+  return Evaluation{prepared.task.job, prepared.task.task, prepared.task.version, result.loss, result.accuracy, result.examples};
+}
+
+}  // namespace tributary::client

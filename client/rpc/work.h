@@ -1,0 +1,85 @@
+// What a task does between StartWork and its result: fetch the model (and the job's artifact), get the data, train or evaluate.
+// Shared by all identities of a daemon. Threads: safe; Train and Evaluate of one learner run on one thread of the caller's.
+#pragma once
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "client/core/session.h"
+#include "client/rpc/client_runtime.h"
+#include "client/rpc/connection.h"
+#include "client/rpc/fetch.h"
+#include "common/tensor_layout.h"
+#include "tributary/v1/federation.pb.h"
+
+namespace tributary::client {
+
+// A job as the server described it; immutable.
+struct Job {
+  JobSummary summary;
+  JobSpec spec;
+  TensorLayout layout;
+  std::string layout_fingerprint;
+  std::string artifact_sha256;
+  uint64_t artifact_bytes = 0;
+};
+
+// Parses each job once, for all identities. A job that makes no sense here gets a summary with a `problem`, never an error.
+class JobBook {
+ public:
+  explicit JobBook(std::string data_path) : data_path_(std::move(data_path)) {}
+  std::shared_ptr<const Job> Learn(const v1::JobInfo& info);
+  std::shared_ptr<const Job> Find(const std::string& job) const;  // null if unknown
+
+ private:
+  const std::string data_path_;
+  mutable absl::Mutex mutex_;
+  std::map<std::string, std::shared_ptr<const Job>> jobs_ ABSL_GUARDED_BY(mutex_);  // shared with work under way
+};
+
+// A task with everything fetched, ready for a learner.
+struct PreparedTask {
+  Task task;
+  std::shared_ptr<const Job> job;
+  std::shared_ptr<const FetchedObject> model;
+  std::string artifact_path;
+};
+
+struct WorkContext {
+  Identity identity;
+  int64_t shard = 0;
+  int64_t shards = 1;
+  std::shared_ptr<std::atomic<bool>> cancelled;  // shared: set by the loop, read by the work
+};
+
+class Work {
+ public:
+  Work(Connection& connection, const std::filesystem::path& state, std::string data_path)
+      : jobs_(std::move(data_path)), models_(connection), artifacts_(connection, state) {}
+  JobBook& jobs() { return jobs_; }
+
+  absl::StatusOr<PreparedTask> Prepare(const WorkContext& context, const Task& task);
+
+  // Checks what the learner gives: size, finite positive weight; metrics that are no finite number are left out.
+  using Progress = std::function<void(float)>;
+  static absl::StatusOr<TrainResult> Train(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
+                                           const DatasetProvider& provide_data, const Progress& progress);
+  static absl::StatusOr<Evaluation> Evaluate(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
+                                             const DatasetProvider& provide_data, const Progress& progress);
+
+ private:
+  JobBook jobs_;
+  ModelCache models_;
+  ArtifactStore artifacts_;
+};
+
+// Seed of the minibatch order: the same for equal (job seed, client, version), whatever happened in between.
+uint64_t TrainSeed(int64_t job_seed, const std::string& client, uint64_t version);
+
+}  // namespace tributary::client

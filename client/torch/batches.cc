@@ -1,0 +1,84 @@
+#include "client/torch/batches.h"
+
+#include <ATen/ops/cross_entropy_loss.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mse_loss.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace tributary::client {
+
+absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& model) {
+  if (data == nullptr || data->all == nullptr || data->count() == 0) return InvalidArgument("data: this identity has no examples");
+  const Examples& all = *data->all;
+  Batches result;
+  result.data_ = data;
+  result.count_ = data->count();
+  result.regression_ = all.labels.empty();
+  result.type_ = model.scalar_type();
+  result.shape_ = model.model().input_shape();
+  if (result.shape_.empty()) result.shape_ = all.example_shape;
+  const auto elements = static_cast<int64_t>(all.example_elements());
+  if (ElementsOf(result.shape_) != elements) {
+    return InvalidArgument("data: an example has {} values ({}), the model expects {} ({}); set the model's parameter 'input'", elements,
+                           fmt::format("{}", fmt::join(all.example_shape, "x")), ElementsOf(result.shape_),
+                           fmt::format("{}", fmt::join(result.shape_, "x")));
+  }
+  const int64_t outputs = model.model().outputs();
+  if (result.regression_ && outputs > 1) {
+    return InvalidArgument("data: regression targets need a model with 1 output, this one has {}; set its parameter classes=1", outputs);
+  }
+  for (uint32_t index : data->indices) {
+    if (index >= all.count()) return InvalidArgument("data: example {} of a view, the data has {}", index, all.count());
+    if (result.regression_) continue;
+    const int64_t label = all.labels[index];
+    if (label < 0 || (outputs > 0 && label >= outputs)) {
+      return InvalidArgument("data: example {} has label {}, the model has outputs 0 to {}; set its parameter 'classes'", index, label,
+                             outputs - 1);
+    }
+    result.largest_label_ = std::max(result.largest_label_, label);
+  }
+
+  // from_blob wants mutable pointers; nothing writes through them.
+  const auto examples = static_cast<int64_t>(all.count());
+  result.x_ = at::from_blob(const_cast<float*>(all.x.data()), {examples, elements}, at::TensorOptions().dtype(at::kFloat));
+  result.y_ = result.regression_
+                  ? at::from_blob(const_cast<float*>(all.targets.data()), {examples, 1}, at::TensorOptions().dtype(at::kFloat))
+                  : at::from_blob(const_cast<int64_t*>(all.labels.data()), {examples}, at::TensorOptions().dtype(at::kLong));
+  if (model.device() != at::Device(at::kCPU)) {
+    at::Tensor rows = at::empty({static_cast<int64_t>(data->count())}, at::TensorOptions().dtype(at::kLong));
+    std::copy(data->indices.begin(), data->indices.end(), rows.mutable_data_ptr<int64_t>());
+    result.x_ = result.x_.index_select(0, rows).to(model.device());
+    result.y_ = result.y_.index_select(0, rows).to(model.device());
+    result.on_device_ = true;
+  }
+  return result;
+}
+
+Batch Batches::At(std::span<const uint32_t> positions) const {
+  at::Tensor rows = at::empty({static_cast<int64_t>(positions.size())}, at::TensorOptions().dtype(at::kLong));
+  auto* row = rows.mutable_data_ptr<int64_t>();
+  for (uint32_t position : positions) *row++ = on_device_ ? position : data_->indices[position];
+  rows = rows.to(x_.device());
+  std::vector<int64_t> shape = {static_cast<int64_t>(positions.size())};
+  shape.insert(shape.end(), shape_.begin(), shape_.end());
+  Batch batch;
+  batch.x = x_.index_select(0, rows).to(type_).view(shape);
+  batch.y = y_.index_select(0, rows);
+  if (regression_) batch.y = batch.y.to(type_);
+  return batch;
+}
+
+absl::StatusOr<at::Tensor> Batches::Loss(const at::Tensor& output, const Batch& batch) const {
+  const int64_t rows = batch.x.size(0);
+  const int64_t least = regression_ ? 1 : largest_label_ + 1;
+  if (output.dim() != 2 || output.size(0) != rows || output.size(1) < least || (regression_ && output.size(1) != 1)) {
+    return InvalidArgument("model: expected an output of shape [{}, {}{}], got [{}]", rows, least, regression_ ? "" : " or more",
+                           fmt::format("{}", fmt::join(output.sizes().vec(), ", ")));
+  }
+  return regression_ ? at::mse_loss(output, batch.y) : at::cross_entropy_loss(output, batch.y);
+}
+
+}  // namespace tributary::client

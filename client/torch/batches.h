@@ -1,0 +1,47 @@
+// Minibatches of one identity's shard as tensors on the model's device. The examples stay where they are (one copy for all
+// identities); a batch gathers its rows. On a GPU the shard is copied to it once per task.
+// Borrows the Dataset. Threads: thread-compatible. May throw LibTorch's exceptions.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "client/core/dataset.h"
+#include "client/torch/trainable_model.h"
+#include "common/status.h"
+
+namespace tributary::client {
+
+struct Batch {
+  at::Tensor x;  // [B, …input_shape]
+  at::Tensor y;  // [B] int64 class, or [B, 1] regression target
+};
+
+class Batches {
+ public:
+  // INVALID_ARGUMENT: no examples, an example of another size than the model's input, a label that the model has no output for.
+  static absl::StatusOr<Batches> Create(const Dataset* data, TrainableModel& model);
+
+  size_t count() const { return count_; }
+  bool regression() const { return regression_; }
+  // Examples at these positions of the shard, each < count().
+  Batch At(std::span<const uint32_t> positions) const;
+  // Mean loss over the batch: cross entropy of logits, or squared error. Checks the shape of `output` (a script's is known only now).
+  absl::StatusOr<at::Tensor> Loss(const at::Tensor& output, const Batch& batch) const;
+
+ private:
+  Batches() = default;
+  const Dataset* data_ = nullptr;
+  size_t count_ = 0;
+  bool regression_ = false;
+  bool on_device_ = false;        // x_ and y_ are this shard alone, indexed by position
+  std::vector<int64_t> shape_;    // of one example
+  at::ScalarType type_ = at::kFloat;
+  int64_t largest_label_ = 0;
+  at::Tensor x_, y_;
+};
+
+}  // namespace tributary::client

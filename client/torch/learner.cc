@@ -1,0 +1,224 @@
+#include "client/torch/learner.h"
+
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <sched.h>
+
+#include <absl/strings/numbers.h>
+#include <absl/time/clock.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <limits>
+#include <set>
+#include <utility>
+
+#include "client/torch/batches.h"
+#include "client/torch/guard.h"
+#include "client/torch/local/solver.h"
+#include "client/torch/trainable_model.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kEvaluationBatch = 500;  // examples: enough to keep the cores busy, 1.5 MB of 28x28 images
+
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? std::max(1, CPU_COUNT(&set)) : 1;
+}
+
+absl::StatusOr<at::Device> PickDevice(const std::string& name) {
+  const int64_t devices = at::hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+  if (name == "cpu" || (name == "auto" && devices == 0)) return at::Device(at::kCPU);
+  int64_t index = 0;
+  const bool numbered = name.rfind("cuda:", 0) == 0 && absl::SimpleAtoi(name.substr(5), &index) && index >= 0;
+  if (name != "auto" && name != "cuda" && !numbered) {
+    return InvalidArgument("device: expected auto, cpu, cuda or cuda:N, got '{}'", name);
+  }
+  if (index >= devices) {
+    return FailedPrecondition("device {}: this machine shows {} CUDA devices to LibTorch; use device cpu, or on a GPU machine run "
+                              "scripts/deps.sh again and check nvidia-smi", name, devices);
+  }
+  return at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(index));
+}
+
+// The GPUs' name from the driver, where all of the machine's are alike (which index is which depends on CUDA_VISIBLE_DEVICES).
+std::string GpuName() {
+  std::set<std::string> names;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator("/proc/driver/nvidia/gpus", error)) {
+    std::ifstream information(entry.path() / "information");
+    for (std::string line; std::getline(information, line);) {
+      if (line.rfind("Model:", 0) != 0) continue;
+      const size_t begin = line.find_first_not_of(" \t", 6);
+      if (begin != std::string::npos) names.insert(line.substr(begin));
+    }
+  }
+  return names.size() == 1 ? *names.begin() : "";
+}
+
+absl::Status CheckLocalSpec(const LocalSpec& spec) {
+  if (spec.batch < 1) return InvalidArgument("local.batch: expected at least 1, got {}", spec.batch);
+  if (spec.steps < 0 || (spec.steps == 0 && spec.epochs < 0)) {
+    return InvalidArgument("local: expected epochs or steps >= 0, got epochs {} and steps {}", spec.epochs, spec.steps);
+  }
+  if (!std::isfinite(spec.lr) || !std::isfinite(spec.momentum) || !std::isfinite(spec.weight_decay)) {
+    return InvalidArgument("local: expected finite lr, momentum and weight_decay, got {}, {}, {}", spec.lr, spec.momentum, spec.weight_decay);
+  }
+  return absl::OkStatus();
+}
+
+class TorchLearner : public Learner {
+ public:
+  TorchLearner(at::Device device, int threads) : device_(device), threads_(threads) {}
+
+  std::string device() const override {
+    const std::string gpu = device_.is_cuda() ? GpuName() : "";
+    return gpu.empty() ? device_.str() : device_.str() + " " + gpu;
+  }
+
+  absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) override {
+    return Guarded("training", [&]() -> absl::StatusOr<TrainResult> {
+      const absl::Time start = absl::Now();
+      TRIB_RETURN_IF_ERROR(Prepare(request));
+      TRIB_RETURN_IF_ERROR(CheckLocalSpec(request.spec->local));
+      TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(request.spec->local.solver));
+      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
+      at::manual_seed(request.seed);  // dropout and the like, in user modules
+      TRIB_ASSIGN_OR_RETURN(const LocalOutcome outcome,
+                            solver({*model_, batches, request.spec->local, request.seed, request.progress}));
+      if (!model_->IsFinite()) {
+        return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", request.spec->local.solver, outcome.steps,
+                        request.spec->local.lr);
+      }
+      TrainResult result;
+      result.update = model_->Update();
+      result.examples = batches.count();
+      result.weight = static_cast<double>(batches.count());
+      result.metrics["train_loss"] = outcome.train_loss;
+      result.metrics["train_steps"] = static_cast<double>(outcome.steps);
+      result.metrics["train_s"] = absl::ToDoubleSeconds(absl::Now() - start);
+      return result;
+    });
+  }
+
+  absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) override {
+    return Guarded("evaluation", [&]() -> absl::StatusOr<EvaluateResult> {
+      TRIB_RETURN_IF_ERROR(Prepare(request));
+      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
+      const at::NoGradGuard no_grad;
+      double loss_sum = 0;
+      int64_t correct = 0;
+      std::vector<uint32_t> positions;
+      for (size_t first = 0; first < batches.count(); first += kEvaluationBatch) {
+        const size_t last = std::min(first + kEvaluationBatch, batches.count());
+        positions.clear();
+        for (size_t i = first; i < last; ++i) positions.push_back(static_cast<uint32_t>(i));
+        const Batch batch = batches.At(positions);
+        const at::Tensor output = model_->model().Forward(batch.x, /*training=*/false);
+        TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, batches.Loss(output, batch));
+        loss_sum += loss.item<double>() * static_cast<double>(last - first);
+        if (!batches.regression()) correct += output.argmax(1).eq(batch.y).sum().item<int64_t>();
+        if (request.progress && !request.progress(static_cast<float>(last) / static_cast<float>(batches.count()))) {
+          return Cancelled("evaluation: stopped after {} of {} examples", last, batches.count());
+        }
+      }
+      EvaluateResult result;
+      result.examples = batches.count();
+      result.loss = loss_sum / static_cast<double>(batches.count());
+      result.accuracy = batches.regression() ? std::numeric_limits<double>::quiet_NaN()
+                                             : static_cast<double>(correct) / static_cast<double>(batches.count());
+      return result;
+    });
+  }
+
+ private:
+  // Has model_ be the request's model with the request's values.
+  absl::Status Prepare(const TrainRequest& request) {
+    at::set_num_threads(threads_);  // OpenMP keeps the number per calling thread, and the learner may be called from another one
+    if (request.spec == nullptr || request.layout == nullptr) return InvalidArgument("task: no job specification or no tensor layout");
+    const std::string script(request.artifact_path);
+    const std::string key = KeyOf(*request.spec, script);
+    if (model_ == nullptr || key != key_) {
+      model_.reset();  // two models at once may not fit the device
+      TRIB_ASSIGN_OR_RETURN(model_, TrainableModel::Create(request.spec->model, request.spec->dtype, script, device_));
+      key_ = key;
+    }
+    TRIB_RETURN_IF_ERROR(CheckLayout(*request.layout, model_->layout()));
+    if (request.model.size() != request.layout->total_bytes()) {
+      return InvalidArgument("task: expected a model of {} bytes, got {}", request.layout->total_bytes(), request.model.size());
+    }
+    if (device_.is_cuda()) at::globalContext().setDeterministicCuDNN(request.spec->reproducible);
+    model_->Load(request.model);
+    return absl::OkStatus();
+  }
+
+  static absl::Status CheckLayout(const TensorLayout& got, const TensorLayout& ours) {
+    if (got == ours) return absl::OkStatus();
+    for (const PlacedTensor& tensor : ours.tensors()) {
+      const PlacedTensor* other = got.Find(tensor.spec.name);
+      if (other == nullptr) return InvalidArgument("task: the model's tensor '{}' is missing from the job's layout", tensor.spec.name);
+      if (!(other->spec == tensor.spec)) {
+        return InvalidArgument("task: tensor '{}': expected {} {} [{}], the job's layout has {} {} [{}]", tensor.spec.name,
+                               DTypeName(tensor.spec.dtype), TensorKindName(tensor.spec.kind),
+                               fmt::format("{}", fmt::join(tensor.spec.shape, ", ")), DTypeName(other->spec.dtype),
+                               TensorKindName(other->spec.kind), fmt::format("{}", fmt::join(other->spec.shape, ", ")));
+      }
+    }
+    return InvalidArgument("task: the job's layout has {} tensors, the model {}, or they are in another order", got.tensors().size(),
+                           ours.tensors().size());
+  }
+
+  static std::string KeyOf(const JobSpec& spec, const std::string& script) {
+    std::string key = fmt::format("{}|{}|{}", spec.model.zoo, DTypeName(spec.dtype), spec.model.zoo.empty() ? script : "");
+    for (const auto& [name, value] : spec.model.params) key += fmt::format("|{}={}", name, value);
+    if (spec.model.zoo.empty()) {
+      std::error_code error;
+      const auto written = std::filesystem::last_write_time(script, error).time_since_epoch().count();
+      key += fmt::format("|{}|{}", written, std::filesystem::file_size(script, error));
+    }
+    return key;
+  }
+
+  at::Device device_;
+  int threads_;
+  std::unique_ptr<TrainableModel> model_;
+  std::string key_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Learner>> MakeTorchLearner(const TorchLearnerOptions& options) {
+  return Guarded("LibTorch", [&]() -> absl::StatusOr<std::unique_ptr<Learner>> {
+    if (options.threads < 0 || options.threads > 1024) return InvalidArgument("threads: expected 0 to 1024, got {}", options.threads);
+    TRIB_ASSIGN_OR_RETURN(const at::Device device, PickDevice(options.device));
+    const int threads = options.threads > 0 ? options.threads : UsableCores();
+    at::set_num_threads(threads);
+    return std::make_unique<TorchLearner>(device, threads);
+  });
+}
+
+absl::StatusOr<FlatModel> InitialModel(const JobSpec& spec) {
+  return Guarded("initial model", [&]() -> absl::StatusOr<FlatModel> {
+    TRIB_ASSIGN_OR_RETURN(const auto model, TrainableModel::Create(spec.model, spec.dtype, spec.model.torchscript, at::Device(at::kCPU)));
+    FlatModel result;
+    result.layout = model->layout();
+    if (spec.model.init.empty()) {
+      result.bytes = model->Initialise(static_cast<uint64_t>(spec.seed));
+      return result;
+    }
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(spec.model.init));
+    auto flat = ToFlat(file.view(), result.layout);
+    if (!flat.ok()) return Annotate(flat.status(), spec.model.init);
+    result.bytes = *std::move(flat);
+    return result;
+  });
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,146 @@
+#include "client/torch/trainable_model.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/isfinite.h>
+#include <ATen/ops/zeros.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <utility>
+
+#include "client/core/random.h"
+#include "client/torch/models/registry.h"
+#include "client/torch/torchscript.h"
+#include "common/check.h"
+
+namespace tributary::client {
+namespace {
+
+template <typename T>
+void Fill(const Init& init, uint64_t seed, uint64_t stream, std::byte* out, size_t elements) {
+  CounterRandom random(seed, stream);
+  for (size_t i = 0; i < elements; ++i) {
+    double value = init.value;
+    if (init.kind == Init::Kind::kUniform) value *= 2 * random.Uniform() - 1;
+    if (init.kind == Init::Kind::kNormal) value *= random.Normal();
+    const T rounded = static_cast<T>(value);
+    std::memcpy(out + i * sizeof(T), &rounded, sizeof(T));
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TrainableModel>> TrainableModel::Create(const ModelSpec& spec, DType dtype, const std::string& script_path,
+                                                                       at::Device device) {
+  if (dtype != DType::kF32 && dtype != DType::kF64) {
+    return InvalidArgument("dtype: expected F32 or F64, got {}", DTypeName(dtype));
+  }
+  const at::TensorOptions options = at::TensorOptions().dtype(dtype == DType::kF32 ? at::kFloat : at::kDouble).device(device);
+  std::unique_ptr<TrainableModel> result(new TrainableModel());
+  if (!spec.zoo.empty()) {
+    TRIB_ASSIGN_OR_RETURN(result->model_, MakeZooModel(spec, options));
+  } else if (!spec.torchscript.empty()) {
+    TRIB_ASSIGN_OR_RETURN(result->model_, LoadTorchScript(script_path, options));
+  } else {
+    return InvalidArgument("model: a model known by its tensors alone ('{}') has no forward pass; name a zoo or torchscript model to train",
+                           spec.tensors);
+  }
+
+  std::vector<TensorSpec> specs;
+  std::map<std::string, const ModelTensor*> by_name;
+  for (const ModelTensor& tensor : result->model_->tensors()) {
+    specs.push_back({tensor.name, tensor.value.sizes().vec(), tensor.kind == TensorKind::kCounter ? DType::kI64 : dtype, tensor.kind});
+    by_name[tensor.name] = &tensor;
+  }
+  TRIB_ASSIGN_OR_RETURN(result->layout_, TensorLayout::Create(std::move(specs)));
+
+  const at::NoGradGuard no_grad;
+  const TensorLayout& layout = result->layout_;
+  const auto trainable_count = static_cast<int64_t>(layout.trainable_count());
+  result->floats_ = at::zeros({static_cast<int64_t>(layout.float_count())}, options);
+  result->counters_ = at::zeros({static_cast<int64_t>(layout.counter_count())}, options.dtype(at::kLong));
+  result->gradient_ = at::zeros({trainable_count}, options);
+  result->trainable_ = result->floats_.narrow(0, 0, trainable_count);
+  for (const PlacedTensor& placed : layout.tensors()) {
+    const at::Tensor& value = by_name.at(placed.spec.name)->value;
+    const auto elements = static_cast<int64_t>(placed.elements);
+    const bool counter = placed.spec.kind == TensorKind::kCounter;
+    const auto offset = static_cast<int64_t>(counter ? (placed.offset_bytes - layout.float_bytes()) / 8
+                                                     : placed.offset_bytes / DTypeBytes(dtype));
+    at::Tensor view = (counter ? result->counters_ : result->floats_).narrow(0, offset, elements).view(placed.spec.shape);
+    view.copy_(value);
+    value.set_data(view);
+    if (placed.spec.kind == TensorKind::kTrainable) {
+      value.requires_grad_(true);
+      // backward() adds into a gradient that is already there.
+      value.mutable_grad() = result->gradient_.narrow(0, offset, elements).view(placed.spec.shape);
+    }
+  }
+  result->loaded_ = result->trainable_.clone();
+  return result;
+}
+
+void TrainableModel::Load(std::span<const std::byte> flat) {
+  TRIB_CHECK(flat.size() == layout_.total_bytes(), "flat model of {} bytes for a layout of {}", flat.size(), layout_.total_bytes());
+  const at::NoGradGuard no_grad;
+  // from_blob wants a mutable pointer; the copies below only read. An unaligned source is fine for memcpy, not for a tensor's view.
+  at::Tensor floats = at::empty(floats_.sizes(), floats_.options().device(at::kCPU));
+  std::memcpy(floats.mutable_data_ptr(), flat.data(), layout_.float_bytes());
+  floats_.copy_(floats);
+  at::Tensor counters = at::empty(counters_.sizes(), counters_.options().device(at::kCPU));
+  if (layout_.counter_count() > 0) std::memcpy(counters.mutable_data_ptr(), flat.data() + layout_.float_bytes(), layout_.counter_count() * 8);
+  counters_.copy_(counters);
+  loaded_.copy_(trainable_);
+}
+
+std::vector<std::byte> TrainableModel::ToBytes(const at::Tensor& floats) const {
+  std::vector<std::byte> flat(layout_.total_bytes());
+  const at::Tensor host = floats.to(at::kCPU).contiguous();
+  std::memcpy(flat.data(), host.const_data_ptr(), layout_.float_bytes());
+  const at::Tensor counters = counters_.to(at::kCPU);
+  if (layout_.counter_count() > 0) std::memcpy(flat.data() + layout_.float_bytes(), counters.const_data_ptr(), layout_.counter_count() * 8);
+  return flat;
+}
+
+std::vector<std::byte> TrainableModel::Values() const { return ToBytes(floats_); }
+
+std::vector<std::byte> TrainableModel::Update() const {
+  const at::NoGradGuard no_grad;
+  at::Tensor update = floats_.clone();
+  update.narrow(0, 0, trainable_.size(0)).sub_(loaded_);
+  return ToBytes(update);
+}
+
+bool TrainableModel::IsFinite() const { return at::isfinite(floats_).all().item<bool>(); }
+
+std::vector<std::byte> TrainableModel::Initialise(uint64_t seed) const {
+  std::vector<std::byte> flat = Values();
+  if (model_->outputs() == 0) return flat;
+  std::map<std::string, const Init*> by_name;
+  for (const ModelTensor& tensor : model_->tensors()) by_name[tensor.name] = &tensor.init;
+  uint64_t stream = 0;
+  for (const PlacedTensor& placed : layout_.tensors()) {
+    const Init& init = *by_name.at(placed.spec.name);
+    std::byte* out = flat.data() + placed.offset_bytes;
+    if (placed.spec.kind == TensorKind::kCounter) {
+      Fill<int64_t>(init, seed, stream++, out, placed.elements);
+    } else if (layout_.float_dtype() == DType::kF64) {
+      Fill<double>(init, seed, stream++, out, placed.elements);
+    } else {
+      Fill<float>(init, seed, stream++, out, placed.elements);
+    }
+  }
+  return flat;
+}
+
+at::Tensor& TrainableModel::Scratch() {
+  const at::NoGradGuard no_grad;
+  if (!scratch_.defined()) scratch_ = at::empty(gradient_.sizes(), gradient_.options());
+  scratch_.zero_();
+  return scratch_;
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,293 @@
+#include "common/job_spec.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "common/file.h"
+#include "common/ids.h"
+#include "common/suggest.h"
+#include "common/yaml_reader.h"
+
+namespace tributary {
+namespace {
+
+constexpr int64_t kMaxCount = 1'000'000'000;
+constexpr int64_t kMaxCohort = 1'000'000;
+constexpr double kMaxDeadlineSeconds = 1e7;  // 115 days
+
+// Reads one map; `Fail` after a range check is a no-op when something failed before.
+class Section {
+ public:
+  explicit Section(YamlReader reader) : reader_(std::move(reader)) {}
+  YamlReader& reader() { return reader_; }
+  bool Has(std::string_view key) const { return reader_.Has(key); }
+
+  void Int(std::string_view key, int64_t* out, int64_t low, int64_t high, YamlReader::Presence presence = YamlReader::kOptional) {
+    reader_.Int(key, out, presence);
+    if (Has(key) && (*out < low || *out > high)) {
+      reader_.Fail(key, fmt::format("expected {} to {}, got {}", low, high, *out));
+    }
+  }
+  // `range` names what `in_range` checks.
+  template <typename InRange>
+  void Double(std::string_view key, double* out, std::string_view range, InRange in_range) {
+    reader_.Double(key, out);
+    if (Has(key) && !in_range(*out)) reader_.Fail(key, fmt::format("expected a number {}, got {}", range, *out));
+  }
+  void Choice(std::string_view key, std::string* out, const std::vector<std::string>& known,
+              const std::vector<std::string>& later = {}) {
+    reader_.String(key, out);
+    if (!Has(key)) return;
+    for (const std::string& word : known) {
+      if (*out == word) return;
+    }
+    for (const std::string& word : later) {
+      if (*out == word) {
+        reader_.Fail(key, fmt::format("'{}' is not supported yet; expected {}", word, Listed(known)));
+        return;
+      }
+    }
+    reader_.Fail(key, fmt::format("expected {}, got '{}'{}", Listed(known), *out, DidYouMean(*out, known)));
+  }
+  void Fail(std::string_view key, const std::string& message) { reader_.Fail(key, message); }
+
+ private:
+  static std::string Listed(const std::vector<std::string>& words) {
+    std::string text;
+    for (size_t i = 0; i < words.size(); ++i) text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
+    return text;
+  }
+  YamlReader reader_;
+};
+
+void ReadModel(YamlReader& top, ModelSpec* model) {
+  bool present = false;
+  Section map(top.Map("model", &present));
+  map.reader().String("zoo", &model->zoo);
+  map.reader().Scalars("params", &model->params);
+  map.reader().String("torchscript", &model->torchscript);
+  map.reader().String("tensors", &model->tensors);
+  map.reader().String("init", &model->init);
+  for (const std::string_view key : {"zoo", "torchscript", "tensors", "init"}) {
+    const std::string& value = key == "zoo"           ? model->zoo
+                               : key == "torchscript" ? model->torchscript
+                               : key == "tensors"     ? model->tensors
+                                                      : model->init;
+    if (map.Has(key) && value.empty()) map.Fail(key, "expected a value, got an empty text");
+  }
+  const int sources = map.Has("zoo") + map.Has("torchscript") + map.Has("tensors");
+  if (sources != 1) {
+    top.Fail("model", fmt::format("expected exactly one of zoo, torchscript and tensors, got {}", sources));
+  }
+  if (map.Has("params") && !map.Has("zoo")) map.Fail("params", "only a model of the zoo has parameters");
+  if (map.Has("init") && map.Has("tensors")) map.Fail("init", "a model given by tensors already has its initial weights");
+}
+
+void ReadData(YamlReader& top, DataSpec* data) {
+  Section map(top.Map("data"));
+  map.Choice("source", &data->source, {"fashion-mnist", "idx", "safetensors", "csv"}, {"text"});
+  map.reader().String("path", &data->path);
+  map.reader().String("label", &data->label);
+  map.Int("seed", &data->seed, 0, INT64_MAX);
+  for (const std::string_view key : {"path", "label", "partition"}) {
+    if (map.Has(key) && !map.Has("source")) map.Fail(key, "means nothing without data.source");
+  }
+  if (map.Has("label") && data->source != "csv") map.Fail("label", fmt::format("only for source csv, not {}", data->source));
+  if (map.Has("source") && data->source != "fashion-mnist" && data->path.empty()) {
+    map.Fail("path", fmt::format("required with source {}: a file or folder on the client's machine", data->source));
+  }
+  Section partition(map.reader().Map("partition"));
+  PartitionSpec& spec = data->partition;
+  partition.Choice("kind", &spec.kind, {"iid", "dirichlet", "shards", "by_file"});
+  partition.Double("alpha", &spec.alpha, "in (0, 1e6]", [](double v) { return v > 0 && v <= 1e6; });
+  partition.Int("shards_per_client", &spec.shards_per_client, 1, kMaxCohort);
+  if (partition.Has("alpha") && spec.kind != "dirichlet") {
+    partition.Fail("alpha", fmt::format("only for kind dirichlet, not {}", spec.kind));
+  }
+  if (partition.Has("shards_per_client") && spec.kind != "shards") {
+    partition.Fail("shards_per_client", fmt::format("only for kind shards, not {}", spec.kind));
+  }
+  if (spec.kind == "by_file" && data->source == "fashion-mnist") {
+    partition.Fail("kind", "by_file needs one file per client, fashion-mnist has one for all");
+  }
+}
+
+void ReadStrategy(YamlReader& top, StrategySpec* strategy) {
+  if (top.IsScalar("strategy")) {  // the short form `strategy: fedavg`
+    top.String("strategy", &strategy->name);
+  } else {
+    Section map(top.Map("strategy"));
+    map.reader().String("name", &strategy->name,
+                        top.Has("strategy") ? YamlReader::kRequired : YamlReader::kOptional);
+    map.reader().RemainingScalars(&strategy->params);
+  }
+  if (strategy->name.empty()) top.Fail("strategy", "expected a name, got an empty text");
+}
+
+void ReadCohort(YamlReader& top, CohortSpec* cohort) {
+  Section map(top.Map("cohort"));
+  map.Int("size", &cohort->size, 1, kMaxCohort, YamlReader::kRequired);
+  map.Int("quorum", &cohort->quorum, 1, kMaxCohort);
+  if (cohort->quorum > cohort->size) {
+    map.Fail("quorum", fmt::format("expected at most cohort.size = {}, got {}", cohort->size, cohort->quorum));
+  }
+  double seconds = 0;
+  map.Double("deadline_s", &seconds, "in [0.001, 1e7]", [](double v) { return v >= 0.001 && v <= kMaxDeadlineSeconds; });
+  // Whole milliseconds, so that the canonical text gives the same value again.
+  if (seconds >= 0.001 && seconds <= kMaxDeadlineSeconds) cohort->deadline = absl::Milliseconds(std::llround(seconds * 1000));
+  map.Double("over_select", &cohort->over_select, "in [1, 10]", [](double v) { return v >= 1 && v <= 10; });
+}
+
+void ReadLocal(YamlReader& top, LocalSpec* local) {
+  Section map(top.Map("local"));
+  map.Choice("solver", &local->solver, {"sgd"}, {"exact"});
+  map.Int("epochs", &local->epochs, 1, kMaxCount);
+  map.Int("steps", &local->steps, 1, kMaxCount);
+  if (map.Has("epochs") && map.Has("steps")) map.Fail("steps", "give either epochs or steps, not both");
+  map.Int("batch", &local->batch, 1, kMaxCount);
+  map.Double("lr", &local->lr, "in (0, 1e6]", [](double v) { return v > 0 && v <= 1e6; });
+  map.Double("momentum", &local->momentum, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
+  map.Double("weight_decay", &local->weight_decay, "in [0, 1e6]", [](double v) { return v >= 0 && v <= 1e6; });
+}
+
+void ReadNumerics(Section& top, JobSpec* spec) {
+  std::string dtype = "float32";
+  top.Choice("dtype", &dtype, {"float32", "float64"});
+  spec->dtype = dtype == "float64" ? DType::kF64 : DType::kF32;
+  const std::string fitting = spec->dtype == DType::kF64 ? "f64" : "f32";
+  spec->codec = fitting;
+  top.Choice("codec", &spec->codec, {"f32", "f64"}, {"bf16", "f16", "int8", "int4", "topk"});
+  if (top.Has("codec") && spec->codec != fitting) {
+    top.Fail("codec", fmt::format("dtype {} needs codec {}, got {}", dtype, fitting, spec->codec));
+  }
+  std::string durability = "durable";
+  top.Choice("durability", &durability, {"durable", "ephemeral"});
+  spec->durability = durability == "ephemeral" ? Durability::kEphemeral : Durability::kDurable;
+}
+
+// A double-quoted YAML scalar. The reader allows no control characters, so two escapes are enough.
+std::string Quoted(std::string_view text) {
+  std::string quoted = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') quoted.push_back('\\');
+    quoted.push_back(c);
+  }
+  return quoted + "\"";
+}
+
+}  // namespace
+
+int64_t JobSpec::ClientsAsked() const {
+  // The small slack keeps 10 × 1.1 = 11.000000000000002 from asking for 12.
+  const double asked = std::ceil(static_cast<double>(cohort.size) * cohort.over_select - 1e-9);
+  return std::max(cohort.size, static_cast<int64_t>(asked));
+}
+
+absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& origin) {
+  TRIB_ASSIGN_OR_RETURN(YamlReader reader, YamlReader::Parse(yaml, origin));
+  JobSpec spec;
+  Section top(reader);
+  reader.String("name", &spec.name, YamlReader::kRequired);
+  if (const absl::Status valid = ValidateJobName(spec.name); !valid.ok() && reader.Has("name")) {
+    reader.Fail("name", MessageOf(valid));
+  }
+  for (const std::string_view key : {"privacy", "simulate", "hierarchy"}) reader.Unsupported(key);
+  ReadModel(reader, &spec.model);
+  ReadData(reader, &spec.data);
+  ReadStrategy(reader, &spec.strategy);
+  ReadCohort(reader, &spec.cohort);
+  ReadLocal(reader, &spec.local);
+  ReadNumerics(top, &spec);
+  bool record = false;
+  reader.Bool("record", &record);
+  if (record) reader.Fail("record", "true is not supported yet");
+  Section stop(reader.Map("stop"));
+  stop.Int("versions", &spec.stop.versions, 1, kMaxCount);
+  stop.Double("accuracy", &spec.stop.accuracy, "in [0, 1]", [](double v) { return v >= 0 && v <= 1; });
+  Section evaluate(reader.Map("evaluate"));
+  evaluate.Int("every", &spec.evaluate.every, 1, kMaxCount);
+  evaluate.reader().StringList("clients", &spec.evaluate.clients);
+  for (const std::string& id : spec.evaluate.clients) {
+    if (const absl::Status valid = ValidateClientId(id); !valid.ok()) evaluate.Fail("clients", MessageOf(valid));
+  }
+  reader.Bool("reproducible", &spec.reproducible);
+  top.Double("max_weight", &spec.max_weight, "greater than 0", [](double v) { return v > 0; });
+  top.Int("seed", &spec.seed, 0, INT64_MAX);
+  TRIB_RETURN_IF_ERROR(reader.Finish());
+  return spec;
+}
+
+absl::StatusOr<JobSpec> ReadJobSpec(const std::filesystem::path& path) {
+  TRIB_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, size_t{1} << 20));
+  return ParseJobSpec(text, path.string());
+}
+
+std::string CanonicalYaml(const JobSpec& spec) {
+  std::string out;
+  const auto line = [&out](std::string_view indent, std::string_view key, const std::string& value) {
+    out += fmt::format("{}{}: {}\n", indent, key, value);
+  };
+  const auto number = [](auto value) { return fmt::format("{}", value); };
+  line("", "name", Quoted(spec.name));
+  out += "model:\n";
+  if (!spec.model.zoo.empty()) {
+    line("  ", "zoo", Quoted(spec.model.zoo));
+    std::string params;
+    for (const auto& entry : spec.model.params) {
+      params += (params.empty() ? "" : ", ") + Quoted(entry.first) + ": " + Quoted(entry.second);
+    }
+    line("  ", "params", "{" + params + "}");
+  }
+  if (!spec.model.torchscript.empty()) line("  ", "torchscript", Quoted(spec.model.torchscript));
+  if (!spec.model.tensors.empty()) line("  ", "tensors", Quoted(spec.model.tensors));
+  if (!spec.model.init.empty()) line("  ", "init", Quoted(spec.model.init));
+  out += "data:\n";
+  line("  ", "seed", number(spec.data.seed));
+  if (!spec.data.source.empty()) {
+    line("  ", "source", Quoted(spec.data.source));
+    if (!spec.data.path.empty()) line("  ", "path", Quoted(spec.data.path));
+    if (!spec.data.label.empty()) line("  ", "label", Quoted(spec.data.label));
+    out += "  partition:\n";
+    line("    ", "kind", Quoted(spec.data.partition.kind));
+    if (spec.data.partition.kind == "dirichlet") line("    ", "alpha", number(spec.data.partition.alpha));
+    if (spec.data.partition.kind == "shards") line("    ", "shards_per_client", number(spec.data.partition.shards_per_client));
+  }
+  out += "strategy:\n";
+  line("  ", "name", Quoted(spec.strategy.name));
+  for (const auto& entry : spec.strategy.params) line("  ", Quoted(entry.first), Quoted(entry.second));
+  out += "cohort:\n";
+  line("  ", "size", number(spec.cohort.size));
+  if (spec.cohort.quorum != 0) line("  ", "quorum", number(spec.cohort.quorum));
+  if (spec.cohort.deadline != absl::InfiniteDuration()) {
+    line("  ", "deadline_s", number(static_cast<double>(absl::ToInt64Milliseconds(spec.cohort.deadline)) / 1000.0));
+  }
+  line("  ", "over_select", number(spec.cohort.over_select));
+  out += "local:\n";
+  line("  ", "solver", Quoted(spec.local.solver));
+  if (spec.local.steps > 0) {
+    line("  ", "steps", number(spec.local.steps));
+  } else {
+    line("  ", "epochs", number(spec.local.epochs));
+  }
+  line("  ", "batch", number(spec.local.batch));
+  line("  ", "lr", number(spec.local.lr));
+  line("  ", "momentum", number(spec.local.momentum));
+  line("  ", "weight_decay", number(spec.local.weight_decay));
+  line("", "dtype", spec.dtype == DType::kF64 ? "float64" : "float32");
+  line("", "codec", Quoted(spec.codec));
+  line("", "durability", spec.durability == Durability::kEphemeral ? "ephemeral" : "durable");
+  out += "stop:\n";
+  line("  ", "versions", number(spec.stop.versions));
+  line("  ", "accuracy", number(spec.stop.accuracy));
+  out += "evaluate:\n";
+  line("  ", "every", number(spec.evaluate.every));
+  std::string clients;
+  for (const std::string& id : spec.evaluate.clients) clients += (clients.empty() ? "" : ", ") + Quoted(id);
+  line("  ", "clients", "[" + clients + "]");
+  line("", "reproducible", spec.reproducible ? "true" : "false");
+  line("", "max_weight", number(spec.max_weight));
+  line("", "seed", number(spec.seed));
+  return out;
+}
+
+}  // namespace tributary

@@ -1,0 +1,264 @@
+"""kill -9 of the aggregator, a worker or a client daemon, at random times or at each named crash point: no acknowledged update is
+lost, none is counted twice, every job finishes, and the final model is bit-identical to an undisturbed run's.
+
+Oracle (reliability.md section 4): client i's update for version v is 1.0 at a coordinate of its own, plus integers elsewhere that
+depend on (client, version) only; weight 1; cohorts of 4. So final model x 4 is the count vector: 0 is a loss, 2 a duplicate.
+
+usage: chaos_test.py BIN_DIR [--kills N] [--points crash_points.def] [--seed S]
+"""
+import argparse
+import os
+import random
+import re
+import signal
+import sys
+import time
+import json
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from harness import Federation, f32, from_f32, read_safetensors, write_safetensors  # noqa: E402
+
+CLIENTS = 4
+ELEMENTS = 1 << 17          # 512 KiB: several chunks an upload
+STRIDE = ELEMENTS // 2 // CLIENTS
+TRAIN_MS = 15
+JOB_TIMEOUT_S = 150
+
+
+class Chaos:
+    def __init__(self, bin_dir, rng, one_process, durability):
+        self.rng, self.one_process, self.durability = rng, one_process, durability
+        self.federation = Federation(bin_dir, workers=2)
+        self.work = self.federation.work
+        self.kills = {"aggregator": 0, "worker": 0, "client": 0}
+        write_safetensors(self.work / "model.safetensors", {"w": ("F32", [ELEMENTS], f32([0.0] * ELEMENTS))})
+
+    def start_client(self, i, env=None):
+        # Restarts are told by the log: a client that cannot start must not pass for one that was killed.
+        if self.one_process:
+            self.federation.start_client("site", "--identities", CLIENTS, "--learner", "onehot", "--train-ms", TRAIN_MS,
+                                         "--ledger", self.work / "ledger", env=env)
+        else:
+            self.federation.start_client(f"site-{i}", "--shards", CLIENTS, "--first-shard", i, "--learner", "onehot",
+                                         "--train-ms", TRAIN_MS, "--ledger", self.work / "ledger", env=env)
+
+    def names(self):
+        return ["site"] if self.one_process else [f"site-{i}" for i in range(CLIENTS)]
+
+    def start(self):
+        self.federation.start_aggregator()
+        for i in range(len(self.names())):
+            self.start_client(i)
+
+    def submit(self, versions):
+        return self.federation.submit(
+            f"name: chaos\nmodel: {{tensors: {self.work}/model.safetensors}}\nstrategy: fedavg\ncohort: {{size: {CLIENTS}}}\n"
+            f"stop: {{versions: {versions}}}\nreproducible: true\ndurability: {self.durability}\n")
+
+    def state(self, job):
+        code, shown, _ = self.federation.cli("jobs", "show", job, check=False)
+        return shown if code == 0 else None
+
+    def workers(self):
+        pids = []
+        for task in Path(f"/proc/{self.federation.aggregator.pid}/task").glob("*/children"):
+            try:
+                pids += [int(pid) for pid in task.read_text().split()]
+            except OSError:
+                pass
+        return pids
+
+    def kill_one(self):
+        victim = self.rng.choice(["aggregator", "worker", "client"])
+        if victim == "aggregator":
+            self.federation.kill_aggregator()
+            if self.rng.random() < 0.5:
+                time.sleep(self.rng.uniform(0, 0.3))
+            self.federation.start_aggregator()
+        elif victim == "worker":
+            pids = self.workers()
+            if not pids:
+                return
+            try:
+                os.kill(self.rng.choice(pids), signal.SIGKILL)
+            except ProcessLookupError:
+                return
+        else:
+            i = self.rng.randrange(len(self.names()))
+            process = self.federation.clients[self.names()[i]]
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            self.start_client(i)
+        self.kills[victim] += 1
+
+    def ensure_alive(self):
+        """A process may only end because it was killed."""
+        assert self.federation.aggregator.poll() is None, "the aggregator died by itself:\n" + self.federation.log("aggregator.log")
+        for name, process in self.federation.clients.items():
+            assert process.poll() is None, f"client {name} died by itself ({process.returncode}):\n" + self.federation.log(f"{name}.log")
+
+    def finish(self, job):
+        end = time.time() + JOB_TIMEOUT_S
+        while True:
+            shown = self.state(job)
+            if shown and shown["state"] not in ("queued", "running"):
+                return shown
+            self.ensure_alive()
+            assert time.time() < end, (f"the job does not finish: {shown and (shown['version'], shown['waiting_for'])}\n"
+                                       + self.federation.log("aggregator.log") + "\n" + self.federation.log(f"{self.names()[0]}.log"))
+            time.sleep(0.05)
+
+    def ledger(self, job):
+        """(update, state) -> line, for one job. A line that was cut by a kill would be the last of its writer; none may be half."""
+        lines = [json.loads(line) for line in (self.work / "ledger").read_text().splitlines()]
+        return [line for line in lines if line["job"] == job]
+
+    def check(self, job, shown, versions):
+        assert shown["state"] == "done", shown
+        assert shown["version"] == versions, shown
+        contributors = {}   # update id -> (version, client)
+        expected = [0] * (ELEMENTS // 2)
+        for version in range(1, versions + 1):
+            info = self.federation.cli("state", "get", job, "--version", version)
+            seen = set()
+            for entry in info["contributors"]:
+                update, client = entry["update_id"], entry["client"]
+                assert update not in contributors, f"update {update} is in versions {contributors[update][0]} and {version}"
+                assert client not in seen, f"client {client} is twice in version {version}"
+                seen.add(client)
+                contributors[update] = (version, client)
+                expected[int(client.rsplit("-", 1)[1]) * STRIDE + version - 1] += 1
+            assert len(seen) == CLIENTS, f"version {version} has contributors {seen}"
+        committed = {line["update"]: line["version"] for line in self.ledger(job) if line["state"] == "committed"}
+        for update, version in committed.items():
+            assert update in contributors, f"update {update} was reported committed in version {version}; no version has it"
+            assert contributors[update][0] == version, f"update {update}: reported in {version}, found in {contributors[update][0]}"
+        assert len(committed) >= CLIENTS * versions * 0.5, f"only {len(committed)} commits were reported"
+        out = self.work / "out.safetensors"
+        self.federation.cli("state", "export", job, "--out", out)
+        values = from_f32(read_safetensors(out)["w"][2])
+        for coordinate in range(ELEMENTS // 2):
+            count = values[coordinate] * CLIENTS
+            assert count == expected[coordinate], f"coordinate {coordinate}: counted {count} times, expected {expected[coordinate]}"
+        assert any(values[ELEMENTS // 2:]), "the second half is empty: updates had no integers"
+        verified = self.federation.cli("state", "verify", job, check=False)
+        assert verified[0] == 0, verified
+        return len(committed)
+
+    def close(self):
+        self.federation.close()
+
+
+def undisturbed(bin_dir, versions):
+    chaos = Chaos(bin_dir, random.Random(0), one_process=True, durability="durable")
+    try:
+        chaos.start()
+        job = chaos.submit(versions)
+        shown = chaos.finish(job)
+        chaos.check(job, shown, versions)
+        return shown["model_sha256"]
+    finally:
+        chaos.close()
+
+
+def random_kills(bin_dir, kills, seed):
+    versions = 24
+    reference = undisturbed(bin_dir, versions)
+    total, jobs, updates = {"aggregator": 0, "worker": 0, "client": 0}, 0, 0
+    modes = [(one_process, durability) for durability in ("durable", "ephemeral") for one_process in (True, False)]
+    for number, (one_process, durability) in enumerate(modes):
+        rng = random.Random(seed * 1000 + number)
+        chaos = Chaos(bin_dir, rng, one_process, durability)
+        try:
+            chaos.start()
+            while sum(chaos.kills.values()) * len(modes) < kills:
+                job = chaos.submit(versions)
+                while True:
+                    time.sleep(rng.uniform(0.01, 0.5))
+                    shown = chaos.state(job)
+                    if shown and shown["state"] not in ("queued", "running"):
+                        break
+                    chaos.ensure_alive()
+                    if sum(chaos.kills.values()) * len(modes) >= kills:
+                        break
+                    chaos.kill_one()
+                shown = chaos.finish(job)
+                updates += chaos.check(job, shown, versions)
+                assert shown["model_sha256"] == reference, f"model {shown['model_sha256']}, undisturbed {reference}"
+                jobs += 1
+        except AssertionError:
+            print(f"seed {seed}, one process {one_process}, {durability}, kills so far {chaos.kills}", file=sys.stderr)
+            raise
+        finally:
+            chaos.close()
+        for victim, count in chaos.kills.items():
+            total[victim] += count
+    print(f"{sum(total.values())} kills {total} over {jobs} jobs: {updates} commits reported, 0 lost, 0 counted twice, "
+          "every model hash equals the undisturbed run's")
+
+
+CLIENT_POINTS = ("outbox_", "upload_", "client_")
+
+
+def crash_points(bin_dir, definition, seed):
+    versions = 12
+    names = re.findall(r"^TRIB_CRASH_POINT_NAME\((\w+)\)", Path(definition).read_text(), re.M)
+    reference = undisturbed(bin_dir, versions)
+    passed, missed = [], []
+    for number, name in enumerate(names):
+        rng = random.Random(seed * 1000 + number)
+        chaos = Chaos(bin_dir, rng, one_process=True, durability="durable")
+        try:
+            env = {"TRIBUTARY_CRASH": f"{name}:{rng.randint(1, 3)}"}
+            on_client = name.startswith(CLIENT_POINTS)
+            chaos.federation.start_aggregator(env={} if on_client else env)
+            chaos.start_client(0, env=env if on_client else None)
+            workers = set(chaos.workers())
+            job = chaos.submit(versions)
+            victim = chaos.federation.clients["site"] if on_client else chaos.federation.aggregator
+            died = False
+            end = time.time() + 6
+            while time.time() < end and not died:
+                died = victim.poll() is not None or (not on_client and not workers <= set(chaos.workers()))
+                time.sleep(0.02)
+                shown = None if died else chaos.state(job)
+                if shown and shown["state"] == "done":
+                    break
+            (passed if died else missed).append(name)
+            # Whatever still carries the point in its environment is replaced by a healthy one.
+            if on_client:
+                victim.kill()
+                victim.wait()
+                chaos.start_client(0)
+            else:
+                chaos.federation.kill_aggregator()
+                chaos.federation.start_aggregator()
+            shown = chaos.finish(job)
+            chaos.check(job, shown, versions)
+            assert shown["model_sha256"] == reference, f"model {shown['model_sha256']}, undisturbed {reference}"
+        except AssertionError:
+            print(f"crash point {name} ({env})", file=sys.stderr)
+            raise
+        finally:
+            chaos.close()
+    print(f"killed at {len(passed)} of {len(names)} crash points, 0 updates lost, 0 counted twice; never reached: {missed or 'none'}")
+    assert len(passed) >= 0.8 * len(names), f"points that this test no longer reaches: {missed}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bin_dir", type=Path)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--points", type=Path)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    args = parser.parse_args()
+    print(f"seed {args.seed}")
+    if args.points:
+        crash_points(args.bin_dir, args.points, args.seed)
+    else:
+        random_kills(args.bin_dir, args.kills, args.seed)
+
+
+if __name__ == "__main__":
+    main()

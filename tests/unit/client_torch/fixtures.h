@@ -1,0 +1,86 @@
+// Small jobs and data sets for the learner's tests.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "client/core/random.h"
+#include "client/torch/learner.h"
+#include "tests/support/status_matchers.h"
+
+namespace tributary::client {
+
+inline JobSpec ZooJob(const std::string& zoo, ParamMap params = {}) {
+  JobSpec spec;
+  spec.name = "test";
+  spec.model.zoo = zoo;
+  spec.model.params = std::move(params);
+  spec.seed = 11;
+  return spec;
+}
+
+// `count` examples of `shape` ~ N(0, 1) with labels 0 … classes−1 in turn, each shifted by its class so that it can be learnt.
+inline Dataset Classes(size_t count, std::vector<int64_t> shape, int64_t classes, uint64_t seed = 3) {
+  auto all = std::make_shared<Examples>();
+  all->example_shape = std::move(shape);
+  all->classes = classes;
+  CounterRandom random(seed);
+  for (size_t i = 0; i < count; ++i) {
+    all->labels.push_back(static_cast<int64_t>(i) % classes);
+    for (size_t e = 0; e < all->example_elements(); ++e) {
+      all->x.push_back(static_cast<float>(random.Normal() + (static_cast<int64_t>(e) % classes == all->labels.back() ? 1.0 : 0.0)));
+    }
+  }
+  Dataset data;
+  data.all = std::move(all);
+  data.indices.resize(count);
+  std::iota(data.indices.begin(), data.indices.end(), 0U);
+  return data;
+}
+
+template <typename T>
+std::vector<T> Floats(std::span<const std::byte> flat, size_t count) {
+  std::vector<T> values(count);
+  std::memcpy(values.data(), flat.data(), count * sizeof(T));
+  return values;
+}
+
+inline std::unique_ptr<Learner> CpuLearner() {
+  auto learner = MakeTorchLearner({.device = "cpu", .threads = 1});
+  EXPECT_TRUE(learner.ok()) << learner.status();
+  return *std::move(learner);
+}
+
+inline TrainRequest RequestFor(const JobSpec& spec, const FlatModel& model, uint64_t seed = 1) {
+  TrainRequest request;
+  request.spec = &spec;
+  request.layout = &model.layout;
+  request.artifact_path = spec.model.torchscript;
+  request.model = model.bytes;
+  request.seed = seed;
+  request.client = "client";
+  return request;
+}
+
+// The model after an update: trainable old + Δ, the rest as the update has it. T is the layout's floating type.
+template <typename T>
+FlatModel Applied(const FlatModel& model, const std::vector<std::byte>& update) {
+  FlatModel next = model;
+  next.bytes = update;
+  for (size_t i = 0; i < model.layout.trainable_count(); ++i) {
+    T before;
+    T delta;
+    std::memcpy(&before, model.bytes.data() + i * sizeof(T), sizeof(T));
+    std::memcpy(&delta, update.data() + i * sizeof(T), sizeof(T));
+    before += delta;
+    std::memcpy(next.bytes.data() + i * sizeof(T), &before, sizeof(T));
+  }
+  return next;
+}
+
+}  // namespace tributary::client

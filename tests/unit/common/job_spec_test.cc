@@ -1,0 +1,172 @@
+#include "common/job_spec.h"
+
+#include <gmock/gmock.h>
+
+#include "tests/support/status_matchers.h"
+
+namespace tributary {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+constexpr char kMinimal[] = "name: n\nmodel: {zoo: cnn}\ncohort: {size: 2}\n";
+
+constexpr char kFull[] = R"(name: fashion
+model: {zoo: cnn, params: {width: 8, hidden: "64"}, init: start.safetensors}
+data: {source: fashion-mnist, path: /data/fm, partition: {kind: dirichlet, alpha: 0.3}, seed: 7}
+strategy: {name: fedavgm, momentum: 0.9}
+cohort: {size: 10, quorum: 8, deadline_s: 60.5, over_select: 1.3}
+local: {solver: sgd, steps: 20, batch: 16, lr: 0.1, momentum: 0.5, weight_decay: 1e-4}
+dtype: float64
+codec: f64
+durability: ephemeral
+record: false
+stop: {versions: 50, accuracy: 0.88}
+evaluate: {every: 5, clients: [eval-1, eval-2]}
+reproducible: true
+max_weight: 1000
+seed: 9
+)";
+
+TEST(JobSpecTest, MinimalJobGetsTheDefaults) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(kMinimal, "j.yaml"));
+  EXPECT_EQ(spec.name, "n");
+  EXPECT_EQ(spec.strategy.name, "fedavg");
+  EXPECT_EQ(spec.codec, "f32");
+  EXPECT_EQ(spec.EffectiveQuorum(), 2);
+  EXPECT_EQ(spec.ClientsAsked(), 2);
+  EXPECT_EQ(spec.cohort.deadline, absl::InfiniteDuration());
+  EXPECT_EQ(spec.stop.versions, 10);
+}
+
+TEST(JobSpecTest, ReadsEveryKey) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(kFull, "j.yaml"));
+  EXPECT_EQ(spec.model.params.at("width"), "8");
+  EXPECT_EQ(spec.model.init, "start.safetensors");
+  EXPECT_EQ(spec.data.partition.alpha, 0.3);
+  EXPECT_EQ(spec.strategy.params.at("momentum"), "0.9");
+  EXPECT_EQ(spec.cohort.deadline, absl::Milliseconds(60'500));
+  EXPECT_EQ(spec.ClientsAsked(), 13);
+  EXPECT_EQ(spec.EffectiveQuorum(), 8);
+  EXPECT_EQ(spec.local.steps, 20);
+  EXPECT_EQ(spec.dtype, DType::kF64);
+  EXPECT_EQ(spec.durability, Durability::kEphemeral);
+  EXPECT_EQ(spec.evaluate.clients.size(), 2u);
+  EXPECT_TRUE(spec.reproducible);
+  EXPECT_EQ(spec.seed, 9);
+}
+
+TEST(JobSpecTest, CanonicalTextRoundTripsAndIsStable) {
+  const std::string quoted =
+      "name: q\nmodel: {tensors: \"we \\\"ird\\\\ # : é.safetensors\"}\ncohort: {size: 3, over_select: 1.1}\n"
+      "strategy: {name: fedavg, \"odd: key\": \"{}\"}\n";
+  const std::string shards =
+      "name: s\nmodel: {torchscript: net.pt}\ncohort: {size: 3}\ndata: {source: csv, path: d, label: 'y', partition: {kind: shards, "
+      "shards_per_client: 3}}\n";
+  for (const std::string& text : {std::string(kMinimal), std::string(kFull), quoted, shards}) {
+    TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(text, "j.yaml"));
+    const std::string canonical = CanonicalYaml(spec);
+    TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(canonical, "canonical"));
+    EXPECT_EQ(spec, again) << canonical;
+    EXPECT_EQ(CanonicalYaml(again), canonical);
+  }
+}
+
+TEST(JobSpecTest, StrategyMayBeAPlainName) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(std::string(kMinimal) + "strategy: fedavgm\n", "j"));
+  EXPECT_EQ(spec.strategy.name, "fedavgm");
+}
+
+TEST(JobSpecTest, Float64BringsItsCodec) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(std::string(kMinimal) + "dtype: float64\n", "j"));
+  EXPECT_EQ(spec.codec, "f64");
+}
+
+TEST(JobSpecTest, AsksForNoMoreThanTheProductSays) {
+  TRIB_ASSERT_OK_AND_ASSIGN(JobSpec spec, ParseJobSpec(kMinimal, "j"));
+  spec.cohort.size = 10;
+  spec.cohort.over_select = 1.1;  // 11.000000000000002 in doubles
+  EXPECT_EQ(spec.ClientsAsked(), 11);
+}
+
+struct Refusal {
+  std::string line;  // added to the minimal job, or replacing the key's line there
+  std::string why;
+};
+void PrintTo(const Refusal& refusal, std::ostream* out) { *out << refusal.line; }
+
+class JobSpecRefusalTest : public ::testing::TestWithParam<Refusal> {};
+
+TEST_P(JobSpecRefusalTest, NamesTheKey) {
+  const std::string key = GetParam().line.substr(0, GetParam().line.find(':'));
+  std::string text;
+  for (const std::string line : {"name: n\n", "model: {zoo: cnn}\n", "cohort: {size: 2}\n"}) {
+    if (line.rfind(key + ":", 0) != 0) text += line;
+  }
+  text += GetParam().line + "\n";
+  EXPECT_THAT(ParseJobSpec(text, "j.yaml"),
+              StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("j.yaml"), HasSubstr(GetParam().why))));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, JobSpecRefusalTest,
+    ::testing::Values(
+        Refusal{"name: ''", "name"}, Refusal{"name: a/b", "letters"}, Refusal{"name: [x]", "name: expected text"},
+        Refusal{"model: {}", "exactly one"}, Refusal{"model: {zoo: cnn, tensors: t}", "exactly one"},
+        Refusal{"model: {zoo: ''}", "model.zoo"}, Refusal{"model: cnn", "expected a map"},
+        Refusal{"model: {tensors: t, params: {a: 1}}", "model.params"}, Refusal{"model: {tensors: t, init: i}", "model.init"},
+        Refusal{"model: {zoo: cnn, params: {a: [1]}}", "model.params.a"}, Refusal{"model: {zo: cnn}", "one of zoo"},
+        Refusal{"data: {source: mnist}", "expected fashion-mnist, idx, safetensors or csv"},
+        Refusal{"data: {source: fashion-mnsit}", "did you mean 'fashion-mnist'?"}, Refusal{"data: {source: text}", "not supported yet"},
+        Refusal{"data: {source: csv}", "data.path"}, Refusal{"data: {path: x}", "without data.source"},
+        Refusal{"data: {source: idx, path: x, label: y}", "only for source csv"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: pie}}", "data.partition.kind"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: by_file}}", "by_file"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: dirichlet, alpha: 0}}", "alpha"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: dirichlet, alpha: .nan}}", "finite"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: iid, alpha: 1}}", "only for kind dirichlet"},
+        Refusal{"data: {source: fashion-mnist, partition: {kind: shards, shards_per_client: 0}}", "shards_per_client"},
+        Refusal{"data: {source: fashion-mnist, seed: -1}", "data.seed"}, Refusal{"strategy: {cutoff: 1}", "strategy.name: required"},
+        Refusal{"strategy: ''", "strategy"}, Refusal{"strategy: {name: f, deep: {x: 1}}", "strategy.deep"},
+        Refusal{"cohort: {}", "cohort.size: required"}, Refusal{"cohort: {size: 0}", "cohort.size: expected 1 to"},
+        Refusal{"cohort: {size: -3}", "cohort.size"}, Refusal{"cohort: {size: 1000001}", "cohort.size"},
+        Refusal{"cohort: {size: 2.5}", "integer"}, Refusal{"cohort: {size: 2, quorum: 3}", "at most cohort.size = 2"},
+        Refusal{"cohort: {size: 2, quorum: 0}", "cohort.quorum"}, Refusal{"cohort: {size: 2, deadline_s: 0}", "cohort.deadline_s"},
+        Refusal{"cohort: {size: 2, deadline_s: -1}", "cohort.deadline_s"}, Refusal{"cohort: {size: 2, deadline_s: 1e300}", "deadline_s"},
+        Refusal{"cohort: {size: 2, deadline_s: .inf}", "finite"}, Refusal{"cohort: {size: 2, over_select: 0.9}", "over_select"},
+        Refusal{"cohort: {size: 2, over_select: 11}", "over_select"}, Refusal{"cohort: {siez: 2, size: 2}", "did you mean 'size'?"},
+        Refusal{"local: {epochs: 1, steps: 1}", "not both"}, Refusal{"local: {epochs: 0}", "local.epochs"},
+        Refusal{"local: {steps: 0}", "local.steps"}, Refusal{"local: {batch: 0}", "local.batch"}, Refusal{"local: {lr: 0}", "local.lr"},
+        Refusal{"local: {lr: nan}", "local.lr"}, Refusal{"local: {lr: -0.1}", "local.lr"}, Refusal{"local: {momentum: 1}", "local.momentum"},
+        Refusal{"local: {momentum: -0.1}", "local.momentum"}, Refusal{"local: {weight_decay: -1}", "local.weight_decay"},
+        Refusal{"local: {solver: exact}", "not supported yet"}, Refusal{"local: {solver: adam}", "local.solver"},
+        Refusal{"dtype: float16", "dtype"}, Refusal{"codec: f64", "dtype float32 needs codec f32"},
+        Refusal{"codec: int8", "not supported yet"}, Refusal{"codec: zip", "codec"}, Refusal{"durability: maybe", "durability"},
+        Refusal{"record: true", "not supported yet"}, Refusal{"record: maybe", "true or false"},
+        Refusal{"privacy: {clip: 1}", "privacy: not supported yet"}, Refusal{"simulate: {}", "simulate: not supported yet"},
+        Refusal{"hierarchy: {}", "hierarchy: not supported yet"}, Refusal{"stop: {versions: 0}", "stop.versions"},
+        Refusal{"stop: {accuracy: 1.1}", "stop.accuracy"}, Refusal{"stop: {accuracy: -0.1}", "stop.accuracy"},
+        Refusal{"evaluate: {every: 0}", "evaluate.every"}, Refusal{"evaluate: {clients: [a/b]}", "evaluate.clients"},
+        Refusal{"evaluate: {clients: one}", "expected a list"}, Refusal{"reproducible: 1", "true or false"},
+        Refusal{"max_weight: 0", "max_weight"}, Refusal{"max_weight: -1", "max_weight"}, Refusal{"max_weight: .inf", "finite"},
+        Refusal{"seed: -1", "seed"}, Refusal{"cohrot: {size: 3}", "unknown key 'cohrot' (did you mean 'cohort'?)"},
+        Refusal{"stategy: fedavg", "did you mean 'strategy'?"}, Refusal{"xyzzy: 1", "unknown key 'xyzzy'; known: name"}));
+
+TEST(JobSpecTest, MissingKeysAreNamed) {
+  EXPECT_THAT(ParseJobSpec("model: {zoo: cnn}\ncohort: {size: 2}\n", "j"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("name: required")));
+  EXPECT_THAT(ParseJobSpec("name: n\ncohort: {size: 2}\n", "j"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("model: expected exactly one")));
+  EXPECT_THAT(ParseJobSpec("name: n\nmodel: {zoo: cnn}\n", "j"),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("cohort.size: required")));
+}
+
+TEST(JobSpecTest, AMissingFileIsNotFound) {
+  EXPECT_THAT(ReadJobSpec("/nonexistent/job.yaml"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/job.yaml")));
+}
+
+}  // namespace
+}  // namespace tributary

@@ -1,0 +1,107 @@
+#include "aggregator/core/policies.h"
+
+#include <gmock/gmock.h>
+
+#include <set>
+
+namespace tributary::aggregator {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+class SynchronousPoliciesTest : public ::testing::Test {
+ protected:
+  SynchronousPoliciesTest() {
+    cohort_.size = 4;
+    cohort_.quorum = 2;
+    cohort_.deadline = absl::Seconds(60);
+    cohort_.over_select = 1.5;
+    for (int i = 0; i < 20; ++i) idle_.push_back(fmt::format("c{:02}", i));
+  }
+  RoundView View(absl::Duration since_opened = absl::ZeroDuration()) {
+    return {.version = 3, .opened = opened_, .now = opened_ + since_opened, .draw = draw_, .idle = &idle_, .outstanding = &outstanding_,
+            .contributions = &contributions_};
+  }
+  CohortSpec cohort_;
+  absl::Time opened_ = absl::UnixEpoch() + absl::Hours(1);
+  uint64_t draw_ = 1;
+  std::vector<std::string> idle_;
+  std::vector<OutstandingTask> outstanding_;
+  std::vector<Contribution> contributions_;
+};
+
+TEST_F(SynchronousPoliciesTest, DrawsSizeTimesOverSelectDistinctClients) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  const std::vector<std::string> drawn = policies.admission->Admit(View(), Moment::kVersionOpened);
+  EXPECT_THAT(std::set<std::string>(drawn.begin(), drawn.end()), SizeIs(6));
+  EXPECT_EQ(policies.admission->Admit(View(), Moment::kVersionOpened), drawn);  // the seed decides
+}
+
+TEST_F(SynchronousPoliciesTest, EveryClientIsDrawnAboutEquallyOften) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  std::map<std::string, int> times;
+  for (draw_ = 0; draw_ < 4000; ++draw_) {
+    for (const std::string& client : policies.admission->Admit(View(), Moment::kVersionOpened)) ++times[client];
+  }
+  ASSERT_THAT(times, SizeIs(20));
+  // Mean 1200, standard deviation √(4000·0.3·0.7) = 29: six of them.
+  for (const auto& [client, count] : times) EXPECT_NEAR(count, 1200, 174) << client;
+}
+
+TEST_F(SynchronousPoliciesTest, FillsOnlyTheGapsAndNeverAsksAContributorAgain) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  idle_ = {"a", "b", "c"};
+  outstanding_ = {{.client = "x", .task = 1, .version = 3, .issued = opened_}, {.client = "y", .task = 2, .version = 3, .issued = opened_}};
+  contributions_ = {{.client = "a", .task = 3}, {.client = "z", .task = 4}, {.client = "w", .task = 5}};
+  EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), SizeIs(1));
+  contributions_.pop_back();
+  EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), ElementsAre("b", "c"));
+}
+
+TEST_F(SynchronousPoliciesTest, ATaskOlderThanTheDeadlineNoLongerHoldsAPlace) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  idle_ = {"a", "b", "c", "d", "e", "f", "g"};
+  for (uint64_t i = 0; i < 6; ++i) outstanding_.push_back({.client = fmt::format("x{}", i), .task = i, .version = 3, .issued = opened_});
+  EXPECT_THAT(policies.admission->Admit(View(absl::Seconds(59)), Moment::kTick), IsEmpty());
+  EXPECT_THAT(policies.admission->Admit(View(absl::Seconds(60)), Moment::kTick), SizeIs(6));
+}
+
+TEST_F(SynchronousPoliciesTest, ClosesWhenTheCohortIsCompleteOrWithAQuorumAfterTheDeadline) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  contributions_ = {{.client = "a", .task = 1}};
+  EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Seconds(61))).has_value());
+  contributions_.push_back({.client = "b", .task = 2});
+  EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Seconds(59))).has_value());
+  EXPECT_EQ(policies.trigger->ShouldClose(View(absl::Seconds(60))), "deadline with 2 of 4 updates");
+  contributions_.push_back({.client = "c", .task = 3});
+  contributions_.push_back({.client = "d", .task = 4});
+  EXPECT_EQ(policies.trigger->ShouldClose(View()), "cohort complete");
+  EXPECT_EQ(policies.trigger->target(), 4);
+}
+
+TEST_F(SynchronousPoliciesTest, WithoutADeadlineItWaitsForTheWholeCohort) {
+  cohort_.deadline = absl::InfiniteDuration();
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  contributions_ = {{.client = "a", .task = 1}, {.client = "b", .task = 2}, {.client = "c", .task = 3}};
+  EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Hours(10000))).has_value());
+  EXPECT_EQ(policies.trigger->NextCheck(View()), absl::InfiniteFuture());
+}
+
+TEST_F(SynchronousPoliciesTest, NextCheckIsTheDeadlineThenTheNextTaskToGrowOld) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  EXPECT_EQ(policies.trigger->NextCheck(View()), opened_ + absl::Seconds(60));
+  outstanding_ = {{.client = "x", .task = 1, .version = 3, .issued = opened_},
+                  {.client = "y", .task = 2, .version = 3, .issued = opened_ + absl::Seconds(10)}};
+  EXPECT_EQ(policies.trigger->NextCheck(View(absl::Seconds(60))), opened_ + absl::Seconds(70));
+}
+
+TEST_F(SynchronousPoliciesTest, OnlyTheOpenVersionIsFresh) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  EXPECT_EQ(policies.staleness->Factor(0), 1.0);
+  EXPECT_FALSE(policies.staleness->Factor(1).has_value());
+}
+
+}  // namespace
+}  // namespace tributary::aggregator

@@ -1,0 +1,224 @@
+// What every entry of strategies.def must satisfy. The suite also runs a deliberately wrong reducer, which it must reject.
+#include <gmock/gmock.h>
+
+#include <functional>
+#include <numeric>
+#include <ostream>
+
+#include "aggregator/core/partial.h"
+#include "aggregator/core/strategy.h"
+#include "tests/support/status_matchers.h"
+#include "tests/unit/core/core_test_support.h"
+
+namespace tributary::aggregator {
+
+std::ostream& operator<<(std::ostream& out, const StrategyEntry& entry) { return out << entry.name; }
+
+namespace {
+
+using MakeReducerFunction = std::function<std::unique_ptr<Reducer>(DType, Arithmetic)>;
+
+constexpr int64_t kElements = 301;
+constexpr size_t kUpdates = 9;
+
+class Contract {
+ public:
+  Contract(MakeReducerFunction make, DType dtype, Arithmetic arithmetic) : make_(std::move(make)), dtype_(dtype), arithmetic_(arithmetic) {
+    for (size_t i = 0; i < kUpdates; ++i) {
+      updates_.push_back(Flat(RandomValues(kElements, 100 + i)));
+      weights_.push_back(0.5 + 3.7 * static_cast<double>(i));
+    }
+  }
+
+  // What is broken, in words; empty if nothing is. `mergeable`: the entry's trait.
+  std::vector<std::string> Check(bool mergeable) {
+    EqualUpdatesGiveThatUpdate();
+    PermutationChangesRoundingOnly();
+    WrongSizeIsRefusedAndChangesNothing();
+    SaveAndRestoreMidwayIsInvisible();
+    if (mergeable) MergedPartsAreTheWhole();
+    if (mergeable) MemoryDoesNotGrow();
+    return broken_;
+  }
+
+ private:
+  std::vector<std::byte> Flat(const std::vector<double>& values) const {
+    return dtype_ == DType::kF64 ? AsBytes(values) : AsBytes(ToFloats(values));
+  }
+  Partial Empty() const { return Partial(VectorLayout(kElements, dtype_), make_(dtype_, arithmetic_), arithmetic_, 1000); }
+  void Expect(bool holds, const std::string& what) {
+    if (!holds) broken_.push_back(what);
+  }
+  void Add(Partial* partial, size_t i) {
+    const absl::Status status = partial->Accumulate(Id(i), updates_[i], weights_[i]);
+    Expect(status.ok(), "a good update is refused: " + status.ToString());
+  }
+  Partial Sum(const std::vector<size_t>& order) {
+    Partial partial = Empty();
+    for (const size_t i : order) Add(&partial, i);
+    return partial;
+  }
+  std::vector<double> Mean(const Partial& partial) const {
+    std::vector<double> mean(kElements);
+    partial.reducer().ReportBlock(partial.state().data(), kElements, partial.sum_weight(), mean.data());
+    return mean;
+  }
+  static std::vector<size_t> InOrder(size_t n) {
+    std::vector<size_t> order(n);
+    std::iota(order.begin(), order.end(), size_t{0});
+    return order;
+  }
+  // fp64: a few roundings of 2^-53 a term. Fixed point: half a unit of 2^-40 a term, over Σ w >= 0.5.
+  double Tolerance() const { return arithmetic_ == Arithmetic::kFloat64 ? 1e-14 : 1e-10; }
+  // Order: fixed point has none.
+  void ExpectSame(const Partial& a, const Partial& b, const std::string& what) {
+    const Difference difference = Compare(Mean(a), Mean(b));
+    const double allowed = arithmetic_ == Arithmetic::kFloat64 ? 1e-14 : 0;
+    Expect(difference.max_norm <= allowed, what + ": " + Words(difference));
+  }
+
+  void EqualUpdatesGiveThatUpdate() {
+    const std::vector<double> values = RandomValues(kElements, 7);
+    const std::vector<float> floats = ToFloats(values);
+    const std::vector<double> expected = dtype_ == DType::kF64 ? values : std::vector<double>(floats.begin(), floats.end());
+    Partial partial = Empty();
+    for (size_t i = 0; i < kUpdates; ++i) {
+      Expect(partial.Accumulate(Id(i), Flat(values), weights_[i]).ok(), "an equal update is refused");
+    }
+    const Difference difference = Compare(Mean(partial), expected);
+    Expect(difference.max_norm <= Tolerance(), "n equal updates do not give that update: " + Words(difference));
+  }
+  void PermutationChangesRoundingOnly() {
+    std::vector<size_t> order = InOrder(kUpdates);
+    const Partial straight = Sum(order);
+    std::mt19937_64 random(5);
+    for (int i = 0; i < 10; ++i) {
+      std::shuffle(order.begin(), order.end(), random);
+      ExpectSame(Sum(order), straight, "a permutation changes more than rounding");
+    }
+  }
+  void WrongSizeIsRefusedAndChangesNothing() {
+    Partial partial = Sum({0, 1});
+    const std::string before = partial.Save();
+    std::vector<std::byte> wrong = updates_[2];
+    for (const size_t size : {size_t{0}, wrong.size() - 1, wrong.size() - 4, wrong.size() + 8}) {
+      wrong.resize(size);
+      Expect(partial.Accumulate(Id(2), wrong, 1.0).code() == absl::StatusCode::kInvalidArgument, "a wrong size is not refused");
+    }
+    Expect(partial.Save() == before, "a refused update changes the state");
+  }
+  void SaveAndRestoreMidwayIsInvisible() {
+    const Partial straight = Sum(InOrder(kUpdates));
+    const Partial half = Sum(InOrder(4));
+    Partial resumed = Empty();
+    Expect(resumed.Restore(half.Save()).ok(), "a saved state is not restored");
+    for (size_t i = 4; i < kUpdates; ++i) Add(&resumed, i);
+    Expect(resumed.Save() == straight.Save(), "save and restore midway shows");
+  }
+  void MergedPartsAreTheWhole() {
+    const Partial whole = Sum(InOrder(kUpdates));
+    Partial a = Sum({0, 1, 2}), b = Sum({3, 4, 5, 6, 7}), c = Sum({8}), empty = Empty();
+    Expect(b.Merge(std::move(c)).ok() && a.Merge(std::move(b)).ok() && a.Merge(std::move(empty)).ok(), "parts do not merge");
+    Expect(a.contributors() == whole.contributors() && a.sum_weight() == whole.sum_weight(), "merging loses contributors or weights");
+    ExpectSame(a, whole, "merged parts are not the whole");
+  }
+  void MemoryDoesNotGrow() {
+    Partial partial = Sum({0});
+    const size_t after_one = partial.Save().size();
+    for (size_t i = 1; i < 200; ++i) Expect(partial.Accumulate(Id(i), updates_[i % kUpdates], 1.0).ok(), "an update is refused");
+    Expect(partial.Save().size() - after_one <= 199 * 32, "memory grows by more than an id and a weight an update");
+  }
+
+  MakeReducerFunction make_;
+  DType dtype_;
+  Arithmetic arithmetic_;
+  std::vector<std::vector<std::byte>> updates_;
+  std::vector<double> weights_;
+  std::vector<std::string> broken_;
+};
+
+class StrategyContractTest : public ::testing::TestWithParam<StrategyEntry> {};
+
+INSTANTIATE_TEST_SUITE_P(All, StrategyContractTest, ::testing::ValuesIn(Strategies().begin(), Strategies().end()),
+                         [](const auto& info) { return std::string(info.param.name); });
+
+TEST_P(StrategyContractTest, ReducerKeepsTheAlgebra) {
+  const auto strategy = GetParam().make({.name = std::string(GetParam().name), .params = {}});
+  ASSERT_THAT(strategy, tributary::testing::IsOk());
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const Arithmetic arithmetic : {Arithmetic::kFloat64, Arithmetic::kFixedPoint}) {
+      Contract contract([&](DType d, Arithmetic a) { return (*strategy)->MakeReducer(d, a); }, dtype, arithmetic);
+      EXPECT_THAT(contract.Check(GetParam().trait == StrategyTrait::kMergeable), ::testing::IsEmpty())
+          << DTypeName(dtype) << ", arithmetic " << static_cast<int>(arithmetic);
+    }
+  }
+}
+
+TEST_P(StrategyContractTest, DescribesItselfAndItsDefaultsAreValid) {
+  const StrategyEntry& entry = GetParam();
+  EXPECT_FALSE(entry.help.empty());
+  EXPECT_FALSE(entry.down.empty());
+  EXPECT_FALSE(entry.up.empty());
+  StrategySpec spec{.name = std::string(entry.name), .params = {}};
+  for (const ParamInfo& param : entry.params()) {
+    EXPECT_FALSE(param.help.empty()) << param.name;
+    EXPECT_FALSE(param.range.empty()) << param.name;
+    spec.params[param.name] = param.default_value;
+  }
+  EXPECT_THAT(entry.make(spec), tributary::testing::IsOk());
+}
+
+TEST_P(StrategyContractTest, RefusesParametersItDoesNotHave) {
+  StrategySpec spec{.name = std::string(GetParam().name), .params = {{"no_such_parameter", "1"}}};
+  EXPECT_THAT(GetParam().make(spec), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("no_such_parameter")));
+}
+
+TEST_P(StrategyContractTest, RefusesValuesThatAreNotOfTheirKind) {
+  for (const ParamInfo& param : GetParam().params()) {
+    for (const char* value : {"", "nan", "banana", "-inf"}) {
+      StrategySpec spec{.name = std::string(GetParam().name), .params = {{param.name, value}}};
+      EXPECT_THAT(GetParam().make(spec), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(param.name)))
+          << value;
+    }
+  }
+}
+
+// Divides by the running total at every update: the mistake the suite is made to find.
+class RunningTotalReducer final : public Reducer {
+ public:
+  size_t state_bytes_per_element() const override { return 8; }
+  bool FoldBlock(std::byte* state, size_t first, size_t count, std::span<const UpdateView> updates, bool fresh) const override {
+    if (fresh) total_ = 0;
+    std::vector<double> sums = FromBytes<double>({state, count * 8});
+    for (const UpdateView& update : updates) {
+      total_ += update.weight;
+      const std::vector<double> x = FromBytes<double>({update.flat + first * 8, count * 8});
+      for (size_t i = 0; i < count; ++i) sums[i] = ((fresh ? 0 : sums[i]) + update.weight * x[i]) / total_;
+      fresh = false;
+    }
+    std::memcpy(state, sums.data(), count * 8);
+    return true;
+  }
+  bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override {
+    std::vector<double> sums = FromBytes<double>({state, count * 8});
+    const std::vector<double> more = FromBytes<double>({other, count * 8});
+    for (size_t i = 0; i < count; ++i) sums[i] += more[i];
+    std::memcpy(state, sums.data(), count * 8);
+    return true;
+  }
+  void ReportBlock(const std::byte* state, size_t count, double, double* mean) const override { std::memcpy(mean, state, count * 8); }
+
+ private:
+  mutable double total_ = 0;
+};
+
+TEST(StrategyContractSuiteTest, RejectsAReducerThatDividesByTheRunningTotal) {
+  Contract contract([](DType, Arithmetic) { return std::make_unique<RunningTotalReducer>(); }, DType::kF64, Arithmetic::kFloat64);
+  const std::vector<std::string> broken = contract.Check(true);
+  EXPECT_THAT(broken, ::testing::Contains(::testing::HasSubstr("n equal updates do not give that update")));
+  EXPECT_THAT(broken, ::testing::Contains(::testing::HasSubstr("a permutation changes more than rounding")));
+  EXPECT_THAT(broken, ::testing::Contains(::testing::HasSubstr("merged parts are not the whole")));
+}
+
+}  // namespace
+}  // namespace tributary::aggregator
