@@ -114,6 +114,7 @@ Finding LibTorch() {
       std::string log = ReadFile(folder / "log").value_or("");
       while (!log.empty() && log.back() == '\n') log.pop_back();
       f.found = log.substr(log.rfind('\n') + 1);  // npos + 1 == 0
+      if (f.found.starts_with("error: ")) f.found.erase(0, sizeof("error: ") - 1);
     }
   } else {
     f.found = MessageOf(made);

@@ -42,11 +42,12 @@ absl::StatusOr<std::string> InitialiseModel(const std::filesystem::path& job_fil
     const auto status = child.Wait(absl::Minutes(5));
     if (!status.ok()) return Internal("initialising the model of {} took more than 5 minutes", job_file.string());
     if (*status != 0) {
-      const std::string log = ReadFile(folder / "log.err").value_or("");
-      const size_t end = log.find_last_not_of('\n');
-      const size_t start = end == std::string::npos ? 0 : log.rfind('\n', end) + 1;  // npos + 1 == 0
-      return InvalidArgument("initialising the model of {} failed: {}", job_file.string(),
-                             end == std::string::npos ? "no message" : log.substr(start, end + 1 - start));
+      // Its last line, without the prefix that this program will put before it again.
+      std::string log = ReadFile(folder / "log.err").value_or("");
+      while (!log.empty() && log.back() == '\n') log.pop_back();
+      std::string why = log.substr(log.rfind('\n') + 1);  // npos + 1 == 0
+      if (why.starts_with("error: ")) why.erase(0, sizeof("error: ") - 1);
+      return InvalidArgument("initialising the model of {} failed: {}", job_file.string(), why.empty() ? "no message" : why);
     }
     return ReadFile(folder / "model.safetensors", TensorLayout::kMaxBytes);
   }();

@@ -113,9 +113,9 @@ fs::path DefaultOut(const std::string& name) {
 }
 
 absl::StatusOr<v1::Job> RunFederation(const RunFlags& flags, const JobSpec& spec, const fs::path& out, ProgressPrinter& printer) {
-  TRIB_RETURN_IF_ERROR(MakeDirectories(out / "logs"));
   fmt::print(stderr, "preparing the initial model of {}\n", flags.job_file);
   TRIB_ASSIGN_OR_RETURN(const Submission submission, PrepareSubmission(flags.job_file));
+  TRIB_RETURN_IF_ERROR(MakeDirectories(out / "logs"));
   LocalFederation federation(out);
   TRIB_ASSIGN_OR_RETURN(const std::string server, federation.StartAggregator(flags.workers));
   const int64_t clients = flags.clients > 0 ? flags.clients : spec.ClientsAsked();
@@ -166,7 +166,7 @@ int Run(const Context& context, const RunFlags& flags) {
   const auto start = std::chrono::steady_clock::now();
   const auto job = RunFederation(flags, *spec, out, printer);
   printer.End();
-  if (!job.ok()) return ReportError(context, job.status(), fmt::format("logs are in {}", (out / "logs").string()));
+  if (!job.ok()) return ReportError(context, job.status(), fs::exists(out / "logs") ? fmt::format("logs are in {}", (out / "logs").string()) : "");
   const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   const std::string store = (out / "store").string();
   if (context.json) {

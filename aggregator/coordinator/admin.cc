@@ -60,7 +60,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     return InvalidArgument("dtype: the job says {}, its initial tensors are {}", DTypeName(spec.dtype), DTypeName(model.layout.float_dtype()));
   }
   TRIB_RETURN_IF_ERROR(CheckFinite(model));
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<JobRuntime> runtime, MakeRuntime(spec, model.layout));
+  const absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, model.layout);
+  // An unknown strategy is a wrong job, not a missing one.
+  if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));
+  if (!made.ok()) return made.status();
+  const std::shared_ptr<JobRuntime>& runtime = *made;
 
   v1::SubmitJobResponse response;
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {

@@ -33,6 +33,16 @@ void WatchList::Notify() {
   for (const auto& [id, changed] : watchers_) changed();
 }
 
+std::string StateText(v1::JobState state) {
+  switch (state) {
+    case v1::JOB_STATE_DONE: return "done";
+    case v1::JOB_STATE_FAILED: return "failed";
+    case v1::JOB_STATE_CANCELLED: return "cancelled";
+    case v1::JOB_STATE_RUNNING: return "running";
+    default: return "queued";
+  }
+}
+
 v1::Job ToProto(const Job& job) {
   v1::Job out;
   out.set_id(job.id);
@@ -90,7 +100,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
   runtime->layout_id = digits.hi;
   runtime->arithmetic = spec.reproducible ? Arithmetic::kFixedPoint : Arithmetic::kFloat64;
-  TRIB_ASSIGN_OR_RETURN(runtime->strategy, MakeStrategy(spec.strategy));
+  auto strategy = MakeStrategy(spec.strategy);
+  // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
+  if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
+  runtime->strategy = *std::move(strategy);
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   return runtime;
 }

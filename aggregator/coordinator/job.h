@@ -146,6 +146,9 @@ struct Job {
 };
 using JobPtr = std::shared_ptr<Job>;
 
+// "queued", "running", "done", …
+std::string StateText(v1::JobState state);
+
 // What a person sees. `waiting_for` is computed by the caller.
 v1::Job ToProto(const Job& job);
 

@@ -236,7 +236,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
 
 void Coordinator::Finalize(Job& job, v1::JobState state, const std::string& reason) {
   if (job.Final()) return;
-  TRIB_LOG(info, "job {} is {}: {}", job.id, v1::JobState_Name(state), reason);
+  TRIB_LOG(info, "job {} is {}: {}", job.id, StateText(state), reason);
   Record(job, "finished", "", 0, reason);
   job.row.set_state(state);
   job.row.set_state_reason(reason);

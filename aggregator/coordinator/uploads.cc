@@ -14,16 +14,6 @@ constexpr absl::Duration kShortestRetry = absl::Milliseconds(50);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 constexpr absl::Duration kRetryDiskFull = absl::Seconds(5);
 
-std::string StateText(v1::JobState state) {
-  switch (state) {
-    case v1::JOB_STATE_DONE: return "done";
-    case v1::JOB_STATE_FAILED: return "failed";
-    case v1::JOB_STATE_CANCELLED: return "cancelled";
-    case v1::JOB_STATE_RUNNING: return "running";
-    default: return "queued";
-  }
-}
-
 }  // namespace
 
 bool Coordinator::OfOpenVersion(const Job& job, uint64_t task) const { return task > job.latest.last_task(); }

@@ -78,6 +78,7 @@ struct Job {
   bool round_open = false;
   uint32_t round = 0;
   std::vector<Shard> shards;
+  std::vector<Shard> lost_shards;
   std::vector<Segment> segments;
   // Every lane gets the same descriptors in the same order: entries[i] has lane cursor base + i in all of them.
   std::deque<Entry> entries;
@@ -225,6 +226,7 @@ struct WorkerPool::Impl {
       shards.push_back(std::move(shard));
     }
     job.shards = std::move(shards);
+    job.lost_shards.clear();
     job.wire = next_wire++;
     job.pushed = 0;
     job.base = 0;
@@ -245,6 +247,7 @@ struct WorkerPool::Impl {
     TellClosed(job);
     // A worker may still be reading these objects; whatever it makes of them goes into slabs nobody looks at again.
     ReleaseEntries(job);
+    job.lost_shards = std::move(job.shards);  // somebody may be reading sums: they stay mapped until BeginRound or CloseJob
     job.shards.clear();
     reports.push_back({Report::Kind::kLost, job.options.job, {}, std::move(reason)});
   }

@@ -66,6 +66,7 @@ std::vector<Setting> BuiltInSettings() {
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "64"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
+      {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
       {"log_format", SettingKind::kText, "text or json", "text"},
       {"log_level", SettingKind::kText, "trace, debug, info, warn or error", "info"},
   };
@@ -141,6 +142,8 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   config.heartbeat = absl::Seconds(heartbeat_s);
   TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));
   config.upload_lease = absl::Seconds(lease_s);
+  TRIB_ASSIGN_OR_RETURN(const double journal_s, Number(Find(settings, "journal_s"), 0.01, 3600));
+  config.journal_every = absl::Seconds(journal_s);
   const absl::StatusOr<LogFormat> format = ParseLogFormat(Find(settings, "log_format").value);
   if (!format.ok()) return Bad(Find(settings, "log_format"), "text or json");
   config.log_format = *format;

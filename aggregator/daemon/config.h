@@ -35,6 +35,7 @@ struct DaemonConfig {
   size_t grpc_quota_bytes = 0;
   absl::Duration heartbeat;
   absl::Duration upload_lease;
+  absl::Duration journal_every;
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };

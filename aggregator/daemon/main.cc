@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <cstdlib>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
@@ -85,12 +86,10 @@ int Serve(const DaemonConfig& config) {
   options.workers.workers = config.workers;
   options.pool_bytes = config.pool_bytes;
   options.heartbeat = config.heartbeat;
+  options.journal_every = config.journal_every;
   options.software = "tributary-aggregator " TRIBUTARY_VERSION;
   absl::StatusOr<std::unique_ptr<Coordinator>> started = Coordinator::Start(options, &clock);
-  if (!started.ok()) {
-    const bool locked = started.status().code() == absl::StatusCode::kUnavailable;
-    return Report(started.status(), locked ? "if another aggregator uses this store, stop it or choose another with --store" : "", kFailed);
-  }
+  if (!started.ok()) return Report(started.status(), "", kFailed);  // a locked store's message has its remedy
   const std::unique_ptr<Coordinator> coordinator = *std::move(started);
   BackendAdapter adapter(coordinator.get());
   GrpcServer::Options server_options;
@@ -129,6 +128,7 @@ int Serve(const DaemonConfig& config) {
 }
 
 int Main(int argc, char** argv) {
+  ::setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // gRPC's own lines on stderr; what matters comes back as a status
   CLI::App app{"Aggregates model updates of a federation's clients.", "tributary-aggregator"};
   app.set_version_flag("--version", "tributary-aggregator " TRIBUTARY_VERSION);
   app.footer("Settings come from flags, then TRIBUTARY_<SETTING> in the environment, then the file, then built-in values.\n"

@@ -207,7 +207,7 @@ absl::StatusOr<std::vector<NamedVector>> RocksStateStore::ReadStrategyState(cons
                                                 return absl::OkStatus();
                                               }));
     vector.values.resize(bytes.size() / 8);
-    std::memcpy(vector.values.data(), bytes.data(), vector.values.size() * 8);
+    if (!bytes.empty()) std::memcpy(vector.values.data(), bytes.data(), bytes.size());
     vectors.push_back(std::move(vector));
   }
   if (!vectors.empty() && digest.Digest() != row.vectors_xxh3_128()) return DataLoss("{}: the digest does not match", what);

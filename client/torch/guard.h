@@ -19,6 +19,14 @@ namespace tributary::client {
 // First line of LibTorch's message: the rest is a C++ backtrace.
 inline std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
 
+// The interpreter of TorchScript puts the error itself last, after a trace of the script.
+inline std::string ErrorLine(const std::string& text) {
+  const size_t end = text.find_last_not_of(" \n");
+  if (end == std::string::npos || text.find("TorchScript interpreter") == std::string::npos) return FirstLine(text);
+  const size_t begin = text.rfind('\n', end) + 1;  // npos + 1 == 0: there is one line
+  return "TorchScript: " + text.substr(begin, end + 1 - begin);
+}
+
 template <typename Body>
 auto Guarded(std::string_view what, Body&& body) -> decltype(body()) {
   try {
@@ -33,7 +41,7 @@ auto Guarded(std::string_view what, Body&& body) -> decltype(body()) {
   } catch (const std::bad_alloc&) {
     return ResourceExhausted("{}: out of memory", what);
   } catch (const std::exception& error) {
-    return Internal("{}: {}", what, FirstLine(error.what()));
+    return Internal("{}: {}", what, ErrorLine(error.what()));
   }
 }
 

@@ -1,5 +1,6 @@
 // Payload through the whole ingress over loopback, beside what loopback TCP alone gives in the same run: 8 streams of 44 MiB up into
-// the pool (copy, CRC32C, XXH3, float scan and all) and 8 of 44 MiB down. Run by hand: ingress_bench [CHUNK_KIB] [STREAMS] [MIB].
+// the pool (copy, CRC32C, XXH3, float scan and all) and 8 of 44 MiB down. Run by hand: ingress_bench [CHUNK_KIB] [STREAMS] [MIB]
+// [QUOTA_MIB].
 // Prints one line of JSON; GB/s are 1e9 payload bytes a second of wall time, the median of five rounds.
 #include <grpcpp/grpcpp.h>
 #include <netinet/in.h>
@@ -9,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -90,27 +92,28 @@ double CpuSeconds() {
   return static_cast<double>(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) + 1e-6 * static_cast<double>(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec);
 }
 
+long PeakResidentMib() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return usage.ru_maxrss / 1024;
+}
+
 void Identify(grpc::ClientContext* context, int i) {
   context->AddMetadata("tributary-client", "bench-" + std::to_string(i));
   context->AddMetadata("tributary-secret", std::string(64, 'a'));
 }
 
-void Upload(const std::shared_ptr<grpc::Channel>& channel, int i, uint64_t task, const std::shared_ptr<std::string>& payload,
-            const std::string& digest, size_t chunk_bytes) {
+std::atomic<int> g_resets{0};  // uploads that gRPC's quota ended under way; they resume at their offset
+
+// One try: begins (or resumes) and pushes. False if the stream was reset.
+bool TryUpload(const std::shared_ptr<grpc::Channel>& channel, int i, const v1::BeginUploadRequest& request,
+               const std::shared_ptr<std::string>& payload, size_t chunk_bytes) {
   const auto stub = v1::Federation::NewStub(channel);
-  v1::BeginUploadRequest request;
-  *request.mutable_key() = KeyToProto(kJob, task, RandomUpdateId());
-  request.set_layout(std::string(64, 'a'));
-  request.set_codec("f32");
-  request.set_bytes(payload->size());
-  request.set_xxh3_128(digest);
-  request.set_weight(1);
   v1::UpdateStatus begun;
   {
     grpc::ClientContext context;
     Identify(&context, i);
-    const grpc::Status status = stub->BeginUpload(&context, request, &begun);
-    TRIB_CHECK(status.ok(), "BeginUpload: {}", status.error_message());
+    if (!stub->BeginUpload(&context, request, &begun).ok()) return false;
   }
   grpc::ClientContext context;
   Identify(&context, i);
@@ -119,17 +122,32 @@ void Upload(const std::shared_ptr<grpc::Channel>& channel, int i, uint64_t task,
   const std::unique_ptr<grpc::ClientWriter<grpc::ByteBuffer>> writer(
       grpc::internal::ClientWriterFactory<grpc::ByteBuffer>::Create(channel.get(), method, &context, &done));
   const auto bytes = std::as_bytes(std::span(payload->data(), payload->size()));
-  for (size_t at = 0; at < bytes.size(); at += chunk_bytes) {
+  for (size_t at = begun.next_offset(); at < bytes.size();) {
     const auto part = bytes.subspan(at, std::min(chunk_bytes, bytes.size() - at));
     ChunkFields fields;
     fields.upload_id = begun.upload_id();
     fields.offset = at;
     fields.crc32c = Crc32c(part);
     if (!writer->Write(EncodeChunk(fields, part, payload))) break;
+    at += part.size();
   }
   writer->WritesDone();
-  const grpc::Status status = writer->Finish();
-  TRIB_CHECK(status.ok() && done.state() == v1::UPDATE_STATE_ACCEPTED, "PushUpdate: {}", status.error_message());
+  return writer->Finish().ok() && done.state() == v1::UPDATE_STATE_ACCEPTED;
+}
+
+void Upload(const std::shared_ptr<grpc::Channel>& channel, int i, uint64_t task, const std::shared_ptr<std::string>& payload,
+            const std::string& digest, size_t chunk_bytes) {
+  v1::BeginUploadRequest request;
+  *request.mutable_key() = KeyToProto(kJob, task, RandomUpdateId());
+  request.set_layout(std::string(64, 'a'));
+  request.set_codec("f32");
+  request.set_bytes(payload->size());
+  request.set_xxh3_128(digest);
+  request.set_weight(1);
+  for (int tries = 1; !TryUpload(channel, i, request, payload, chunk_bytes); ++tries) {
+    TRIB_CHECK(tries < 100, "upload {}: 100 tries", i);
+    ++g_resets;
+  }
 }
 
 void Download(const std::shared_ptr<grpc::Channel>& channel, int i, std::span<std::byte> out) {
@@ -200,7 +218,7 @@ int Main(int argc, char** argv) {
   const size_t chunk_bytes = (argc > 1 ? static_cast<size_t>(std::atoi(argv[1])) : 256) * 1024;
   const int streams = argc > 2 ? std::atoi(argv[2]) : 8;
   const size_t bytes = (argc > 3 ? static_cast<size_t>(std::atoi(argv[3])) : 44) << 20;
-  TRIB_CHECK(chunk_bytes > 0 && streams > 0 && bytes > 0, "usage: ingress_bench [CHUNK_KIB] [STREAMS] [MIB]");
+  TRIB_CHECK(chunk_bytes > 0 && streams > 0 && bytes > 0, "usage: ingress_bench [CHUNK_KIB] [STREAMS] [MIB] [QUOTA_MIB]");
   const auto payload = std::make_shared<std::string>(bytes, '\0');
   for (size_t i = 0; i < bytes / 4; ++i) {
     const float value = static_cast<float>(i % 1009) * 1e-3f;
@@ -211,6 +229,7 @@ int Main(int argc, char** argv) {
   NoAdmin admin;
   GrpcServerOptions options;
   options.chunk_bytes = chunk_bytes;
+  if (argc > 4) options.quota_bytes = static_cast<size_t>(std::atoi(argv[4])) << 20;
   auto server = GrpcServer::Start(options, &backend, &admin);
   TRIB_CHECK(server.ok(), "{}", server.status().ToString());
   std::vector<std::shared_ptr<grpc::Channel>> channels;
@@ -229,9 +248,10 @@ int Main(int argc, char** argv) {
   });
   const Measured down = MedianOf(gigabytes, [&] { return Parallel(streams, [&](int i) { Download(channels[static_cast<size_t>(i)], i, out[static_cast<size_t>(i)]); }); });
   std::printf("{\"chunk_kib\": %zu, \"streams\": %d, \"mib\": %zu, \"tcp_gb_s\": %.2f, \"up_gb_s\": %.2f, \"down_gb_s\": %.2f, "
-              "\"tcp_cpu_s_per_gb\": %.2f, \"up_cpu_s_per_gb\": %.2f, \"down_cpu_s_per_gb\": %.2f}\n",
+              "\"tcp_cpu_s_per_gb\": %.2f, \"up_cpu_s_per_gb\": %.2f, \"down_cpu_s_per_gb\": %.2f, \"resets\": %d, "
+              "\"peak_rss_mib\": %ld}\n",
               chunk_bytes / 1024, streams, bytes >> 20, tcp.gb_per_s, up.gb_per_s, down.gb_per_s, tcp.cpu_s_per_gb, up.cpu_s_per_gb,
-              down.cpu_s_per_gb);
+              down.cpu_s_per_gb, g_resets.load(), PeakResidentMib());
   return 0;
 }
 

@@ -23,25 +23,26 @@ CLIENTS = 4
 ELEMENTS = 1 << 17          # 512 KiB: several chunks an upload
 STRIDE = ELEMENTS // 2 // CLIENTS
 TRAIN_MS = 15
+STRAGGLER_MS = 2600         # longer than the 2 s between two journals, so that partials are journalled before each commit
 JOB_TIMEOUT_S = 150
 
 
 class Chaos:
-    def __init__(self, bin_dir, rng, one_process, durability):
-        self.rng, self.one_process, self.durability = rng, one_process, durability
+    def __init__(self, bin_dir, rng, one_process, durability, straggler=False):
+        self.rng, self.one_process, self.durability, self.straggler = rng, one_process, durability, straggler
         self.federation = Federation(bin_dir, workers=2)
         self.work = self.federation.work
         self.kills = {"aggregator": 0, "worker": 0, "client": 0}
         write_safetensors(self.work / "model.safetensors", {"w": ("F32", [ELEMENTS], f32([0.0] * ELEMENTS))})
 
     def start_client(self, i, env=None):
-        # Restarts are told by the log: a client that cannot start must not pass for one that was killed.
+        train_ms = STRAGGLER_MS if self.straggler and i == CLIENTS - 1 else TRAIN_MS
         if self.one_process:
-            self.federation.start_client("site", "--identities", CLIENTS, "--learner", "onehot", "--train-ms", TRAIN_MS,
+            self.federation.start_client("site", "--identities", CLIENTS, "--learner", "onehot", "--train-ms", train_ms,
                                          "--ledger", self.work / "ledger", env=env)
         else:
             self.federation.start_client(f"site-{i}", "--shards", CLIENTS, "--first-shard", i, "--learner", "onehot",
-                                         "--train-ms", TRAIN_MS, "--ledger", self.work / "ledger", env=env)
+                                         "--train-ms", train_ms, "--ledger", self.work / "ledger", env=env)
 
     def names(self):
         return ["site"] if self.one_process else [f"site-{i}" for i in range(CLIENTS)]
@@ -163,13 +164,14 @@ def undisturbed(bin_dir, versions):
 
 
 def random_kills(bin_dir, kills, seed):
-    versions = 24
-    reference = undisturbed(bin_dir, versions)
+    references = {versions: undisturbed(bin_dir, versions) for versions in (24, 5)}
     total, jobs, updates = {"aggregator": 0, "worker": 0, "client": 0}, 0, 0
-    modes = [(one_process, durability) for durability in ("durable", "ephemeral") for one_process in (True, False)]
-    for number, (one_process, durability) in enumerate(modes):
+    modes = [(one_process, durability, False) for durability in ("durable", "ephemeral") for one_process in (True, False)]
+    modes.append((False, "durable", True))
+    for number, (one_process, durability, straggler) in enumerate(modes):
         rng = random.Random(seed * 1000 + number)
-        chaos = Chaos(bin_dir, rng, one_process, durability)
+        versions = 5 if straggler else 24
+        chaos = Chaos(bin_dir, rng, one_process, durability, straggler)
         try:
             chaos.start()
             while sum(chaos.kills.values()) * len(modes) < kills:
@@ -185,10 +187,10 @@ def random_kills(bin_dir, kills, seed):
                     chaos.kill_one()
                 shown = chaos.finish(job)
                 updates += chaos.check(job, shown, versions)
-                assert shown["model_sha256"] == reference, f"model {shown['model_sha256']}, undisturbed {reference}"
+                assert shown["model_sha256"] == references[versions], f"model {shown['model_sha256']}, undisturbed {references[versions]}"
                 jobs += 1
         except AssertionError:
-            print(f"seed {seed}, one process {one_process}, {durability}, kills so far {chaos.kills}", file=sys.stderr)
+            print(f"seed {seed}, one process {one_process}, {durability}, straggler {straggler}, kills so far {chaos.kills}", file=sys.stderr)
             raise
         finally:
             chaos.close()
@@ -201,23 +203,50 @@ def random_kills(bin_dir, kills, seed):
 CLIENT_POINTS = ("outbox_", "upload_", "client_")
 
 
+def start_and_submit(chaos, versions, env, on_client):
+    """(job, died): the point may already be passed while the aggregator starts, or in the middle of the submission."""
+    def start_clients(client_env=None):
+        for i in range(len(chaos.names())):
+            chaos.start_client(i, env=client_env)
+
+    try:
+        chaos.federation.start_aggregator(env={} if on_client else env)
+    except AssertionError:
+        assert chaos.federation.aggregator.poll() == -signal.SIGKILL, "the aggregator did not start"
+        chaos.federation.start_aggregator()
+        start_clients()
+        return None, True
+    start_clients(env if on_client else None)
+    try:
+        return chaos.submit(versions), False
+    except AssertionError:
+        assert not on_client and chaos.federation.aggregator.wait(10) == -signal.SIGKILL, "the submission failed by itself"
+        return None, True
+
+
+def submitted_or_again(chaos, versions):
+    """After a submission whose answer was lost: the job is there, whole, or not at all."""
+    jobs = chaos.federation.cli("jobs", "ls")
+    jobs = jobs["jobs"] if isinstance(jobs, dict) else jobs
+    assert len(jobs) <= 1, jobs
+    return jobs[0]["id"] if jobs else chaos.submit(versions)
+
+
 def crash_points(bin_dir, definition, seed):
-    versions = 12
     names = re.findall(r"^TRIB_CRASH_POINT_NAME\((\w+)\)", Path(definition).read_text(), re.M)
-    reference = undisturbed(bin_dir, versions)
+    references = {versions: undisturbed(bin_dir, versions) for versions in (12, 3)}
     passed, missed = [], []
     for number, name in enumerate(names):
         rng = random.Random(seed * 1000 + number)
-        chaos = Chaos(bin_dir, rng, one_process=True, durability="durable")
+        journal = name.startswith("journal_")  # needs a version that stays open
+        versions = 3 if journal else 12
+        chaos = Chaos(bin_dir, rng, one_process=not journal, durability="durable", straggler=journal)
         try:
-            env = {"TRIBUTARY_CRASH": f"{name}:{rng.randint(1, 3)}"}
+            env = {"TRIBUTARY_CRASH": f"{name}:{1 if journal else rng.randint(1, 3)}"}
             on_client = name.startswith(CLIENT_POINTS)
-            chaos.federation.start_aggregator(env={} if on_client else env)
-            chaos.start_client(0, env=env if on_client else None)
+            job, died = start_and_submit(chaos, versions, env, on_client)
+            victim = chaos.federation.clients[chaos.names()[0]] if on_client else chaos.federation.aggregator
             workers = set(chaos.workers())
-            job = chaos.submit(versions)
-            victim = chaos.federation.clients["site"] if on_client else chaos.federation.aggregator
-            died = False
             end = time.time() + 6
             while time.time() < end and not died:
                 died = victim.poll() is not None or (not on_client and not workers <= set(chaos.workers()))
@@ -234,9 +263,10 @@ def crash_points(bin_dir, definition, seed):
             else:
                 chaos.federation.kill_aggregator()
                 chaos.federation.start_aggregator()
+            job = job or submitted_or_again(chaos, versions)
             shown = chaos.finish(job)
             chaos.check(job, shown, versions)
-            assert shown["model_sha256"] == reference, f"model {shown['model_sha256']}, undisturbed {reference}"
+            assert shown["model_sha256"] == references[versions], f"model {shown['model_sha256']}, undisturbed {references[versions]}"
         except AssertionError:
             print(f"crash point {name} ({env})", file=sys.stderr)
             raise

@@ -347,7 +347,7 @@ TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFinite) {
   header.set_tensors_bytes(tensors.size());
   EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'b'")));
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nstrategy: fedavgg\n");
-  EXPECT_FALSE(coordinator_->SubmitJob(header, tensors, "").ok());
+  EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fedavgg")));
   EXPECT_TRUE(coordinator_->ListJobs().empty());
 }
 

@@ -92,7 +92,7 @@ void KillAtRandom(const KillPlan& plan) {
   std::jthread killer([&] {
     std::mt19937 random(plan.seed);
     uint32_t done = 0;
-    while (done < plan.kills && absl::Now() - start < absl::Seconds(100)) {
+    while (done < plan.kills && rig.lost() == 0 && absl::Now() - start < absl::Seconds(100)) {
       if (random() % 4 != 0) rig.WaitFoldedBeyond(rig.folded(), absl::Seconds(5));
       absl::SleepFor(absl::Microseconds(random() % 3000));
       const WorkerStatus victim = rig.pool->Status()[random() % plan.workers];
