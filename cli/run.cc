@@ -122,14 +122,18 @@ absl::StatusOr<v1::Job> RunFederation(const RunFlags& flags, const JobSpec& spec
   fmt::print(stderr, "aggregator on {}, {} clients, logs in {}\n", server, clients, (out / "logs").string());
   const bool learns = !spec.data.source.empty();
   if (learns) {
+    // Many small models train side by side, each on one thread: thread teams that spin for each other's cores are far slower.
+    const int64_t cores = std::max<int64_t>(1, std::thread::hardware_concurrency());
     std::vector<std::string> args = {"--server", server, "--name", "client", "--identities", std::to_string(clients),
-                                     "--state", (out / "clients").string(), "--device", flags.device};
+                                     "--state", (out / "clients").string(), "--device", flags.device,
+                                     "--threads", "1", "--train-threads", std::to_string(std::min(cores, clients))};
     // The person who runs this also wrote the job: code in it is theirs.
     if (!spec.model.torchscript.empty()) args.push_back("--allow-torchscript");
     TRIB_RETURN_IF_ERROR(federation.Start("tributary-client", "clients", args));
     // A job may name who evaluates: the one evaluator here is then the first of them.
     const std::string evaluator = spec.evaluate.clients.empty() ? "evaluator" : spec.evaluate.clients.front();
-    args = {"--server", server, "--name", evaluator, "--evaluator", "--state", (out / "evaluator").string(), "--device", flags.device};
+    args = {"--server", server, "--name", evaluator, "--evaluator", "--state", (out / "evaluator").string(), "--device", flags.device,
+            "--threads", "1"};
     if (!spec.model.torchscript.empty()) args.push_back("--allow-torchscript");
     TRIB_RETURN_IF_ERROR(federation.Start("tributary-client", "evaluator", args));
   } else {
