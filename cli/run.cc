@@ -119,7 +119,7 @@ absl::StatusOr<v1::Job> RunFederation(const RunFlags& flags, const JobSpec& spec
   LocalFederation federation(out);
   TRIB_ASSIGN_OR_RETURN(const std::string server, federation.StartAggregator(flags.workers));
   const int64_t clients = flags.clients > 0 ? flags.clients : spec.ClientsAsked();
-  fmt::print(stderr, "aggregator on {}, {} clients, logs in {}\n", server, clients, (out / "logs").string());
+  fmt::print(stderr, "aggregator on {}, logs in {}\n", server, (out / "logs").string());
   const bool learns = !spec.data.source.empty();
   if (learns) {
     // Many small models train side by side, each on one thread: thread teams that spin for each other's cores are far slower.
@@ -137,7 +137,7 @@ absl::StatusOr<v1::Job> RunFederation(const RunFlags& flags, const JobSpec& spec
     if (!spec.model.torchscript.empty()) args.push_back("--allow-torchscript");
     TRIB_RETURN_IF_ERROR(federation.Start("tributary-client", "evaluator", args));
   } else {
-    fmt::print(stderr, "this job names no data source: attach your own clients to {}\n", server);
+    fmt::print(stderr, "this job names no data source: its {} clients are yours to start, with --server {}\n", clients, server);
   }
   TRIB_ASSIGN_OR_RETURN(Client client, Client::Connect(server));
   TRIB_ASSIGN_OR_RETURN(const v1::SubmitJobResponse response, Submit(client, submission));

@@ -18,6 +18,17 @@ find_program(GRPC_CPP_PLUGIN grpc_cpp_plugin REQUIRED)
 find_path(CLI11_INCLUDE_DIR CLI/CLI.hpp REQUIRED)
 find_path(NLOHMANN_INCLUDE_DIR nlohmann/json.hpp REQUIRED)
 
+# scripts/deps.sh makes a Python environment with what the tests import; any other Python serves too if it has pip.
+if(DEFINED ENV{XDG_CACHE_HOME} AND NOT "$ENV{XDG_CACHE_HOME}" STREQUAL "")
+  set(TRIBUTARY_CACHE "$ENV{XDG_CACHE_HOME}/tributary")
+else()
+  set(TRIBUTARY_CACHE "$ENV{HOME}/.cache/tributary")
+endif()
+if(EXISTS "${TRIBUTARY_CACHE}/venv/bin/python3" AND NOT DEFINED Python3_EXECUTABLE)
+  set(Python3_EXECUTABLE "${TRIBUTARY_CACHE}/venv/bin/python3")
+endif()
+find_package(Python3 COMPONENTS Interpreter REQUIRED)
+
 if(TRIBUTARY_TORCH)
   include(TributaryTorch)
 endif()

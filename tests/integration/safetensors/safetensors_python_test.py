@@ -4,6 +4,7 @@ usage: safetensors_python_test.py TOOL CACHE. The package is installed once into
 the test is skipped with its reason, unless TRIBUTARY_REQUIRE names "safetensors".
 """
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ TOOL, CACHE = sys.argv[1], Path(sys.argv[2])
 
 
 def prepare():
+    CACHE.mkdir(parents=True, exist_ok=True)  # before it is a search path: Python remembers a missing folder as missing
     sys.path.insert(0, str(CACHE))
     try:
         import safetensors.numpy  # noqa: F401
@@ -26,6 +28,7 @@ def prepare():
         reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
         print(f"the Python package safetensors is not here and cannot be installed: {reason}")
         sys.exit(1 if "safetensors" in os.environ.get("TRIBUTARY_REQUIRE", "").split(",") else 77)
+    importlib.invalidate_caches()
 
 
 def listed(path):
