@@ -55,11 +55,14 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     TRIB_ASSIGN_OR_RETURN(model, ToModel(view));
   }
   tensors = {};
-  if (model.layout.trainable_count() == 0) return InvalidArgument("tensors: the model has no trainable element");
+  // Where the submitter took the tensors from, so that the message can be acted on there.
+  const std::string& file = !spec.model.tensors.empty() ? spec.model.tensors : spec.model.init;
+  const std::string origin = file.empty() ? "initial tensors" : fmt::format("initial tensors ({})", file);
+  if (model.layout.trainable_count() == 0) return InvalidArgument("{}: the model has no trainable element", origin);
   if (model.layout.float_dtype() != spec.dtype) {
-    return InvalidArgument("dtype: the job says {}, its initial tensors are {}", DTypeName(spec.dtype), DTypeName(model.layout.float_dtype()));
+    return InvalidArgument("dtype: the job says {}, its {} are {}", DTypeName(spec.dtype), origin, DTypeName(model.layout.float_dtype()));
   }
-  TRIB_RETURN_IF_ERROR(CheckFinite(model));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckFinite(model), origin));
   const absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, model.layout);
   // An unknown strategy is a wrong job, not a missing one.
   if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
@@ -337,7 +338,7 @@ TEST_F(CoordinatorTest, BindsAClientNameToItsFirstSecret) {
   EXPECT_THAT(coordinator_->Authenticate("site", "0123456789abcdef0123"), IsOk());
 }
 
-TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFinite) {
+TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFiniteOrWhoseStrategyIsUnknown) {
   std::vector<std::byte> flat(layout_.total_bytes());
   const float nan = std::nanf("");
   std::memcpy(flat.data() + layout_.Find("b")->offset_bytes, &nan, 4);
@@ -346,6 +347,8 @@ TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFinite) {
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\n");
   header.set_tensors_bytes(tensors.size());
   EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'b'")));
+  std::fill(flat.begin(), flat.end(), std::byte{0});
+  TRIB_ASSERT_OK_AND_ASSIGN(tensors, SerializeSafetensors(layout_, flat));
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nstrategy: fedavgg\n");
   EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fedavgg")));
   EXPECT_TRUE(coordinator_->ListJobs().empty());

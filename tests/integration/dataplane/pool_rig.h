@@ -209,11 +209,11 @@ class PoolRig {
   }
 
   std::unique_ptr<Reducer> reducer_;
-  absl::Mutex mutex_;
-  std::set<UpdateId> folded_ ABSL_GUARDED_BY(mutex_), refused_ ABSL_GUARDED_BY(mutex_);
-  int lost_ ABSL_GUARDED_BY(mutex_) = 0;
-  size_t queued_ = 0;
-  std::string reason_ ABSL_GUARDED_BY(mutex_);
+  absl::Mutex mutex_;  // guards the next four; conditions read them in lambdas, which the thread-safety analysis cannot follow
+  std::set<UpdateId> folded_, refused_;
+  int lost_ = 0;
+  std::string reason_;
+  size_t queued_ = 0;  // of the test's thread
   std::vector<int64_t> expected_;  // bit patterns of the accumulators
   std::vector<int64_t> expected_counters_, counters_;
   bool fresh_ = true;
