@@ -29,7 +29,8 @@ step "test: dev"
 ctest --preset dev
 step "configure and build: release (optimised, LibTorch)"
 cmake --preset release >/dev/null
-cmake --build --preset release
+cmake --build --preset release --target tributary tributary-aggregator tributary-worker tributary-client \
+  trib-scripted-client client_torch_test
 step "test: release (what needs LibTorch or an optimised build)"
 ctest --preset release -L 'torch|demo'
 step "all tests passed"
