@@ -209,7 +209,7 @@ class PoolRig {
   }
 
   std::unique_ptr<Reducer> reducer_;
-  absl::Mutex mutex_;  // guards the next four; conditions read them in lambdas, which the thread-safety analysis cannot follow
+  absl::Mutex mutex_;  // guards the next three lines; conditions read them in lambdas, which the thread-safety analysis cannot follow
   std::set<UpdateId> folded_, refused_;
   int lost_ = 0;
   std::string reason_;

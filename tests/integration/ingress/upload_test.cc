@@ -360,8 +360,10 @@ TEST_F(UploadTest, TwoHundredStalledUploadsLeaveMemoryBoundedAndOthersServed) {
   EXPECT_GT(sent, size_t{200} * 60'000) << "the server took nearly nothing: this shows nothing";
   RecordProperty("sent_mib", static_cast<int>(sent >> 20));
   RecordProperty("grown_mib", static_cast<int>((peak - std::min(peak, before)) >> 20));
-  // The quota, 64 KiB of HTTP/2 state and first window for each connection, and the allocator's slack.
-  EXPECT_LT(peak - std::min(peak, before), size_t{96} << 20) << "MiB sent: " << (sent >> 20);
+  // gRPC 1.51's quota is a pressure, not a wall: on a loaded machine all 200 messages were once buffered before it bit (usually it
+  // holds below 96 MiB). What bounds memory hard is messages in flight × their size, next to the quota and HTTP/2 state.
+  EXPECT_LT(peak - std::min(peak, before), (size_t{32} << 20) + 200 * ((size_t{1} << 20) + (64 << 10)))
+      << "MiB sent: " << (sent >> 20);
   TRIB_ASSERT_OK_AND_ASSIGN(const auto begun, Begin(Header(payload, 2, {2, 2})));
   EXPECT_THAT(Push(Chunks(begun.upload_id(), payload)), IsOk());
 }

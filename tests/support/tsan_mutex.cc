@@ -1,0 +1,57 @@
+// ThreadSanitizer and an Abseil library that was built without it: the library's Mutex is invisible to TSan, so every guarded
+// variable looks like a race. Linked with --wrap (TributaryTargets.cmake), these wrappers tell TSan what the mutex does. TSan builds only.
+#include <absl/synchronization/mutex.h>
+#include <sanitizer/tsan_interface.h>
+
+extern "C" {
+void AnnotateIgnoreReadsBegin(const char*, int);
+void AnnotateIgnoreReadsEnd(const char*, int);
+void AnnotateIgnoreWritesBegin(const char*, int);
+void AnnotateIgnoreWritesEnd(const char*, int);
+}
+namespace {
+using absl::Condition;
+using absl::Mutex;
+constexpr unsigned kFlags = __tsan_mutex_linker_init;
+// Conditions of other threads are evaluated inside these calls, under the real mutex: not to be looked at.
+struct Ignore {
+  Ignore() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Ignore() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
+};
+}  // namespace
+
+#define REAL(name) __real_##name
+#define WRAP(name) __wrap_##name
+#define M(x) _ZN4absl7debian35Mutex##x
+extern "C" {
+void REAL(_ZN4absl7debian35Mutex4LockEv)(Mutex*);
+void WRAP(_ZN4absl7debian35Mutex4LockEv)(Mutex* mu) {
+  __tsan_mutex_pre_lock(mu, kFlags);
+  { Ignore ignore; REAL(_ZN4absl7debian35Mutex4LockEv)(mu); }
+  __tsan_mutex_post_lock(mu, kFlags, 0);
+}
+void REAL(_ZN4absl7debian35Mutex6UnlockEv)(Mutex*);
+void WRAP(_ZN4absl7debian35Mutex6UnlockEv)(Mutex* mu) {
+  __tsan_mutex_pre_unlock(mu, kFlags);
+  { Ignore ignore; REAL(_ZN4absl7debian35Mutex6UnlockEv)(mu); }
+  __tsan_mutex_post_unlock(mu, kFlags);
+}
+void REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex*, const Condition&);
+void WRAP(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex* mu, const Condition& c) {
+  __tsan_mutex_pre_unlock(mu, kFlags);
+  __tsan_mutex_post_unlock(mu, kFlags);
+  { Ignore ignore; REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(mu, c); }
+  __tsan_mutex_pre_lock(mu, kFlags);
+  __tsan_mutex_post_lock(mu, kFlags, 0);
+}
+bool REAL(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(Mutex*, const Condition&, absl::Duration);
+bool WRAP(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(Mutex* mu, const Condition& c, absl::Duration d) {
+  __tsan_mutex_pre_unlock(mu, kFlags);
+  __tsan_mutex_post_unlock(mu, kFlags);
+  bool result;
+  { Ignore ignore; result = REAL(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(mu, c, d); }
+  __tsan_mutex_pre_lock(mu, kFlags);
+  __tsan_mutex_post_lock(mu, kFlags, 0);
+  return result;
+}
+}
