@@ -13,7 +13,6 @@
 #include <span>
 #include <string_view>
 
-#include "aggregator/store/object_pool.h"
 #include "common/abi/dataplane_abi.h"
 #include "common/status.h"
 

@@ -15,8 +15,6 @@ if(TRIBUTARY_SANITIZER)
 endif()
 if(TRIBUTARY_SANITIZER STREQUAL "thread")
   # Debian's Abseil is built without TSan: its Mutex has to be explained to it (tests/support/tsan_mutex.cc).
-  add_library(trib_tsan_mutex STATIC ${CMAKE_SOURCE_DIR}/tests/support/tsan_mutex.cc)
-  target_link_libraries(trib_tsan_mutex PUBLIC absl::synchronization)
   target_link_libraries(trib_flags INTERFACE trib_tsan_mutex)
   foreach(_symbol 4LockEv 6UnlockEv 5AwaitERKNS0_9ConditionE 16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)
     target_link_options(trib_flags INTERFACE "LINKER:--wrap=_ZN4absl7debian35Mutex${_symbol}")
