@@ -3,7 +3,7 @@
 usage: round_bench.py K SIZE_MB ROUNDS [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--timeout S] [--keep]
 
 A round runs from its first task being issued to the new model being available in the aggregator, as the aggregator measures
-it; writing the version to the state store follows and is reported apart (commit_s). The state store and the clients'
+it; writing the version to the state store follows; the round up to its end is reported apart (round_with_commit_s_median). The state store and the clients'
 outboxes lie on /dev/shm ("state_on"), because the frameworks this is compared with write neither. Server memory is the PSS of all
 server processes, so pages they share count once.
 """
@@ -201,7 +201,7 @@ def main():
         first = shown["started_us"] / 1e6
         out.update(
             round_s=[round(t, 4) for t in times], round_s_median=round(median, 4),
-            commit_s_median=round(statistics.median(r["commit_s"] for r in rounds), 4),
+            round_with_commit_s_median=round(statistics.median(r["commit_s"] for r in rounds), 4),
             agg_MBps=round(a.k * a.size_mb * 1048576 / median / 1e6, 1),
             submit_to_round1_s=round(first - submitted, 3), cold_start_to_round1_s=round(first - t0, 3),
             submit_to_first_result_s=round(first + times[0] - submitted, 3),
