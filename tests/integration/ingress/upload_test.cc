@@ -19,6 +19,12 @@ using Code = absl::StatusCode;
 
 using UploadTest = IngressTest;
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr bool kSanitized = true;
+#else
+constexpr bool kSanitized = false;
+#endif
+
 size_t ResidentBytes() {
   std::ifstream file("/proc/self/statm");
   size_t total = 0, resident = 0;
@@ -362,8 +368,12 @@ TEST_F(UploadTest, TwoHundredStalledUploadsLeaveMemoryBoundedAndOthersServed) {
   RecordProperty("grown_mib", static_cast<int>((peak - std::min(peak, before)) >> 20));
   // gRPC 1.51's quota is a pressure, not a wall: on a loaded machine all 200 messages were once buffered before it bit (usually it
   // holds below 96 MiB). What bounds memory hard is messages in flight × their size, next to the quota and HTTP/2 state.
-  EXPECT_LT(peak - std::min(peak, before), (size_t{32} << 20) + 200 * ((size_t{1} << 20) + (64 << 10)))
-      << "MiB sent: " << (sent >> 20);
+  // A sanitizer's allocator keeps freed memory in quarantine (594 MiB seen with ASan), so resident bytes say nothing there; that the
+  // others are served is checked all the same.
+  if (!kSanitized) {
+    EXPECT_LT(peak - std::min(peak, before), (size_t{32} << 20) + 200 * ((size_t{1} << 20) + (64 << 10)))
+        << "MiB sent: " << (sent >> 20);
+  }
   TRIB_ASSERT_OK_AND_ASSIGN(const auto begun, Begin(Header(payload, 2, {2, 2})));
   EXPECT_THAT(Push(Chunks(begun.upload_id(), payload)), IsOk());
 }
