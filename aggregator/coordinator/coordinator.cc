@@ -133,10 +133,11 @@ void Coordinator::SetJobEnded(std::function<void(const std::string& job)> ended)
 // ---- the loop thread ----
 
 bool Coordinator::LoopHasWork() const {
+  const bool may_store = clock_->Now() >= store_again_;
   return !outbound_.empty() || !worker_events_.empty() || !stored_events_.empty() || !metrics_out_.empty() || !notify_.empty() ||
          !dirty_clients_.empty() || open_jobs_ ||
          std::any_of(closing_.begin(), closing_.end(), [](const auto& item) { return !item.first->committing && !item.first->journalling; }) ||
-         std::any_of(dirty_.begin(), dirty_.end(), [&](const JobPtr& job) { return !job->committing && clock_->Now() >= store_again_; });
+         std::any_of(dirty_.begin(), dirty_.end(), [&](const JobPtr& job) { return may_store && !job->committing; });
 }
 
 absl::Time Coordinator::NextWake() const {

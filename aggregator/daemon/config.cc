@@ -63,7 +63,7 @@ std::vector<Setting> BuiltInSettings() {
       {"port_file", SettingKind::kText, "written with HOST:PORT once the aggregator serves", ""},
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
       {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
-      {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "64"},
+      {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},

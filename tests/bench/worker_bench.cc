@@ -12,6 +12,7 @@
 #include <cstring>
 #include <vector>
 
+#include "aggregator/store/object_pool.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
 

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <string>
 
+#include "aggregator/store/object_pool.h"
 #include "aggregator/store/memfd.h"
 #include "aggregator/transport/transport.h"
 

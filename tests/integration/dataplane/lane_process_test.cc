@@ -5,6 +5,7 @@
 
 #include <array>
 
+#include "aggregator/store/object_pool.h"
 #include "aggregator/transport/transport.h"
 #include "common/process.h"
 #include "tests/support/status_matchers.h"

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "aggregator/store/object_pool.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "tests/support/status_matchers.h"
 
