@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Benchmarks. Each prints one JSON document per run on stdout.
+# Benchmarks. `round` prints one JSON document on stdout.
 #   scripts/bench.sh round K SIZE_MB ROUNDS [options of tests/bench/round_bench.py]   a round of K clients that return SIZE_MB MiB
-#   scripts/bench.sh kernels | ingress | worker                                       google-benchmark programs, --benchmark_format=json
+#   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
@@ -18,6 +18,8 @@ case $name in
     [ $# -ge 3 ] || usage
     exec python3 "$root/tests/bench/round_bench.py" "$@" --bin "$build/bin" ;;
   kernels|ingress|worker)
-    exec "$build/bin/${name}_bench" --benchmark_format=json "$@" ;;
+    [ "$name" != worker ] || set -- "$build/bin/tributary-worker" "$@"
+    cmake --build "$build" --target "${name}_bench" >&2
+    exec "$build/tests/${name}_bench" "$@" ;;
   *) usage ;;
 esac
