@@ -3,6 +3,9 @@
 #include <isa-l/crc.h>
 #include <openssl/evp.h>
 #include <xxhash.h>
+#ifdef __x86_64__
+#include <xxh_x86dispatch.h>  // AVX2 or AVX-512 where the processor has it
+#endif
 
 #include <algorithm>
 #include <utility>

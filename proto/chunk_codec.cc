@@ -11,10 +11,10 @@
 namespace tributary {
 namespace {
 
-enum Field : uint32_t { kUploadId = 1, kOffset = 2, kCrc32c = 3, kBytes = 4, kTotalBytes = 5, kSha256 = 6 };
+enum Field : uint32_t { kUploadId = 1, kOffset = 2, kCrc32c = 3, kBytes = 4, kTotalBytes = 5, kSha256 = 6, kXxh3 = 7 };
 enum WireType : uint32_t { kVarint = 0, kFixed64 = 1, kLengthDelimited = 2, kFixed32 = 5 };
 
-// Largest header: four varint fields of 1 + 10 bytes, one fixed32 of 5. The trailer: a varint field and a string of 64.
+// Largest header: four varint fields of 1 + 10 bytes, one fixed32 of 5. The trailer: a varint field and strings of 64 and 16.
 class SmallWriter {
  public:
   void Varint(uint64_t value) {
@@ -155,6 +155,8 @@ grpc::ByteBuffer EncodeChunk(const ChunkFields& fields, std::span<const std::byt
   out.VarintField(kTotalBytes, fields.total_bytes);
   TRIB_CHECK(fields.sha256.size() <= 64, "sha256 of {} bytes", fields.sha256.size());
   out.StringField(kSha256, fields.sha256);
+  TRIB_CHECK(fields.xxh3_128.size() <= 16, "xxh3_128 of {} bytes", fields.xxh3_128.size());
+  out.StringField(kXxh3, fields.xxh3_128);
   if (!out.empty()) slices[count++] = out.TakeSlice();
   return {slices.data(), count};
 }
@@ -188,11 +190,12 @@ absl::StatusOr<ChunkReader> ChunkReader::Parse(const grpc::ByteBuffer& buffer) {
       out.payload_at_ = in.at();
       out.payload_bytes_ = length;
       in.Advance(length);
-    } else if (type == kLengthDelimited && field == kSha256) {
+    } else if (type == kLengthDelimited && (field == kSha256 || field == kXxh3)) {
+      std::string& text = field == kSha256 ? out.fields_.sha256 : out.fields_.xxh3_128;
       uint64_t length = 0;
-      if (!in.Varint(&length) || length > in.left() || length > 64) return malformed("sha256");
-      out.fields_.sha256.clear();
-      for (; length > 0; --length) out.fields_.sha256.push_back(static_cast<char>(in.Next()));
+      if (!in.Varint(&length) || length > in.left() || length > (field == kSha256 ? 64u : 16u)) return malformed("hash");
+      text.clear();
+      for (; length > 0; --length) text.push_back(static_cast<char>(in.Next()));
     } else if (!SkipField(&in, type)) {
       return malformed("field");
     }

@@ -8,7 +8,7 @@
 //
 // Lifetime: a ChunkReader holds references to the buffer's slices; the buffer may be cleared.
 // Errors: INVALID_ARGUMENT for malformed bytes (truncated, a length past the end, a wrong wire type, groups, which tributary.v1
-// does not use, a sha256 over 64 bytes). Threads: thread-compatible.
+// does not use, a sha256 over 64 bytes, an xxh3_128 over 16). Threads: thread-compatible.
 #pragma once
 
 #include <grpcpp/support/byte_buffer.h>
@@ -30,7 +30,8 @@ struct ChunkFields {
   uint64_t offset = 0;
   uint32_t crc32c = 0;
   uint64_t total_bytes = 0;
-  std::string sha256;  // at most 64 bytes
+  std::string sha256;    // at most 64 bytes
+  std::string xxh3_128;  // at most 16 bytes
 };
 
 // `owner` keeps `payload` alive; it is released when gRPC has done with the buffer (any thread).

@@ -34,6 +34,8 @@ class ClientSink {
 struct SharedBytes {
   std::span<const std::byte> bytes;
   std::string sha256;
+  std::string xxh3_128;  // 16 bytes; of a model only
+  int memfd = -1;        // sealed, holds exactly `bytes`; borrowed from `owner`; -1: the bytes lie elsewhere
   std::shared_ptr<const void> owner;
 };
 

@@ -69,10 +69,18 @@ void Coordinator::RunCommit(CommitWork& work) {
     changed_.SignalAll();
     return;
   }
-  std::shared_ptr<ModelBuffer> model = ModelBuffer::Allocate(commit.version, runtime.layout.total_bytes());
+  std::shared_ptr<ModelBuffer> model;
+  while (true) {
+    absl::StatusOr<std::shared_ptr<ModelBuffer>> room = ModelBuffer::Allocate(commit.version, runtime.layout.total_bytes());
+    if (room.ok()) {
+      model = *std::move(room);
+      break;
+    }
+    if (!AwaitCommitRetry(*job, commit.version, room.status())) return;
+  }
   const absl::Status stepped =
       ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, sums->pieces, commit.sum_weight, sums->counters,
-                      previous->bytes(), runtime.state, {model->data.get(), model->size});
+                      previous->bytes(), runtime.state, model->writable());
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
     absl::MutexLock lock(&mutex_);
@@ -84,7 +92,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   }
   TRIB_CRASH_POINT(round_after_server_step);
   const double aggregate_s = absl::ToDoubleSeconds(clock_->Now() - first_task);
-  model->sha256 = Sha256Hex(model->bytes());
+  model->Seal(Sha256Hex(model->bytes()));
 
   VersionCommit batch;
   batch.tensors = model->bytes();
@@ -94,10 +102,10 @@ void Coordinator::RunCommit(CommitWork& work) {
   v1::VersionInfo& info = *row.mutable_info();
   info.set_job(job->id);
   info.set_version(commit.version);
-  info.set_sha256(model->sha256);
-  info.set_bytes(model->size);
+  info.set_sha256(model->sha256());
+  info.set_bytes(model->bytes().size());
   info.set_committed_us(WallMicros());
-  info.set_parent_sha256(previous->sha256);
+  info.set_parent_sha256(previous->sha256());
   info.set_trigger(commit.trigger);
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
@@ -134,17 +142,21 @@ void Coordinator::RunCommit(CommitWork& work) {
     if (stored.ok()) break;
     // A failed write is an unknown outcome: the manifest tells.
     const absl::StatusOr<v1::VersionRow> found = store_->GetVersion(job->id, commit.version);
-    if (found.ok() && found->info().sha256() == model->sha256) break;
-    TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job->id, commit.version, MessageOf(stored));
-    absl::MutexLock lock(&mutex_);
-    job->commit_trouble = MessageOf(stored);
-    MarkChanged(*job, /*persist=*/false);
-    if (!stopping_) commit_wake_.WaitWithTimeout(&mutex_, kCommitRetry);
-    if (stopping_) return;  // clients keep their updates and send them again
+    if (found.ok() && found->info().sha256() == model->sha256()) break;
+    if (!AwaitCommitRetry(*job, commit.version, stored)) return;
   }
   timing.set_commit_s(absl::ToDoubleSeconds(clock_->Now() - first_task));
   absl::MutexLock lock(&mutex_);
   Publish(job, commit, std::move(model), std::move(row));
+}
+
+bool Coordinator::AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) {
+  TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job.id, version, MessageOf(trouble));
+  absl::MutexLock lock(&mutex_);
+  job.commit_trouble = MessageOf(trouble);
+  MarkChanged(job, /*persist=*/false);
+  if (!stopping_) commit_wake_.WaitWithTimeout(&mutex_, kCommitRetry);
+  return !stopping_;  // otherwise clients keep their updates and send them again
 }
 
 void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) {

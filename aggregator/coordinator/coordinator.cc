@@ -367,22 +367,22 @@ absl::StatusOr<SharedBytes> Coordinator::Model(const std::string&, const std::st
     absl::MutexLock lock(&mutex_);
     job = FindJob(id);
     if (job == nullptr) return NotFound("there is no job '{}'", id);
-    if (job->model != nullptr && job->model->version == version) {
-      return SharedBytes{job->model->bytes(), job->model->sha256, job->model};
+    if (job->model != nullptr && job->model->version() == version) {
+      return job->model->Share(job->model);
     }
     if (version > job->latest.info().version()) {
       return NotFound("job {}: there is no version {} yet, the latest is {}", id, version, job->latest.info().version());
     }
     const ModelRef loaded = job->loaded.lock();
-    if (loaded != nullptr && loaded->version == version) return SharedBytes{loaded->bytes(), loaded->sha256, loaded};
+    if (loaded != nullptr && loaded->version() == version) return loaded->Share(loaded);
   }
   TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, store_->GetVersion(id, version));
-  std::shared_ptr<ModelBuffer> model = ModelBuffer::Allocate(version, row.info().bytes());
-  model->sha256 = row.info().sha256();
-  TRIB_RETURN_IF_ERROR(store_->ReadTensors(id, version, {model->data.get(), model->size}, /*verify=*/true));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> model, ModelBuffer::Allocate(version, row.info().bytes()));
+  TRIB_RETURN_IF_ERROR(store_->ReadTensors(id, version, model->writable(), /*verify=*/true));
+  model->Seal(row.info().sha256());
   absl::MutexLock lock(&mutex_);
   job->loaded = model;
-  return SharedBytes{model->bytes(), model->sha256, model};
+  return model->Share(model);
 }
 
 absl::StatusOr<SharedBytes> Coordinator::Artifact(const std::string&, const std::string& id) {
@@ -396,7 +396,7 @@ absl::StatusOr<SharedBytes> Coordinator::Artifact(const std::string&, const std:
   }
   TRIB_ASSIGN_OR_RETURN(std::string bytes, store_->GetArtifact(id));
   const auto owner = std::make_shared<const std::string>(std::move(bytes));
-  return SharedBytes{std::as_bytes(std::span(*owner)), sha256, owner};
+  return SharedBytes{std::as_bytes(std::span(*owner)), sha256, /*xxh3_128=*/"", /*memfd=*/-1, owner};
 }
 
 void Coordinator::CountDownload(const std::string& id, uint64_t bytes) {

@@ -190,6 +190,8 @@ class Coordinator {
   // commits.cc: the commit thread
   void CommitLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunCommit(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  // After a commit met trouble that may pass. False: the coordinator stops.
+  bool AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunJournal(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
   void MaybeJournal(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

@@ -9,12 +9,20 @@
 
 namespace tributary::aggregator {
 
-std::shared_ptr<ModelBuffer> ModelBuffer::Allocate(uint64_t version, size_t size) {
-  auto buffer = std::make_shared<ModelBuffer>();
-  buffer->version = version;
-  buffer->data = std::make_unique_for_overwrite<std::byte[]>(size);
-  buffer->size = size;
-  return buffer;
+absl::StatusOr<std::shared_ptr<ModelBuffer>> ModelBuffer::Allocate(uint64_t version, size_t size) {
+  TRIB_ASSIGN_OR_RETURN(MappedMemfd memory, CreateSealedMemfd("tributary-model", size, DataSegmentSeals()));
+  return std::shared_ptr<ModelBuffer>(new ModelBuffer(version, std::move(memory)));
+}
+
+ModelBuffer::~ModelBuffer() { Unmap(memory_.bytes); }
+
+void ModelBuffer::Seal(std::string sha256) {
+  sha256_ = std::move(sha256);
+  xxh3_128_ = Xxh3Digest(memory_.bytes);
+}
+
+SharedBytes ModelBuffer::Share(std::shared_ptr<const ModelBuffer> self) const {
+  return {memory_.bytes, sha256_, xxh3_128_, memory_.fd.get(), std::move(self)};
 }
 
 uint64_t WatchList::Add(std::function<void()> changed) {

@@ -24,9 +24,11 @@
 #include <absl/base/thread_annotations.h>
 #include <absl/synchronization/mutex.h>
 
+#include "aggregator/coordinator/api.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/strategy.h"
+#include "aggregator/store/memfd.h"
 #include "aggregator/store/object_pool.h"
 #include "common/ids.h"
 #include "common/job_spec.h"
@@ -36,13 +38,28 @@
 namespace tributary::aggregator {
 
 // One model version in flat form. Immutable once shared; shared because fetchers may still read it after the next one came.
-struct ModelBuffer {
-  uint64_t version = 0;
-  std::unique_ptr<std::byte[]> data;
-  size_t size = 0;
-  std::string sha256;
-  std::span<const std::byte> bytes() const { return {data.get(), size}; }
-  static std::shared_ptr<ModelBuffer> Allocate(uint64_t version, size_t size);  // not zeroed
+// It lies in a sealed memfd, so that clients of this host can map it read-only instead of fetching it.
+class ModelBuffer {
+ public:
+  // RESOURCE_EXHAUSTED when there are no pages for it. Zeroed. `size` > 0.
+  static absl::StatusOr<std::shared_ptr<ModelBuffer>> Allocate(uint64_t version, size_t size);
+  ~ModelBuffer();
+  ModelBuffer(const ModelBuffer&) = delete;
+  ModelBuffer& operator=(const ModelBuffer&) = delete;
+  std::span<std::byte> writable() { return memory_.bytes; }  // until it is shared
+  std::span<const std::byte> bytes() const { return memory_.bytes; }
+  // Once the bytes are final and before they are shared; `sha256` in hex.
+  void Seal(std::string sha256);
+  uint64_t version() const { return version_; }
+  const std::string& sha256() const { return sha256_; }
+  SharedBytes Share(std::shared_ptr<const ModelBuffer> self) const;
+
+ private:
+  ModelBuffer(uint64_t version, MappedMemfd memory) : version_(version), memory_(std::move(memory)) {}
+  const uint64_t version_;
+  MappedMemfd memory_;
+  std::string sha256_;
+  std::string xxh3_128_;
 };
 using ModelRef = std::shared_ptr<const ModelBuffer>;
 

@@ -162,9 +162,9 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
     version = job->latest.info().version();
     sha256 = job->latest.info().sha256();
   }
-  std::shared_ptr<ModelBuffer> model = ModelBuffer::Allocate(version, runtime->layout.total_bytes());
-  model->sha256 = sha256;
-  TRIB_RETURN_IF_ERROR(store_->ReadTensors(job->id, version, {model->data.get(), model->size}, /*verify=*/true));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> model, ModelBuffer::Allocate(version, runtime->layout.total_bytes()));
+  TRIB_RETURN_IF_ERROR(store_->ReadTensors(job->id, version, model->writable(), /*verify=*/true));
+  model->Seal(sha256);
   for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
     runtime->state.vectors[name].assign(runtime->layout.trainable_count(), 0.0);
   }

@@ -77,7 +77,7 @@ class BackendAdapter final : public FederationBackend, public AdminBackend {
 
   static absl::StatusOr<Blob> ToBlob(absl::StatusOr<SharedBytes> bytes) {
     if (!bytes.ok()) return bytes.status();
-    return Blob{bytes->bytes, std::move(bytes->sha256), std::move(bytes->owner)};
+    return Blob{bytes->bytes, std::move(bytes->sha256), std::move(bytes->xxh3_128), bytes->memfd, std::move(bytes->owner)};
   }
   static UpdateHeader ToHeader(const UploadHeader& header) {
     return {header.key, header.job, header.version, header.layout, header.codec, header.bytes, header.xxh3_128, header.weight, header.examples,

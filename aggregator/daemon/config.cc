@@ -64,6 +64,7 @@ std::vector<Setting> BuiltInSettings() {
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
       {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
+      {"local_transfer", SettingKind::kText, "on or off: clients of this host and user pass models and updates as file descriptors", "on"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
@@ -138,6 +139,9 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   config.pool_bytes = static_cast<size_t>(pool_mb) << 20;
   TRIB_ASSIGN_OR_RETURN(const int64_t quota_mb, Integer(Find(settings, "grpc_quota_mb"), 16, int64_t{1} << 16));
   config.grpc_quota_bytes = static_cast<size_t>(quota_mb) << 20;
+  const Setting& local_transfer = Find(settings, "local_transfer");
+  if (local_transfer.value != "on" && local_transfer.value != "off") return Bad(local_transfer, "on or off");
+  config.local_transfer = local_transfer.value == "on";
   TRIB_ASSIGN_OR_RETURN(const double heartbeat_s, Number(Find(settings, "heartbeat_s"), 0.1, 3600));
   config.heartbeat = absl::Seconds(heartbeat_s);
   TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));

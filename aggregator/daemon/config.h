@@ -33,6 +33,7 @@ struct DaemonConfig {
   uint32_t workers = 0;
   size_t pool_bytes = 0;
   size_t grpc_quota_bytes = 0;
+  bool local_transfer = true;
   absl::Duration heartbeat;
   absl::Duration upload_lease;
   absl::Duration journal_every;

@@ -96,6 +96,7 @@ int Serve(const DaemonConfig& config) {
   server_options.address = fmt::format("{}:{}", config.host, config.port);
   server_options.quota_bytes = config.grpc_quota_bytes;
   server_options.upload_lease = config.upload_lease;
+  server_options.local_transfer = config.local_transfer;
   absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(server_options, &adapter, &adapter);
   if (!server.ok()) return Report(server.status(), "if the port is taken, choose another with --listen HOST:PORT (port 0: any)", kFailed);
   GrpcServer* const grpc = server->get();

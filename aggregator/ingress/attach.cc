@@ -19,10 +19,11 @@ constexpr absl::Duration kCloseTimeout = absl::Seconds(5);  // to flush the queu
 // the reactor and its context may go as soon as Finish was called, and two writes must not be started at once.
 class AttachCall final : public ControlStream, public StreamEnd {
  public:
-  AttachCall(AttachReactor* reactor, grpc::CallbackServerContext* context, size_t limit, const Clock* clock)
-      : limit_(limit), clock_(clock), reactor_(reactor), context_(context) {}
+  AttachCall(AttachReactor* reactor, grpc::CallbackServerContext* context, const IngressContext& ingress)
+      : limit_(ingress.control_queue), clock_(ingress.clock), local_address_(ingress.local_address), reactor_(reactor), context_(context) {}
 
   void Send(v1::ServerMessage message) override {
+    if (message.has_welcome()) message.mutable_welcome()->set_local_address(local_address_);
     grpc::ByteBuffer buffer = SerializeMessage(message);
     absl::MutexLock lock(&mutex_);
     if (finished_ || closing_.has_value()) return;
@@ -79,6 +80,7 @@ class AttachCall final : public ControlStream, public StreamEnd {
 
   const size_t limit_;
   const Clock* const clock_;
+  const std::string local_address_;
   mutable absl::Mutex mutex_;
   AttachReactor* const reactor_ ABSL_PT_GUARDED_BY(mutex_);               // valid until finished_
   grpc::CallbackServerContext* const context_ ABSL_PT_GUARDED_BY(mutex_);  // likewise
@@ -91,7 +93,7 @@ class Attach final : public AttachReactor {
  public:
   Attach(const IngressContext& ingress, Caller caller, grpc::CallbackServerContext* context)
       : ingress_(ingress), caller_(std::move(caller)),
-        call_(std::make_shared<AttachCall>(this, context, ingress.control_queue, ingress.clock)) {
+        call_(std::make_shared<AttachCall>(this, context, ingress)) {
     call_->set_deadline(ingress_.clock->Now() + ingress_.hello_timeout);
     ingress_.watch->Add(call_, "Hello");
     StartSendInitialMetadata();  // lets a client see at once that the stream stands

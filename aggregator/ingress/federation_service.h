@@ -32,6 +32,7 @@ struct IngressContext {
   const Clock* clock = nullptr;
   size_t chunk_bytes = 0;
   size_t control_queue = 0;
+  std::string local_address;  // for the Welcome; empty: no local transfer
   absl::Duration hello_timeout;
   absl::Duration stall_timeout;
 };

@@ -44,6 +44,7 @@ class Fetch final : public FetchReactor {
     if (first_) {
       fields.total_bytes = blob_.bytes.size();
       fields.sha256 = blob_.sha256;
+      fields.xxh3_128 = blob_.xxh3_128;
       first_ = false;
     }
     buffer_ = EncodeChunk(fields, blob_.bytes.subspan(offset_, last_bytes_), blob_.owner);

@@ -17,14 +17,18 @@ absl::StatusOr<std::string> OneValue(const grpc::ServerContextBase& context, con
 }  // namespace
 
 absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase& context, FederationBackend* backend) {
-  TRIB_ASSIGN_OR_RETURN(std::string client, OneValue(context, "tributary-client"));
+  TRIB_ASSIGN_OR_RETURN(const std::string client, OneValue(context, "tributary-client"));
   TRIB_ASSIGN_OR_RETURN(const std::string secret, OneValue(context, "tributary-secret"));
+  return Authenticate(client, secret, backend);
+}
+
+absl::StatusOr<Caller> Authenticate(const std::string& client, const std::string& secret, FederationBackend* backend) {
   if (const absl::Status status = ValidateClientId(client); !status.ok())
     return Unauthenticated("metadata 'tributary-client': {}", MessageOf(status));
   if (const absl::Status status = CheckSecret(secret); !status.ok())
     return Unauthenticated("metadata 'tributary-secret': {}", MessageOf(status));
   TRIB_RETURN_IF_ERROR(backend->Authenticate(client, secret));
-  return Caller(std::move(client));
+  return Caller(client);
 }
 
 }  // namespace tributary::aggregator

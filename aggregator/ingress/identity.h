@@ -19,11 +19,12 @@ class Caller {
   const std::string& client() const { return client_; }
 
  private:
-  friend absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase& context, FederationBackend* backend);
+  friend absl::StatusOr<Caller> Authenticate(const std::string& client, const std::string& secret, FederationBackend* backend);
   explicit Caller(std::string client) : client_(std::move(client)) {}
   std::string client_;
 };
 
 [[nodiscard]] absl::StatusOr<Caller> Authenticate(const grpc::ServerContextBase& context, FederationBackend* backend);
+[[nodiscard]] absl::StatusOr<Caller> Authenticate(const std::string& client, const std::string& secret, FederationBackend* backend);
 
 }  // namespace tributary::aggregator

@@ -17,8 +17,10 @@
 #include "aggregator/ingress/admin_service.h"
 #include "aggregator/ingress/chunk_crcs.h"
 #include "aggregator/ingress/federation_service.h"
+#include "aggregator/ingress/local_server.h"
 #include "aggregator/ingress/stream_watch.h"
 #include "aggregator/ingress/upload_table.h"
+#include "common/ids.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -49,8 +51,9 @@ const Clock* DefaultClock() {
 struct GrpcServer::Impl {
   Impl(const Options& options_in, FederationBackend* federation_backend, AdminBackend* admin_backend)
       : options(options_in), clock(options.clock != nullptr ? options.clock : DefaultClock()),
+        local_address(options.local_transfer ? "tributary-" + RandomHex(16) : ""),
         uploads({options.chunk_bytes, options.upload_lease}, federation_backend, clock), crcs(options.chunk_bytes),
-        federation({federation_backend, &uploads, &watch, &crcs, clock, options.chunk_bytes, options.control_queue,
+        federation({federation_backend, &uploads, &watch, &crcs, clock, options.chunk_bytes, options.control_queue, local_address,
                     options.hello_timeout, options.stall_timeout}),
         admin({options.max_spec_bytes, options.max_tensors_bytes}, admin_backend) {}
 
@@ -59,12 +62,14 @@ struct GrpcServer::Impl {
 
   const Options options;
   const Clock* const clock;
+  const std::string local_address;
   StreamWatch watch;
   UploadTable uploads;
   ChunkCrcCache crcs;
   FederationService federation;
   AdminService admin;
   int port = 0;
+  std::unique_ptr<LocalServer> local;
   std::unique_ptr<grpc::Server> server;
   absl::Mutex reaper_mutex;
   bool reaper_stop ABSL_GUARDED_BY(reaper_mutex) = false;
@@ -130,6 +135,9 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& opt
                                                               AdminBackend* admin) {
   TRIB_RETURN_IF_ERROR(CheckOptions(options));
   auto impl = std::make_unique<Impl>(options, federation, admin);
+  if (!impl->local_address.empty()) {
+    TRIB_ASSIGN_OR_RETURN(impl->local, LocalServer::Start(impl->local_address, federation, &impl->uploads));
+  }
   TRIB_RETURN_IF_ERROR(impl->Listen());
   impl->reaper = std::jthread([raw = impl.get()](const std::stop_token& stop) { raw->Reap(stop); });
   auto server = std::unique_ptr<GrpcServer>(new GrpcServer(std::move(impl)));
@@ -156,6 +164,7 @@ void GrpcServer::Shutdown(absl::Duration grace) {
     impl_->admin.Stop();
     impl_->watch.EndEndless(Unavailable("the aggregator is going away"));
     impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + grace));  // gRPC's deadlines are wall clock
+    impl_->local.reset();
     impl_->reaper.request_stop();
     {
       absl::MutexLock lock(&impl_->reaper_mutex);

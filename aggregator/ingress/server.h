@@ -40,6 +40,8 @@ struct GrpcServerOptions {
   size_t control_queue = 256;                        // messages queued for one client that does not read; then it is closed
   size_t max_spec_bytes = 1024 * 1024;               // SubmitJob
   uint64_t max_tensors_bytes = uint64_t{64} << 30;   // SubmitJob: tensors, and likewise the artifact
+  // Clients of this host and user may exchange bulk bytes by file descriptor (local_server.h); told them in the Welcome.
+  bool local_transfer = true;
   const Clock* clock = nullptr;                      // of the timeouts; null: CLOCK_BOOTTIME
 };
 

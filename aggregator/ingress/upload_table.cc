@@ -1,6 +1,10 @@
 #include "aggregator/ingress/upload_table.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <utility>
 
 #include "aggregator/ingress/chunk_crcs.h"
@@ -44,6 +48,10 @@ struct UploadTable::Upload {
   // Copies and checks one chunk. OK: the offset has advanced. `refused`: reason code, the payload can never become right.
   absl::Status Take(const ChunkReader& chunk, size_t chunk_bytes, absl::Time now, std::string* refused)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // The next piece of a file, at most `chunk_bytes`.
+  absl::Status TakeFrom(int fd, size_t chunk_bytes, absl::Time now, std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // `bytes` more lie in the object and may stay: digests, scan, offset.
+  absl::Status Advance(size_t bytes, uint32_t chunk_crc, absl::Time now, std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   // What only all bytes together can show.
   absl::Status Complete(std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
 
@@ -70,13 +78,29 @@ absl::Status UploadTable::Upload::Take(const ChunkReader& chunk, size_t chunk_by
   if (bytes > header.bytes - next_offset) {
     return InvalidArgument("upload {}: chunk of {} bytes at offset {} passes the end at {}", id, bytes, offset, header.bytes);
   }
-  const std::span<std::byte> payload = grant.object.payload();
-  const std::span<std::byte> destination = payload.subspan(next_offset, bytes);
-  const uint32_t chunk_crc = chunk.CopyPayload(destination);
+  const uint32_t chunk_crc = chunk.CopyPayload(grant.object.payload().subspan(next_offset, bytes));
   if (chunk_crc != chunk.fields().crc32c) {
     return DataLoss("upload {}: chunk at offset {} has CRC32C {:08x}, announced {:08x}", id, offset, chunk_crc, chunk.fields().crc32c);
   }
-  digest.Update(destination);
+  return Advance(bytes, chunk_crc, now, refused);
+}
+
+absl::Status UploadTable::Upload::TakeFrom(int fd, size_t chunk_bytes, absl::Time now, std::string* refused) {
+  const std::span<std::byte> destination =
+      grant.object.payload().subspan(next_offset, std::min<uint64_t>(chunk_bytes, header.bytes - next_offset));
+  for (size_t done = 0; done < destination.size();) {
+    const ssize_t count = ::pread(fd, destination.data() + done, destination.size() - done, static_cast<off_t>(next_offset + done));
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0) return ErrnoStatus(errno, fmt::format("upload {}: read at offset {}", id, next_offset + done));
+    if (count == 0) return InvalidArgument("upload {}: the file ends at {}, expected {} bytes", id, next_offset + done, header.bytes);
+    done += static_cast<size_t>(count);
+  }
+  return Advance(destination.size(), Crc32c(destination), now, refused);
+}
+
+absl::Status UploadTable::Upload::Advance(size_t bytes, uint32_t chunk_crc, absl::Time now, std::string* refused) {
+  const std::span<std::byte> payload = grant.object.payload();
+  digest.Update(payload.subspan(next_offset, bytes));
   crc = CombineCrc32c(crc, chunk_crc, bytes);
   next_offset += bytes;
   last_byte = now;
@@ -201,16 +225,7 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Push(const Caller& caller, const s
                                                    const ChunkReader& chunk) {
   const uint64_t id = chunk.fields().upload_id;
   if (bound != 0 && bound != id) return InvalidArgument("a stream carries one upload: expected {}, got a chunk of {}", bound, id);
-  std::shared_ptr<Upload> upload;
-  {
-    absl::MutexLock lock(&mutex_);
-    const auto it = by_id_.find(id);
-    if (it == by_id_.end()) return Aborted("upload {}: not known (never given, over, or expired); ask QueryUpdate", id);
-    upload = it->second;
-  }
-  if (upload->header.key.client != caller.client())
-    return PermissionDenied("upload {}: belongs to another client than '{}'", id, caller.client());
-
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload, FindOwn(caller, id));
   std::shared_ptr<StreamEnd> older;
   std::string refused;
   bool complete = false;
@@ -230,12 +245,63 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Push(const Caller& caller, const s
     if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
   }
   if (older != nullptr) older->End(Aborted("upload {}: another stream took over", id));
-  if (!refused.empty()) {
-    backend_->RejectUpdate(upload->header, refused, MessageOf(status));
-    Drop(upload, status);
-    return status;
+  return Settle(upload, status, refused, complete, next_offset);
+}
+
+absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, uint64_t upload_id, int fd) {
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload, FindOwn(caller, upload_id));
+  struct stat info {};
+  if (::fstat(fd, &info) != 0) return ErrnoStatus(errno, fmt::format("upload {}: fstat", upload_id));
+  if (!S_ISREG(info.st_mode) || static_cast<uint64_t>(info.st_size) != upload->header.bytes) {
+    return InvalidArgument("upload {}: expected a regular file of {} bytes, got {} of {}", upload_id, upload->header.bytes,
+                           S_ISREG(info.st_mode) ? "one" : "another kind of file", info.st_size);
   }
-  TRIB_RETURN_IF_ERROR(status);
+  // Stands for this reader where others look for a stream to end.
+  const auto self = std::make_shared<OnceEnd>([](const absl::Status&) {});
+  for (bool first = true;; first = false) {
+    std::shared_ptr<StreamEnd> older;
+    std::string refused;
+    bool complete = false;
+    uint64_t next_offset = 0;
+    absl::Status status;
+    {
+      absl::MutexLock lock(&upload->mutex);
+      if (upload->state != Upload::State::kOpen) return Aborted("upload {}: is over; ask QueryUpdate", upload_id);
+      if (first) {
+        older = upload->stream.lock();
+        upload->stream = self;
+      } else if (self->claimed()) {
+        return Aborted("upload {}: another stream took over", upload_id);
+      }
+      status = upload->TakeFrom(fd, options_.chunk_bytes, clock_->Now(), &refused);
+      next_offset = upload->next_offset;
+      complete = status.ok() && next_offset == upload->header.bytes;
+      if (complete) status = upload->Complete(&refused);
+      if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
+    }
+    if (older != nullptr) older->End(Aborted("upload {}: another stream took over", upload_id));
+    absl::StatusOr<v1::UpdateStatus> settled = Settle(upload, status, refused, complete, next_offset);
+    if (!settled.ok() || complete) return settled;
+  }
+}
+
+absl::StatusOr<std::shared_ptr<UploadTable::Upload>> UploadTable::FindOwn(const Caller& caller, uint64_t id) const {
+  absl::MutexLock lock(&mutex_);
+  const auto it = by_id_.find(id);
+  if (it == by_id_.end()) return Aborted("upload {}: not known (never given, over, or expired); ask QueryUpdate", id);
+  if (it->second->header.key.client != caller.client())
+    return PermissionDenied("upload {}: belongs to another client than '{}'", id, caller.client());
+  return it->second;
+}
+
+absl::StatusOr<v1::UpdateStatus> UploadTable::Settle(const std::shared_ptr<Upload>& upload, const absl::Status& taken,
+                                                     const std::string& refused, bool complete, uint64_t next_offset) {
+  if (!refused.empty()) {
+    backend_->RejectUpdate(upload->header, refused, MessageOf(taken));
+    Drop(upload, taken);
+    return taken;
+  }
+  TRIB_RETURN_IF_ERROR(taken);
   TRIB_CRASH_POINT(ingress_after_chunk);
   if (complete) return Finish(upload);
   return Partial(*upload, next_offset);

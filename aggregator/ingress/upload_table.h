@@ -55,6 +55,11 @@ class UploadTable {
   absl::StatusOr<v1::UpdateStatus> Push(const Caller& caller, const std::shared_ptr<StreamEnd>& stream, uint64_t bound,
                                         const ChunkReader& chunk);
 
+  // The rest of an upload out of a regular file of exactly its size that the client holds, read from the upload's next offset on, in
+  // chunks like those of a stream: the file may change or be cut meanwhile, which costs the client its update, nobody anything else.
+  // ACCEPTED when it is done. Errors as Push's; INVALID_ARGUMENT for another kind or size of file.
+  absl::StatusOr<v1::UpdateStatus> PushFile(const Caller& caller, uint64_t upload_id, int fd);
+
   // PARTIAL with its offset, if there is such an upload.
   std::optional<v1::UpdateStatus> Find(const Caller& caller, const CheckedKey& key) const;
 
@@ -72,6 +77,10 @@ class UploadTable {
   void Erase(const Upload& upload);
   std::vector<std::shared_ptr<Upload>> All() const;
   v1::UpdateStatus Partial(const Upload& upload, uint64_t next_offset) const;
+  absl::StatusOr<std::shared_ptr<Upload>> FindOwn(const Caller& caller, uint64_t id) const;
+  // After bytes were taken, without the upload's mutex: refuses, finishes, or says how far it is.
+  absl::StatusOr<v1::UpdateStatus> Settle(const std::shared_ptr<Upload>& upload, const absl::Status& taken, const std::string& refused,
+                                          bool complete, uint64_t next_offset);
   absl::StatusOr<v1::UpdateStatus> Finish(const std::shared_ptr<Upload>& upload);
 
   const Options options_;

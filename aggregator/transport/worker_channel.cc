@@ -1,14 +1,15 @@
 #include "aggregator/transport/worker_channel.h"
 
-#include <poll.h>
 #include <sys/socket.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <span>
 #include <type_traits>
+#include <utility>
 
 #include "common/abi/dataplane_abi.h"
+#include "common/fd_socket.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -44,13 +45,6 @@ absl::Status CheckRecord(const Record& record, size_t bytes, size_t fds) {
   return absl::OkStatus();
 }
 
-// Up to `timeout` for `events`; false: nothing came.
-bool PollFor(int fd, short events, absl::Duration timeout) {
-  pollfd entry{fd, events, 0};
-  const timespec limit = absl::ToTimespec(std::clamp(timeout, absl::ZeroDuration(), absl::Hours(24)));
-  return ::ppoll(&entry, 1, &limit, nullptr) > 0;
-}
-
 }  // namespace
 
 int FdsOf(WorkerMessageKind kind) {
@@ -83,69 +77,19 @@ absl::Status WorkerChannel::Send(const WorkerMessage& message, std::vector<int> 
   record.abi_version = TB_ABI_VERSION;
   record.message = message;
   TRIB_RETURN_IF_ERROR(CheckRecord(record, sizeof(record), fds.size()));
-  iovec part{&record, sizeof(record)};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxFds)] = {};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  if (!fds.empty()) {
-    header.msg_control = control;
-    header.msg_controllen = CMSG_SPACE(sizeof(int) * fds.size());
-    cmsghdr* rights = CMSG_FIRSTHDR(&header);
-    rights->cmsg_level = SOL_SOCKET;
-    rights->cmsg_type = SCM_RIGHTS;
-    rights->cmsg_len = CMSG_LEN(sizeof(int) * fds.size());
-    std::memcpy(CMSG_DATA(rights), fds.data(), sizeof(int) * fds.size());
-  }
-  while (::sendmsg(socket_.get(), &header, MSG_NOSIGNAL | MSG_DONTWAIT) < 0) {
-    const int error = errno;
-    if (error == EINTR) continue;
-    if (error == EPIPE || error == ECONNRESET || error == ENOTCONN) return Unavailable("worker channel: the peer is gone");
-    if (error != EAGAIN) return ErrnoStatus(error, "worker channel: send");
-    if (!PollFor(socket_.get(), POLLOUT, kSendTimeout)) {
-      return DeadlineExceeded("worker channel: the peer has not read for {}", absl::FormatDuration(kSendTimeout));
-    }
-  }
-  return absl::OkStatus();
+  return SendRecord(socket_.get(), std::as_bytes(std::span(&record, 1)), fds, kSendTimeout, "worker channel");
 }
 
 absl::StatusOr<WorkerChannel::Received> WorkerChannel::Receive(absl::Duration timeout) {
-  if (!PollFor(socket_.get(), POLLIN, timeout)) return DeadlineExceeded("worker channel: nothing came");
+  TRIB_ASSIGN_OR_RETURN(ReceivedRecord raw, ReceiveRecord(socket_.get(), sizeof(Record), timeout, "worker channel"));
+  if (raw.bytes.size() != sizeof(Record)) {
+    return InvalidArgument("worker channel: expected {} bytes, got {}", sizeof(Record), raw.bytes.size());
+  }
   Record record;
-  // One byte more than a record: a longer one shows.
-  char buffer[sizeof(Record) + 1];
-  iovec part{buffer, sizeof(buffer)};
-  // Room for more fds than allowed, so that surplus ones are received and closed, not leaked or truncated silently.
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 16)] = {};
-  msghdr header{};
-  header.msg_iov = &part;
-  header.msg_iovlen = 1;
-  header.msg_control = control;
-  header.msg_controllen = sizeof(control);
-  ssize_t count = 0;
-  do {
-    count = ::recvmsg(socket_.get(), &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
-  } while (count < 0 && errno == EINTR);
-  if (count < 0 && errno == EAGAIN) return DeadlineExceeded("worker channel: nothing came");
-  if (count < 0 && errno != ECONNRESET) return ErrnoStatus(errno, "worker channel: receive");
   Received received;
-  for (cmsghdr* part_header = count < 0 ? nullptr : CMSG_FIRSTHDR(&header); part_header != nullptr;
-       part_header = CMSG_NXTHDR(&header, part_header)) {
-    if (part_header->cmsg_level != SOL_SOCKET || part_header->cmsg_type != SCM_RIGHTS) continue;
-    const size_t fds = (part_header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < fds; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(part_header) + i * sizeof(int), sizeof(fd));
-      received.fds.emplace_back(fd);
-    }
-  }
-  if (count <= 0) return Unavailable("worker channel: the peer is gone");
-  if ((header.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) return InvalidArgument("worker channel: record too long");
-  if (static_cast<size_t>(count) != sizeof(Record)) {
-    return InvalidArgument("worker channel: expected {} bytes, got {}", sizeof(Record), count);
-  }
-  std::memcpy(static_cast<void*>(&record), buffer, sizeof(record));
-  TRIB_RETURN_IF_ERROR(CheckRecord(record, static_cast<size_t>(count), received.fds.size()));
+  received.fds = std::move(raw.fds);
+  std::memcpy(static_cast<void*>(&record), raw.bytes.data(), sizeof(record));
+  TRIB_RETURN_IF_ERROR(CheckRecord(record, raw.bytes.size(), received.fds.size()));
   received.message = record.message;
   return received;
 }

@@ -15,6 +15,7 @@
 
 #include "client/core/dataset.h"
 #include "common/job_spec.h"
+#include "common/large_bytes.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -32,7 +33,7 @@ struct TrainRequest {
 };
 
 struct TrainResult {
-  std::vector<std::byte> update;               // flat form: Δ = new − old for trainable, values for buffers and counters
+  LargeBytes update;                           // flat form: Δ = new − old for trainable, values for buffers and counters
   double weight = 0;                           // examples, usually
   uint64_t examples = 0;
   std::map<std::string, double> metrics;       // train_loss, train_s, …

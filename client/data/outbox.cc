@@ -251,16 +251,17 @@ absl::StatusOr<OutboxEntry> Outbox::Load(const UpdateId& update) {
   }
   const fs::path path = PathOf(update);
   absl::StatusOr<MappedFile> payload = MappedFile::Open(path / "payload");
-  absl::Status problem = payload.status();
-  if (payload.ok() && payload->bytes().size() != header.bytes) {
+  absl::StatusOr<UniqueFd> file = OpenFd(path / "payload", O_RDONLY);
+  absl::Status problem = payload.ok() ? file.status() : payload.status();
+  if (problem.ok() && payload->bytes().size() != header.bytes) {
     problem = DataLoss("{}: payload of {} bytes expected, got {}", path.string(), header.bytes, payload->bytes().size());
-  } else if (payload.ok() && !verified && Xxh3Digest(payload->bytes()) != header.xxh3_128) {
+  } else if (problem.ok() && !verified && Xxh3Digest(payload->bytes()) != header.xxh3_128) {
     problem = DataLoss("{}: payload does not match its xxh3 digest", path.string());
   }
   absl::MutexLock lock(&mutex_);
   if (problem.ok()) {
     if (headers_.contains(update)) verified_.insert(update);
-    return OutboxEntry{std::move(header), *std::move(payload)};
+    return OutboxEntry{std::move(header), *std::move(payload), *std::move(file)};
   }
   // Dropped by another thread meanwhile, or a passing shortage (file table full): the entry itself is not to blame.
   if (headers_.erase(update) == 0) return NotFound("update {} is not in the outbox", ToHex(update));

@@ -49,6 +49,7 @@ struct OutboxHeader {
 struct OutboxEntry {
   OutboxHeader header;
   MappedFile payload;
+  UniqueFd file;  // of the payload, read-only
 };
 
 class Outbox {

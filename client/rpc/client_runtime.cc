@@ -10,6 +10,7 @@
 #include <variant>
 
 #include "client/rpc/attach_stream.h"
+#include "client/rpc/local_transfer.h"
 #include "client/rpc/upload.h"
 #include "client/rpc/work.h"
 #include "client/rpc/worker_pool.h"
@@ -216,6 +217,7 @@ bool Runtime::Welcomed(size_t index, const v1::Welcome& welcome) {
     event.outbox.emplace_back(*std::move(key), VerdictFromProto(status));
   }
   hosts_[index].welcomed = true;
+  connection_.set_local_address(IsLocalAddress(welcome.local_address()) ? welcome.local_address() : "");
   TRIB_LOG(info, "{}: attached to {}, {} updates in the outbox", hosts_[index].identity.client, connection_.server(),
            hosts_[index].outbox->Headers().size());
   Dispatch(index, event);

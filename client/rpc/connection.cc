@@ -1,5 +1,7 @@
 #include "client/rpc/connection.h"
 
+#include <utility>
+
 #include "proto/grpc_status.h"
 
 namespace tributary::client {
@@ -24,6 +26,16 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
 
 Connection::Connection(const std::string& server)
     : server_(server), channel_(MakeChannel(server)), stub_(v1::Federation::NewStub(channel_)), generic_(channel_) {}
+
+void Connection::set_local_address(std::string address) {
+  absl::MutexLock lock(&mutex_);
+  local_address_ = std::move(address);
+}
+
+std::string Connection::local_address() const {
+  absl::MutexLock lock(&mutex_);
+  return local_address_;
+}
 
 void Connection::AddIdentity(grpc::ClientContext& context, const Identity& identity) {
   context.AddMetadata("tributary-client", identity.client);

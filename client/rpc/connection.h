@@ -42,6 +42,10 @@ class Connection {
   grpc::GenericStub& generic() { return generic_; }
   const std::string& server() const { return server_; }
 
+  // The server's socket for local transfer, from its latest Welcome; empty: none, or it turned out not to be reachable from here.
+  void set_local_address(std::string address);
+  std::string local_address() const;
+
   static void AddIdentity(grpc::ClientContext& context, const Identity& identity);
 
   // Registers a blocking call for CancelAll as long as it lives. After CancelAll the context is cancelled at once.
@@ -74,6 +78,7 @@ class Connection {
   grpc::GenericStub generic_;
   mutable absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;
+  std::string local_address_ ABSL_GUARDED_BY(mutex_);
   std::set<grpc::ClientContext*> calls_ ABSL_GUARDED_BY(mutex_);
 };
 

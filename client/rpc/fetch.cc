@@ -1,5 +1,7 @@
 #include "client/rpc/fetch.h"
 
+#include <absl/strings/escaping.h>
+
 #include <algorithm>
 
 #include "client/core/backoff.h"
@@ -28,7 +30,7 @@ bool IsSha256Hex(const std::string& text) {
 class Download {
  public:
   Download(Connection& connection, const Identity& identity, const FetchRequest& request)
-      : connection_(connection), identity_(identity), request_(request), expected_sha256_(request.sha256),
+      : connection_(connection), identity_(identity), request_(request), expected_(request.sha256),
         object_(std::make_shared<FetchedObject>(request.bytes)) {}
 
   // One call from the present offset to the end.
@@ -66,9 +68,9 @@ class Download {
 
   // After all bytes came. DATA_LOSS: they are not the promised ones; the download begins again.
   absl::Status CheckHash() {
-    const std::string actual = hash_.HexDigest();
-    if (actual == expected_sha256_) return absl::OkStatus();
-    const absl::Status problem = DataLoss("{}: sha256 {} expected, got {}", Name(), expected_sha256_, actual);
+    const std::string actual = request_.artifact ? sha256_.HexDigest() : xxh3_.Digest();
+    if (actual == expected_) return absl::OkStatus();
+    const absl::Status problem = DataLoss("{}: hash {} expected, got {}", Name(), Printable(expected_), Printable(actual));
     Restart();
     return problem;
   }
@@ -81,10 +83,13 @@ class Download {
   std::shared_ptr<const FetchedObject> object() const { return object_; }
 
  private:
+  std::string Printable(const std::string& hash) const { return request_.artifact ? hash : absl::BytesToHexString(hash); }
+
   void Restart() {
     offset_ = 0;
-    hash_ = Sha256();
-    expected_sha256_ = request_.sha256;
+    sha256_ = Sha256();
+    xxh3_ = Xxh3();
+    expected_ = request_.sha256;
   }
 
   absl::Status Take(const grpc::ByteBuffer& buffer, bool first) {
@@ -93,18 +98,18 @@ class Download {
     if (first && fields.total_bytes != request_.bytes) {
       return InvalidArgument("{}: {} bytes expected, the server has {}", Name(), request_.bytes, fields.total_bytes);
     }
-    if (first && !fields.sha256.empty() && fields.sha256 != expected_sha256_) {
-      if (!request_.sha256.empty()) {
-        return InvalidArgument("{}: sha256 {} expected, the server has {}", Name(), request_.sha256, fields.sha256);
+    if (first) {
+      const std::string& hash = request_.artifact ? fields.sha256 : fields.xxh3_128;
+      if (request_.artifact && hash != expected_) {
+        return InvalidArgument("{}: sha256 {} expected, the server has '{}'", Name(), expected_, hash);
       }
-      if (!IsSha256Hex(fields.sha256)) return InvalidArgument("{}: the server's sha256 is no hash: '{}'", Name(), fields.sha256);
-      if (offset_ != 0) {
+      if (hash.size() != (request_.artifact ? 64u : 16u)) return InvalidArgument("{}: the server's first chunk has no hash", Name());
+      if (offset_ != 0 && hash != expected_) {
         Restart();
         return DataLoss("{}: changed while it was being fetched", Name());
       }
-      expected_sha256_ = fields.sha256;
+      expected_ = hash;
     }
-    if (expected_sha256_.empty()) return InvalidArgument("{}: the server's first chunk has no sha256", Name());
     if (fields.offset != offset_) return DataLoss("{}: chunk at {} expected, got {}", Name(), offset_, fields.offset);
     if (chunk.payload_bytes() > request_.bytes - offset_) {
       return InvalidArgument("{}: {} bytes expected, the server sends more", Name(), request_.bytes);
@@ -113,7 +118,11 @@ class Download {
     if (const uint32_t crc = chunk.CopyPayload(target); crc != fields.crc32c) {
       return DataLoss("{}: chunk at {}: crc32c {:08x} expected, got {:08x}", Name(), offset_, fields.crc32c, crc);
     }
-    hash_.Update(target);
+    if (request_.artifact) {
+      sha256_.Update(target);
+    } else {
+      xxh3_.Update(target);
+    }
     offset_ += target.size();
     return absl::OkStatus();
   }
@@ -121,16 +130,22 @@ class Download {
   Connection& connection_;
   const Identity& identity_;
   const FetchRequest& request_;
-  std::string expected_sha256_;
+  std::string expected_;  // SHA-256 in hex of an artifact, XXH3-128 of a version; empty until the first chunk
   std::shared_ptr<FetchedObject> object_;
   uint64_t offset_ = 0;
-  Sha256 hash_;
+  Sha256 sha256_;
+  Xxh3 xxh3_;
 };
 
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
                                                                  const FetchRequest& request, const CancelCheck& cancelled) {
+  if (!request.artifact && !connection.local_address().empty()) {
+    absl::StatusOr<std::unique_ptr<MappedModel>> mapped = FetchLocally(connection, identity, request.job, request.version, request.bytes);
+    if (mapped.ok()) return std::make_shared<const FetchedObject>(*std::move(mapped));
+    if (!ForgetLocalAddress(connection, mapped.status())) return mapped.status();
+  }
   Download download(connection, identity, request);
   Backoff backoff;
   int mismatches = 0;

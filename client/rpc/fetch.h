@@ -1,5 +1,6 @@
 // Downloads: a model version or a job's artifact, chunk by chunk, resumed at its offset after any failure, each chunk checked by
-// CRC32C and the whole by SHA-256.
+// CRC32C and the whole by XXH3-128 (a version) or SHA-256 (an artifact, which keeps that name on disk). From a server on the same host
+// a version comes as a mapping of the server's own memory instead (local_transfer.h).
 //
 // ModelCache keeps the latest version of up to four jobs, so that the identities of one daemon share one download and one buffer.
 // ArtifactStore keeps artifacts in STATE/artifacts/<sha256>.
@@ -22,6 +23,8 @@
 #include <utility>
 
 #include "client/rpc/connection.h"
+#include "client/rpc/local_transfer.h"
+#include "common/large_bytes.h"
 #include "common/status.h"
 
 namespace tributary::client {
@@ -29,13 +32,14 @@ namespace tributary::client {
 // Immutable once fetched; not zeroed before it is filled.
 class FetchedObject {
  public:
-  explicit FetchedObject(size_t size) : data_(std::make_unique_for_overwrite<std::byte[]>(size)), size_(size) {}
-  std::span<const std::byte> bytes() const { return {data_.get(), size_}; }
-  std::span<std::byte> writable() { return {data_.get(), size_}; }
+  explicit FetchedObject(size_t size) : data_(size) {}
+  explicit FetchedObject(std::unique_ptr<MappedModel> mapped) : mapped_(std::move(mapped)) {}
+  std::span<const std::byte> bytes() const { return mapped_ != nullptr ? mapped_->bytes() : std::span(data_); }
+  std::span<std::byte> writable() { return data_; }  // empty for a mapped one
 
  private:
-  std::unique_ptr<std::byte[]> data_;
-  size_t size_;
+  LargeBytes data_;
+  std::unique_ptr<MappedModel> mapped_;
 };
 
 struct FetchRequest {
@@ -43,7 +47,7 @@ struct FetchRequest {
   uint64_t version = 0;
   bool artifact = false;
   uint64_t bytes = 0;        // what the object must measure
-  std::string sha256;        // what it must hash to; empty: what the server's first chunk says
+  std::string sha256;        // of an artifact: what it must hash to. A version must hash to what the server's first chunk says
 };
 
 using CancelCheck = std::function<bool()>;

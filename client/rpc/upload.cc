@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <optional>
 
+#include "client/rpc/local_transfer.h"
 #include "client/rpc/raw_call.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
@@ -51,7 +52,7 @@ class Upload {
                                   offset), {}};
       }
       v1::UpdateStatus pushed;
-      if (CallError error = Push(*status, &pushed); !error.status.ok()) return error;
+      if (CallError error = LocallyOrPush(*status, &pushed); !error.status.ok()) return error;
       if (pushed.state() == v1::UPDATE_STATE_PARTIAL) {
         if (pushed.next_offset() <= offset) {
           return CallError{Unavailable("upload of {} did not get beyond {} of {} bytes", ToHex(header_.update), offset, header_.bytes), {}};
@@ -108,6 +109,16 @@ class Upload {
     return {};
   }
 
+  CallError LocallyOrPush(const v1::UpdateStatus& from, v1::UpdateStatus* status) {
+    if (connection_.local_address().empty()) return Push(from, status);
+    absl::StatusOr<v1::UpdateStatus> pushed = PushLocally(connection_, identity_, from.upload_id(), entry_->file.get(), header_.bytes);
+    if (!pushed.ok() && ForgetLocalAddress(connection_, pushed.status())) return Push(from, status);
+    if (!pushed.ok()) return {pushed.status(), {}};
+    *status = *std::move(pushed);
+    TRIB_CRASH_POINT(upload_after_answer);
+    return {};
+  }
+
   CallError Push(const v1::UpdateStatus& from, v1::UpdateStatus* status) {
     const std::span<const std::byte> payload = entry_->payload.bytes();
     const uint64_t chunk_bytes =
@@ -120,7 +131,7 @@ class Upload {
     bool writing = true;
     do {
       const std::span<const std::byte> part = payload.subspan(offset, std::min<uint64_t>(chunk_bytes, payload.size() - offset));
-      const ChunkFields fields{.upload_id = from.upload_id(), .offset = offset, .crc32c = Crc32c(part), .total_bytes = 0, .sha256 = ""};
+      const ChunkFields fields{.upload_id = from.upload_id(), .offset = offset, .crc32c = Crc32c(part), .total_bytes = 0, .sha256 = "", .xxh3_128 = ""};
       writing = raw.Write(EncodeChunk(fields, part, entry_));
       offset += part.size();
       TRIB_CRASH_POINT(upload_after_first_chunk);

@@ -96,8 +96,8 @@ void TrainableModel::Load(std::span<const std::byte> flat) {
   loaded_.copy_(trainable_);
 }
 
-std::vector<std::byte> TrainableModel::ToBytes(const at::Tensor& floats) const {
-  std::vector<std::byte> flat(layout_.total_bytes());
+LargeBytes TrainableModel::ToBytes(const at::Tensor& floats) const {
+  LargeBytes flat(layout_.total_bytes());
   const at::Tensor host = floats.to(at::kCPU).contiguous();
   std::memcpy(flat.data(), host.const_data_ptr(), layout_.float_bytes());
   const at::Tensor counters = counters_.to(at::kCPU);
@@ -105,9 +105,9 @@ std::vector<std::byte> TrainableModel::ToBytes(const at::Tensor& floats) const {
   return flat;
 }
 
-std::vector<std::byte> TrainableModel::Values() const { return ToBytes(floats_); }
+LargeBytes TrainableModel::Values() const { return ToBytes(floats_); }
 
-std::vector<std::byte> TrainableModel::Update() const {
+LargeBytes TrainableModel::Update() const {
   const at::NoGradGuard no_grad;
   at::Tensor update = floats_.clone();
   update.narrow(0, 0, trainable_.size(0)).sub_(loaded_);
@@ -117,7 +117,8 @@ std::vector<std::byte> TrainableModel::Update() const {
 bool TrainableModel::IsFinite() const { return at::isfinite(floats_).all().item<bool>(); }
 
 std::vector<std::byte> TrainableModel::Initialise(uint64_t seed) const {
-  std::vector<std::byte> flat = Values();
+  const LargeBytes values = Values();
+  std::vector<std::byte> flat(values.begin(), values.end());
   if (model_->outputs() == 0) return flat;
   std::map<std::string, const Init*> by_name;
   for (const ModelTensor& tensor : model_->tensors()) by_name[tensor.name] = &tensor.init;

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "client/torch/model.h"
+#include "common/large_bytes.h"
 #include "common/job_spec.h"
 #include "common/tensor_layout.h"
 
@@ -34,9 +35,9 @@ class TrainableModel {
 
   // Flat form, layout().total_bytes() (checked by the caller).
   void Load(std::span<const std::byte> flat);
-  std::vector<std::byte> Values() const;
+  LargeBytes Values() const;
   // Flat form of the update since the last Load: trainable Δ = now − then, buffers and counters as they are now.
-  std::vector<std::byte> Update() const;
+  LargeBytes Update() const;
   // Whether every float is finite.
   bool IsFinite() const;
   // The zoo's initial values; unchanged for TorchScript. Equal for equal seeds, whatever the machine.
@@ -49,7 +50,7 @@ class TrainableModel {
 
  private:
   TrainableModel() = default;
-  std::vector<std::byte> ToBytes(const at::Tensor& floats) const;
+  LargeBytes ToBytes(const at::Tensor& floats) const;
 
   std::unique_ptr<Model> model_;
   TensorLayout layout_;

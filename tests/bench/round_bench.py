@@ -1,11 +1,14 @@
 """Time of an aggregation round without training: K client processes return S MiB each. Prints one JSON line.
 
-usage: round_bench.py K SIZE_MB ROUNDS [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--timeout S] [--keep]
+usage: round_bench.py K SIZE_MB ROUNDS [--transfer local|grpc] [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--timeout S] [--keep]
 
 A round runs from its first task being issued to the new model being available in the aggregator, as the aggregator measures
 it; writing the version to the state store follows; the round up to its end is reported apart (round_with_commit_s_median). The state store and the clients'
 outboxes lie on /dev/shm ("state_on"), because the frameworks this is compared with write neither. Server memory is the PSS of all
 server processes, so pages they share count once.
+
+--transfer local (the default of clients on the aggregator's host) passes models and updates as file descriptors; grpc is what clients
+on other hosts do.
 """
 import argparse
 import array
@@ -74,7 +77,7 @@ def children(pid):
 class Sampler(threading.Thread):
     """Peak PSS and CPU seconds of process trees, by role."""
 
-    def __init__(self, period=0.1):
+    def __init__(self, period=0.25):
         super().__init__(daemon=True)
         self.period, self.roots, self.peak, self.cpu, self.stopped = period, {}, {}, {}, threading.Event()
         self.lock = threading.Lock()
@@ -129,6 +132,7 @@ def main():
     parser.add_argument("size_mb", type=float)
     parser.add_argument("rounds", type=int)
     parser.add_argument("--tensors", type=int, default=16)
+    parser.add_argument("--transfer", choices=["local", "grpc"], default="local")
     parser.add_argument("--bin", type=Path, default=Path(__file__).resolve().parents[2] / "build/release/bin")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--pool-mb", type=int, default=512)
@@ -138,7 +142,7 @@ def main():
 
     shm = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 3 * a.k * a.size_mb * 1048576 else None
     work = Path(tempfile.mkdtemp(prefix="tributary-round-", dir=shm))
-    out = {"peer": "tributary", "version": None, "transport": "grpc", "k": a.k, "size_mb": a.size_mb, "rounds": a.rounds,
+    out = {"peer": "tributary", "version": None, "transport": a.transfer, "k": a.k, "size_mb": a.size_mb, "rounds": a.rounds,
            "tensors": a.tensors, "ok": False, "error": None, "workers": a.workers, "pool_mb": a.pool_mb,
            "state_on": "tmpfs" if shm else "disk"}
     processes, sampler = [], Sampler()
@@ -167,7 +171,8 @@ def main():
         busy0, own0, t0 = busy_seconds(), sum(os.times()[:4]), time.time()
         sampler.start()
         start("server", "aggregator.log", a.bin / "tributary-aggregator", "--listen", "127.0.0.1:0", "--store", work / "store",
-              "--port-file", work / "port", "--workers", a.workers, "--pool-mb", a.pool_mb, "--log-level", "warn")
+              "--port-file", work / "port", "--workers", a.workers, "--pool-mb", a.pool_mb, "--log-level", "warn",
+              "--local-transfer", "on" if a.transfer == "local" else "off")
         while not (work / "port").exists():
             if processes[0].poll() is not None or time.time() - t0 > 20:
                 raise RuntimeError("aggregator did not start: " + (work / "aggregator.log").read_text()[-500:])
@@ -189,7 +194,7 @@ def main():
                 break
             if time.time() - submitted > a.timeout:
                 raise RuntimeError(f"timeout after {a.timeout} s: {shown.get('waiting_for')}")
-            time.sleep(0.1)
+            time.sleep(0.25)
         sampler.sample()
         cpu1 = sampler.cpu_by_role()
         if shown["state"] != "done":

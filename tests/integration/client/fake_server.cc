@@ -305,6 +305,7 @@ grpc::Status FakeServer::FetchModel(grpc::ServerContext* context, const v1::Fetc
     if (first) {
       chunk.set_total_bytes(model.size());
       chunk.set_sha256(sha256);
+      chunk.set_xxh3_128(Xxh3Digest(AsBytes(model)));
     }
     first = false;
     {

@@ -16,7 +16,7 @@ namespace {
 
 // Writes `value(i)` to the float elements [0, count) of a flat update.
 template <typename Value>
-void FillFloats(const TensorLayout& layout, size_t count, std::vector<std::byte>* update, Value value) {
+void FillFloats(const TensorLayout& layout, size_t count, LargeBytes* update, Value value) {
   if (layout.float_dtype() == DType::kF64) {
     auto* floats = reinterpret_cast<double*>(update->data());
     for (size_t i = 0; i < count; ++i) floats[i] = value(i);
@@ -61,6 +61,7 @@ absl::StatusOr<uint64_t> ScriptedLearner::NextCount(const std::string& client) c
 absl::Status ScriptedLearner::FillOneHot(const TrainRequest& request, TrainResult* result) const {
   const size_t trainable = request.layout->trainable_count();
   const size_t half = trainable / 2;
+  std::fill(result->update.begin(), result->update.end(), std::byte{0});  // buffers
   const size_t stride = half / static_cast<size_t>(options_.clients);
   uint64_t place = request.version;
   if (options_.by_counter) {
@@ -95,7 +96,7 @@ absl::Status ScriptedLearner::FillFromFile(const TrainRequest& request, TrainRes
   TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(path));
   absl::StatusOr<std::vector<std::byte>> flat = ToFlat(file.view(), *request.layout);
   if (!flat.ok()) return Annotate(flat.status(), path.string());
-  result->update = *std::move(flat);
+  result->update.assign(flat->begin(), flat->end());
   result->weight = 1;
   const auto weight = file.view().metadata.find("weight");
   if (weight != file.view().metadata.end() && !absl::SimpleAtod(weight->second, &result->weight)) {

@@ -52,17 +52,18 @@ v1::DataChunk Message(const ChunkFields& fields, const std::string& payload) {
   message.set_bytes(payload);
   message.set_total_bytes(fields.total_bytes);
   message.set_sha256(fields.sha256);
+  message.set_xxh3_128(fields.xxh3_128);
   return message;
 }
 
 std::vector<std::pair<ChunkFields, std::string>> Cases() {
   std::vector<std::pair<ChunkFields, std::string>> cases;
   cases.push_back({{}, ""});
-  cases.push_back({{1, 2, 3, 4, "a"}, "x"});
-  cases.push_back({{~0ull, ~0ull, ~0u, ~0ull, std::string(64, 'f')}, RandomBytes(200'000, 1)});
-  cases.push_back({{7, 0, 0, 0, ""}, std::string(127, '\0')});
-  cases.push_back({{7, 128, 0xffff, 0, ""}, RandomBytes(128, 2)});
-  cases.push_back({{0, 0, 0, 1 << 20, std::string(64, '0')}, ""});
+  cases.push_back({{1, 2, 3, 4, "a", "b"}, "x"});
+  cases.push_back({{~0ull, ~0ull, ~0u, ~0ull, std::string(64, 'f'), std::string(16, '\xff')}, RandomBytes(200'000, 1)});
+  cases.push_back({{7, 0, 0, 0, "", ""}, std::string(127, '\0')});
+  cases.push_back({{7, 128, 0xffff, 0, "", ""}, RandomBytes(128, 2)});
+  cases.push_back({{0, 0, 0, 1 << 20, std::string(64, '0'), std::string(16, '\0')}, ""});
   return cases;
 }
 
@@ -84,6 +85,7 @@ TEST(ChunkCodecTest, DecodesTheGeneratedMessageHoweverItIsSliced) {
       EXPECT_EQ(reader.fields().crc32c, fields.crc32c);
       EXPECT_EQ(reader.fields().total_bytes, fields.total_bytes);
       EXPECT_EQ(reader.fields().sha256, fields.sha256);
+      EXPECT_EQ(reader.fields().xxh3_128, fields.xxh3_128);
       ASSERT_EQ(reader.payload_bytes(), payload.size());
       std::vector<std::byte> copy(payload.size());
       EXPECT_EQ(reader.CopyPayload(copy), Crc32c(AsBytes(payload)));
@@ -142,6 +144,7 @@ TEST(ChunkCodecTest, RefusesMalformedBytes) {
       std::string("\x22\xff\xff\xff\xff\xff\xff\xff\xff\x7f", 10),     // payload of 2^63 - 1 bytes
       std::string("\x22\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", 11),  // of 2^64 - 1
       std::string("\x32\x41", 2) + std::string(65, 'a'),               // sha256 of 65 bytes
+      std::string("\x3a\x11", 2) + std::string(17, 'a'),               // xxh3_128 of 17 bytes
       std::string("\x3b\x3c", 2),                                      // a group
       std::string("\x3f", 1),                                          // wire type 7
       std::string("\xff\xff\xff\xff\xff\x01\x00", 7),                  // tag over 32 bits
@@ -170,6 +173,7 @@ TEST(ChunkCodecTest, AgreesWithTheGeneratedParserOnDamagedMessages) {
     EXPECT_EQ(reader->fields().crc32c, generated.crc32c());
     EXPECT_EQ(reader->fields().total_bytes, generated.total_bytes());
     EXPECT_EQ(reader->fields().sha256, generated.sha256());
+    EXPECT_EQ(reader->fields().xxh3_128, generated.xxh3_128());
     EXPECT_EQ(reader->payload_bytes(), generated.bytes().size());
   }
   EXPECT_GT(accepted, 1000);

@@ -1,0 +1,121 @@
+#include "aggregator/ingress/local_server.h"
+
+#include <absl/time/time.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+
+#include "aggregator/ingress/identity.h"
+#include "common/check.h"
+#include "common/fd_socket.h"
+#include "common/log.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr int kBacklog = 512;
+constexpr size_t kMaxRequestBytes = 16 * 1024;
+constexpr absl::Duration kTimeout = absl::Seconds(5);  // for the peer to send its request, and to take the answer
+constexpr const char* kWhat = "local transfer";
+
+v1::LocalAnswer Failed(const absl::Status& status) {
+  v1::LocalAnswer answer;
+  answer.set_code(static_cast<int>(status.code()));
+  answer.set_message(MessageOf(status));
+  return answer;
+}
+
+}  // namespace
+
+LocalServer::LocalServer(UniqueFd listener, UniqueFd stop, FederationBackend* backend, UploadTable* uploads)
+    : listener_(std::move(listener)), stop_(std::move(stop)), backend_(backend), uploads_(uploads) {}
+
+absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const std::string& address, FederationBackend* backend, UploadTable* uploads) {
+  TRIB_ASSIGN_OR_RETURN(UniqueFd listener, ListenAbstract(address, kBacklog));
+  UniqueFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop.valid()) return ErrnoStatus(errno, "local transfer: eventfd");
+  std::unique_ptr<LocalServer> server(new LocalServer(std::move(listener), std::move(stop), backend, uploads));
+  const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 2u, 8u);
+  for (unsigned i = 0; i < threads; ++i) server->threads_.emplace_back([raw = server.get()] { raw->Run(); });
+  return server;
+}
+
+LocalServer::~LocalServer() {
+  const uint64_t one = 1;
+  TRIB_CHECK(::write(stop_.get(), &one, sizeof(one)) == sizeof(one), "eventfd");
+  threads_.clear();
+}
+
+void LocalServer::Run() {
+  while (true) {
+    std::array<pollfd, 2> fds = {pollfd{listener_.get(), POLLIN, 0}, pollfd{stop_.get(), POLLIN, 0}};
+    if (::poll(fds.data(), fds.size(), -1) < 0 && errno != EINTR) return;
+    if (fds[1].revents != 0) return;
+    // The listener does not block: another thread may have been faster.
+    const UniqueFd connection(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    if (connection.valid()) Serve(connection.get());
+  }
+}
+
+void LocalServer::Serve(int connection) {
+  const absl::StatusOr<uid_t> user = PeerUser(connection);
+  v1::LocalAnswer answer;
+  std::vector<int> fds;
+  std::shared_ptr<const void> owner;
+  if (!user.ok() || *user != ::geteuid()) {
+    answer = Failed(PermissionDenied("{}: expected a client of user {}, got one of user {}", kWhat, ::geteuid(), user.ok() ? *user : -1));
+  } else {
+    const absl::StatusOr<ReceivedRecord> record = ReceiveRecord(connection, kMaxRequestBytes, kTimeout, kWhat);
+    v1::LocalRequest request;
+    if (!record.ok()) {
+      answer = Failed(record.status());
+    } else if (!request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size()))) {
+      answer = Failed(InvalidArgument("{}: malformed request", kWhat));
+    } else {
+      int fd = -1;
+      answer = Answer(request, record->fds, &fd, &owner);
+      if (fd >= 0) fds.push_back(fd);
+    }
+  }
+  const std::string bytes = answer.SerializeAsString();
+  // A client that is gone asks QueryUpdate when it is back.
+  TRIB_LOG_IF_ERROR(SendRecord(connection, std::as_bytes(std::span(bytes)), fds, kTimeout, kWhat));
+}
+
+v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, int* out_fd,
+                                    std::shared_ptr<const void>* owner) {
+  const absl::StatusOr<Caller> caller = Authenticate(request.client(), request.secret(), backend_);
+  if (!caller.ok()) return Failed(caller.status());
+  v1::LocalAnswer answer;
+  switch (request.call_case()) {
+    case v1::LocalRequest::kFetch: {
+      const v1::FetchModelRequest& fetch = request.fetch();
+      absl::StatusOr<Blob> blob = fetch.artifact() ? backend_->Artifact(caller->client(), fetch.job())
+                                                   : backend_->Model(caller->client(), fetch.job(), fetch.version());
+      if (!blob.ok()) return Failed(blob.status());
+      if (blob->memfd < 0) return Failed(Unimplemented("{}: this object is fetched by FetchModel only", kWhat));
+      *out_fd = blob->memfd;
+      *owner = std::move(blob->owner);
+      answer.set_bytes(blob->bytes.size());
+      backend_->CountDownload(fetch.job(), blob->bytes.size());
+      return answer;
+    }
+    case v1::LocalRequest::kPush: {
+      if (fds.size() != 1) return Failed(InvalidArgument("{}: expected one file with an update, got {}", kWhat, fds.size()));
+      absl::StatusOr<v1::UpdateStatus> status = uploads_->PushFile(*caller, request.push().upload_id(), fds[0].get());
+      if (!status.ok()) return Failed(status.status());
+      *answer.mutable_update() = *std::move(status);
+      return answer;
+    }
+    case v1::LocalRequest::CALL_NOT_SET:
+      break;
+  }
+  return Failed(Unimplemented("{}: unknown request", kWhat));
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,46 @@
+// Models and updates by file descriptor from and to an aggregator on the same host, as the same user: no copy of a model, one copy of
+// an update. The aggregator names its socket in the Welcome; where it cannot be reached the caller does the same by FetchModel and
+// PushUpdate (ForgetLocalAddress).
+// Threads: functions are safe. Errors: UNAVAILABLE: not reachable, or the aggregator is gone; CANCELLED when the connection is cancelled;
+// else what the aggregator says.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "client/rpc/connection.h"
+#include "common/status.h"
+#include "tributary/v1/federation.pb.h"
+
+namespace tributary::client {
+
+// Whether a server's Welcome names a socket that is one of Tributary's: a client talks to no other.
+bool IsLocalAddress(const std::string& address);
+
+// A read-only mapping of a sealed memfd.
+class MappedModel {
+ public:
+  MappedModel(const std::byte* data, size_t size) : bytes_(data, size) {}
+  ~MappedModel();
+  MappedModel(const MappedModel&) = delete;
+  MappedModel& operator=(const MappedModel&) = delete;
+  std::span<const std::byte> bytes() const { return bytes_; }
+
+ private:
+  std::span<const std::byte> bytes_;
+};
+
+// DATA_LOSS when the memfd is not sealed against changes or not of `bytes` bytes.
+absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, const std::string& job,
+                                                          uint64_t version, uint64_t bytes);
+
+// `file`: the whole encoded update; the aggregator reads it from the upload's next offset on.
+absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, int file, uint64_t bytes);
+
+// Whether this failure means that local transfer does not work here (then the connection forgets the address, until the next Welcome):
+// do the same by RPC.
+bool ForgetLocalAddress(Connection& connection, const absl::Status& failure);
+
+}  // namespace tributary::client
