@@ -90,15 +90,19 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   job->row = MakeJobRow(job->id, spec, model.layout, artifact_sha256);
   job->artifact_bytes = artifact.size();
   if (!artifact.empty()) TRIB_RETURN_IF_ERROR(store_->PutArtifact(job->id, artifact));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> first, ModelBuffer::Make(runtime->shelf));
+  std::memcpy(first->writable().data(), model.bytes.data(), model.bytes.size());
+  model.bytes = {};
+  first->Seal(0, Sha256Hex(first->bytes()));
   VersionCommit batch;
   batch.job = job->row;
-  batch.tensors = model.bytes;
+  batch.tensors = first->bytes();
   batch.version.set_format_version(1);
   v1::VersionInfo& info = *batch.version.mutable_info();
   info.set_job(job->id);
   info.set_version(0);
-  info.set_sha256(Sha256Hex(model.bytes));
-  info.set_bytes(model.bytes.size());
+  info.set_sha256(first->sha256());
+  info.set_bytes(first->bytes().size());
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
   info.set_epoch(store_->epoch());
@@ -108,13 +112,17 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   }
   job->latest = batch.version;
   TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));
-  model = {};
+  job->model = first;  // spares OpenJob reading it back
   {
     absl::MutexLock lock(&mutex_);
     jobs_.push_back(job);
   }
   TRIB_LOG(info, "job {} submitted: strategy {}, cohort of {}, {} versions", job->id, spec.strategy.name, spec.cohort.size, spec.stop.versions);
   OpenQueuedJobs();
+  {
+    absl::MutexLock lock(&mutex_);
+    if (!job->Open() && !job->opening) job->model.reset();  // queued for memory
+  }
   response.set_job(job->id);
   return response;
 }

@@ -70,13 +70,13 @@ void Coordinator::RunCommit(CommitWork& work) {
     return;
   }
   std::shared_ptr<ModelBuffer> model;
-  while (true) {
-    absl::StatusOr<std::shared_ptr<ModelBuffer>> room = ModelBuffer::Allocate(commit.version, runtime.layout.total_bytes());
+  while (model == nullptr) {
+    absl::StatusOr<std::shared_ptr<ModelBuffer>> room = ModelBuffer::Make(runtime.shelf);
     if (room.ok()) {
       model = *std::move(room);
-      break;
+    } else if (!AwaitCommitRetry(*job, commit.version, room.status())) {
+      return;
     }
-    if (!AwaitCommitRetry(*job, commit.version, room.status())) return;
   }
   const absl::Status stepped =
       ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, sums->pieces, commit.sum_weight, sums->counters,
@@ -91,8 +91,11 @@ void Coordinator::RunCommit(CommitWork& work) {
     return;
   }
   TRIB_CRASH_POINT(round_after_server_step);
-  const double aggregate_s = absl::ToDoubleSeconds(clock_->Now() - first_task);
-  model->Seal(Sha256Hex(model->bytes()));
+  const absl::Time made = clock_->Now();
+  const double aggregate_s = absl::ToDoubleSeconds(made - first_task);
+  model->Seal(commit.version, Sha256Hex(model->bytes()));
+
+  const absl::Time hashed = clock_->Now();
 
   VersionCommit batch;
   batch.tensors = model->bytes();
@@ -145,7 +148,11 @@ void Coordinator::RunCommit(CommitWork& work) {
     if (found.ok() && found->info().sha256() == model->sha256()) break;
     if (!AwaitCommitRetry(*job, commit.version, stored)) return;
   }
-  timing.set_commit_s(absl::ToDoubleSeconds(clock_->Now() - first_task));
+  const absl::Time stored_at = clock_->Now();
+  timing.set_commit_s(absl::ToDoubleSeconds(stored_at - first_task));
+  TRIB_LOG(debug, "job {} version {}: {:.3f} s after its first task the last update was in; server step {:.3f} s, hashes {:.3f} s, store {:.3f} s",
+           job->id, commit.version, absl::ToDoubleSeconds(begin - first_task), absl::ToDoubleSeconds(made - begin),
+           absl::ToDoubleSeconds(hashed - made), absl::ToDoubleSeconds(stored_at - hashed));
   absl::MutexLock lock(&mutex_);
   Publish(job, commit, std::move(model), std::move(row));
 }

@@ -377,9 +377,9 @@ absl::StatusOr<SharedBytes> Coordinator::Model(const std::string&, const std::st
     if (loaded != nullptr && loaded->version() == version) return loaded->Share(loaded);
   }
   TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, store_->GetVersion(id, version));
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> model, ModelBuffer::Allocate(version, row.info().bytes()));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> model, ModelBuffer::Make(std::make_shared<ModelBuffer::Shelf>(row.info().bytes())));
   TRIB_RETURN_IF_ERROR(store_->ReadTensors(id, version, model->writable(), /*verify=*/true));
-  model->Seal(row.info().sha256());
+  model->Seal(version, row.info().sha256());
   absl::MutexLock lock(&mutex_);
   job->loaded = model;
   return model->Share(model);

@@ -9,14 +9,34 @@
 
 namespace tributary::aggregator {
 
-absl::StatusOr<std::shared_ptr<ModelBuffer>> ModelBuffer::Allocate(uint64_t version, size_t size) {
-  TRIB_ASSIGN_OR_RETURN(MappedMemfd memory, CreateSealedMemfd("tributary-model", size, DataSegmentSeals()));
-  return std::shared_ptr<ModelBuffer>(new ModelBuffer(version, std::move(memory)));
+ModelBuffer::Shelf::~Shelf() { Unmap(memory_.bytes); }
+
+absl::StatusOr<MappedMemfd> ModelBuffer::Shelf::Take() {
+  MappedMemfd kept;
+  {
+    absl::MutexLock lock(&mutex_);
+    kept = std::exchange(memory_, {});
+  }
+  if (!kept.bytes.empty() && SoleUser(kept.fd.get())) return kept;
+  Unmap(kept.bytes);
+  return CreateReusableMemfd("tributary-model", bytes_);
 }
 
-ModelBuffer::~ModelBuffer() { Unmap(memory_.bytes); }
+void ModelBuffer::Shelf::PutBack(MappedMemfd memory) {
+  absl::MutexLock lock(&mutex_);
+  std::swap(memory, memory_);
+  Unmap(memory.bytes);
+}
 
-void ModelBuffer::Seal(std::string sha256) {
+absl::StatusOr<std::shared_ptr<ModelBuffer>> ModelBuffer::Make(std::shared_ptr<Shelf> shelf) {
+  TRIB_ASSIGN_OR_RETURN(MappedMemfd memory, shelf->Take());
+  return std::shared_ptr<ModelBuffer>(new ModelBuffer(std::move(shelf), std::move(memory)));
+}
+
+ModelBuffer::~ModelBuffer() { shelf_->PutBack(std::move(memory_)); }
+
+void ModelBuffer::Seal(uint64_t version, std::string sha256) {
+  version_ = version;
   sha256_ = std::move(sha256);
   xxh3_128_ = Xxh3Digest(memory_.bytes);
 }
@@ -113,6 +133,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
+  runtime->shelf = std::make_shared<ModelBuffer::Shelf>(layout.total_bytes());
   return runtime;
 }
 

@@ -1,7 +1,7 @@
 // One job inside the coordinator: its row, and while it is open its runtime (engine, strategy, object pool, current model) with the
 // books of clients' tasks and updates that the engine does not keep.
 //
-// Memory of an open job: current model, the next one during a commit, and out of the daemon's pool budget the workers' slabs and
+// Memory of an open job: current model, room for the next one, and out of the daemon's pool budget the workers' slabs and
 // the object pool.
 // Threads: everything is guarded by the coordinator's mutex, except what is marked otherwise. Runtime is shared so that an RPC
 // thread can use the object pool without the mutex while the job ends.
@@ -38,26 +38,45 @@
 namespace tributary::aggregator {
 
 // One model version in flat form. Immutable once shared; shared because fetchers may still read it after the next one came.
-// It lies in a sealed memfd, so that clients of this host can map it read-only instead of fetching it.
+// It lies in a sealed memfd, so that clients of this host can map it.
 class ModelBuffer {
  public:
-  // RESOURCE_EXHAUSTED when there are no pages for it. Zeroed. `size` > 0.
-  static absl::StatusOr<std::shared_ptr<ModelBuffer>> Allocate(uint64_t version, size_t size);
+  // The memory of the last buffer that is gone, used for the next one if no client has it mapped by then: getting and clearing pages
+  // takes as long as the server step. Threads: safe.
+  class Shelf {
+   public:
+    explicit Shelf(size_t bytes) : bytes_(bytes) {}
+    ~Shelf();
+    Shelf(const Shelf&) = delete;
+    Shelf& operator=(const Shelf&) = delete;
+
+   private:
+    friend class ModelBuffer;
+    absl::StatusOr<MappedMemfd> Take();
+    void PutBack(MappedMemfd memory);
+    const size_t bytes_;
+    absl::Mutex mutex_;
+    MappedMemfd memory_ ABSL_GUARDED_BY(mutex_);
+  };
+
+  // RESOURCE_EXHAUSTED when there are no pages for it. The content is undefined.
+  static absl::StatusOr<std::shared_ptr<ModelBuffer>> Make(std::shared_ptr<Shelf> shelf);
   ~ModelBuffer();
   ModelBuffer(const ModelBuffer&) = delete;
   ModelBuffer& operator=(const ModelBuffer&) = delete;
   std::span<std::byte> writable() { return memory_.bytes; }  // until it is shared
   std::span<const std::byte> bytes() const { return memory_.bytes; }
   // Once the bytes are final and before they are shared; `sha256` in hex.
-  void Seal(std::string sha256);
+  void Seal(uint64_t version, std::string sha256);
   uint64_t version() const { return version_; }
   const std::string& sha256() const { return sha256_; }
   SharedBytes Share(std::shared_ptr<const ModelBuffer> self) const;
 
  private:
-  ModelBuffer(uint64_t version, MappedMemfd memory) : version_(version), memory_(std::move(memory)) {}
-  const uint64_t version_;
+  ModelBuffer(std::shared_ptr<Shelf> shelf, MappedMemfd memory) : shelf_(std::move(shelf)), memory_(std::move(memory)) {}
+  const std::shared_ptr<Shelf> shelf_;  // shared: buffers outlive their job while somebody reads them
   MappedMemfd memory_;
+  uint64_t version_ = 0;
   std::string sha256_;
   std::string xxh3_128_;
 };
@@ -98,6 +117,7 @@ struct JobRuntime {
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
   std::shared_ptr<ObjectPool> pool;        // shared: see above
+  std::shared_ptr<ModelBuffer::Shelf> shelf;
   std::unique_ptr<Round> round;            // under the mutex
   StrategyState state;                     // commit thread only
 };

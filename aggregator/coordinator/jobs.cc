@@ -156,15 +156,20 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   TRIB_RETURN_IF_ERROR(LoadJob(job));
   uint64_t version = 0;
   std::string sha256;
+  ModelRef current;
   {
     absl::MutexLock lock(&mutex_);
     runtime->number = next_number_++;
     version = job->latest.info().version();
     sha256 = job->latest.info().sha256();
+    if (job->model != nullptr && job->model->version() == version) current = job->model;
   }
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> model, ModelBuffer::Allocate(version, runtime->layout.total_bytes()));
-  TRIB_RETURN_IF_ERROR(store_->ReadTensors(job->id, version, model->writable(), /*verify=*/true));
-  model->Seal(sha256);
+  if (current == nullptr) {
+    TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> stored, ModelBuffer::Make(runtime->shelf));
+    TRIB_RETURN_IF_ERROR(store_->ReadTensors(job->id, version, stored->writable(), /*verify=*/true));
+    stored->Seal(version, sha256);
+    current = stored;
+  }
   for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
     runtime->state.vectors[name].assign(runtime->layout.trainable_count(), 0.0);
   }
@@ -215,7 +220,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   runtime->round = std::make_unique<Round>(job->spec, *runtime->strategy, std::move(round_options), now);
   by_number_[runtime->number] = job;
   job->runtime = std::move(runtime);
-  job->model = std::move(model);
+  job->model = std::move(current);
   job->round_number = 1;
   job->in_flight = 0;
   job->folded_since_journal = 0;

@@ -3,32 +3,39 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "common/check.h"
 
 namespace tributary::aggregator {
 namespace {
 
-double LoadFloat(const std::byte* flat, DType dtype, size_t index) {
-  if (dtype == DType::kF64) {
-    double value;
-    std::memcpy(&value, flat + index * sizeof(value), sizeof(value));
-    return value;
+// Whole blocks without branches inside, so that the compiler makes vector code of them; memcpy because a model may lie unaligned.
+template <typename T>
+void LoadBlock(const std::byte* flat, size_t first, std::span<double> out) {
+  const std::byte* from = flat + first * sizeof(T);
+  for (size_t i = 0; i < out.size(); ++i) {
+    T value;
+    std::memcpy(&value, from + i * sizeof(T), sizeof(T));
+    out[i] = static_cast<double>(value);
   }
-  float value;
-  std::memcpy(&value, flat + index * sizeof(value), sizeof(value));
-  return value;
 }
 
-// Stores `value` rounded to dtype; false if the rounded value is not finite.
-bool StoreFloat(std::byte* flat, DType dtype, size_t index, double value) {
-  if (dtype == DType::kF64) {
-    std::memcpy(flat + index * sizeof(value), &value, sizeof(value));
-    return std::isfinite(value);
+// Stores `values` rounded to T; false if a rounded value is not finite.
+template <typename T>
+bool StoreBlock(std::byte* flat, size_t first, std::span<const double> values) {
+  std::byte* to = flat + first * sizeof(T);
+  bool finite = true;
+  for (size_t i = 0; i < values.size(); ++i) {
+    const T rounded = static_cast<T>(values[i]);
+    finite &= std::fabs(rounded) <= std::numeric_limits<T>::max();
+    std::memcpy(to + i * sizeof(T), &rounded, sizeof(T));
   }
-  const float rounded = static_cast<float>(value);
-  std::memcpy(flat + index * sizeof(rounded), &rounded, sizeof(rounded));
-  return std::isfinite(rounded);
+  return finite;
+}
+
+bool IsFiniteAs(DType dtype, double value) {
+  return dtype == DType::kF64 ? std::isfinite(value) : std::isfinite(static_cast<float>(value));
 }
 
 // "tensor 'fc.weight', element 3" for a float index.
@@ -94,16 +101,19 @@ absl::Status ApplyServerStep(const ServerStep& step, const TensorLayout& layout,
       reducer.ReportBlock(piece.state + offset * reducer.state_bytes_per_element(), count, sum_weight, mean.data());
       // The front of the block may be trainable, the rest are buffers.
       const size_t trainable = first < layout.trainable_count() ? std::min(count, layout.trainable_count() - first) : 0;
-      for (size_t i = 0; i < trainable; ++i) model[i] = LoadFloat(previous.data(), dtype, first + i);
       if (trainable > 0) {
+        const std::span<double> old(model.data(), trainable);
+        dtype == DType::kF64 ? LoadBlock<double>(previous.data(), first, old) : LoadBlock<float>(previous.data(), first, old);
         step.ApplyBlock({.first = first, .model = {model.data(), trainable}, .mean = {mean.data(), trainable}}, state);
       }
       std::copy(mean.begin() + static_cast<ptrdiff_t>(trainable), mean.begin() + static_cast<ptrdiff_t>(count),
                 model.begin() + static_cast<ptrdiff_t>(trainable));
-      for (size_t i = 0; i < count; ++i) {
-        if (!StoreFloat(next.data(), dtype, first + i, model[i])) {
-          return DataLoss("{}: the new value {} is not a finite {}", Whereabouts(layout, first + i), model[i], DTypeName(dtype));
-        }
+      const std::span<const double> values(model.data(), count);
+      const bool finite = dtype == DType::kF64 ? StoreBlock<double>(next.data(), first, values) : StoreBlock<float>(next.data(), first, values);
+      if (!finite) {
+        const auto bad = std::find_if(values.begin(), values.end(), [dtype](double value) { return !IsFiniteAs(dtype, value); });
+        return DataLoss("{}: the new value {} is not a finite {}", Whereabouts(layout, first + static_cast<size_t>(bad - values.begin())), *bad,
+                        DTypeName(dtype));
       }
     }
   }

@@ -76,6 +76,7 @@ int Serve(const DaemonConfig& config) {
   std::signal(SIGTERM, OnSignal);
   std::signal(SIGINT, OnSignal);
   std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGIO, SIG_IGN);  // SoleUser in aggregator/store/memfd.h
   RaiseFileLimit();
 
   if (absl::Status made = MakeDirectories(config.store); !made.ok()) return Report(made, "choose another folder with --store", kFailed);

@@ -56,6 +56,8 @@ bool Ended(const v1::Job& job) {
 absl::Status Append(std::string_view what, const std::string& part, uint64_t announced, std::string* whole) {
   if (part.size() > announced - whole->size())
     return InvalidArgument("{}: more than the announced {} bytes came", what, announced);
+  // Once instead of growing by copying; a larger announcement than this is believed as it comes true.
+  if (whole->empty()) whole->reserve(std::min<uint64_t>(announced, uint64_t{1} << 30));
   *whole += part;
   return absl::OkStatus();
 }

@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "aggregator/ingress/identity.h"
+#include "aggregator/store/memfd.h"
 #include "common/check.h"
 #include "common/fd_socket.h"
 #include "common/log.h"
@@ -65,8 +66,7 @@ void LocalServer::Run() {
 void LocalServer::Serve(int connection) {
   const absl::StatusOr<uid_t> user = PeerUser(connection);
   v1::LocalAnswer answer;
-  std::vector<int> fds;
-  std::shared_ptr<const void> owner;
+  UniqueFd fd;
   if (!user.ok() || *user != ::geteuid()) {
     answer = Failed(PermissionDenied("{}: expected a client of user {}, got one of user {}", kWhat, ::geteuid(), user.ok() ? *user : -1));
   } else {
@@ -77,18 +77,16 @@ void LocalServer::Serve(int connection) {
     } else if (!request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size()))) {
       answer = Failed(InvalidArgument("{}: malformed request", kWhat));
     } else {
-      int fd = -1;
-      answer = Answer(request, record->fds, &fd, &owner);
-      if (fd >= 0) fds.push_back(fd);
+      answer = Answer(request, record->fds, &fd);
     }
   }
   const std::string bytes = answer.SerializeAsString();
+  const int fds[] = {fd.get()};
   // A client that is gone asks QueryUpdate when it is back.
-  TRIB_LOG_IF_ERROR(SendRecord(connection, std::as_bytes(std::span(bytes)), fds, kTimeout, kWhat));
+  TRIB_LOG_IF_ERROR(SendRecord(connection, std::as_bytes(std::span(bytes)), std::span(fds, fd.valid() ? 1 : 0), kTimeout, kWhat));
 }
 
-v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, int* out_fd,
-                                    std::shared_ptr<const void>* owner) {
+v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, UniqueFd* out_fd) {
   const absl::StatusOr<Caller> caller = Authenticate(request.client(), request.secret(), backend_);
   if (!caller.ok()) return Failed(caller.status());
   v1::LocalAnswer answer;
@@ -99,8 +97,9 @@ v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::
                                                    : backend_->Model(caller->client(), fetch.job(), fetch.version());
       if (!blob.ok()) return Failed(blob.status());
       if (blob->memfd < 0) return Failed(Unimplemented("{}: this object is fetched by FetchModel only", kWhat));
-      *out_fd = blob->memfd;
-      *owner = std::move(blob->owner);
+      absl::StatusOr<UniqueFd> opened = OpenReadOnly(blob->memfd);
+      if (!opened.ok()) return Failed(opened.status());
+      *out_fd = *std::move(opened);
       answer.set_bytes(blob->bytes.size());
       backend_->CountDownload(fetch.job(), blob->bytes.size());
       return answer;

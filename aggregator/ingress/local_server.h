@@ -34,8 +34,8 @@ class LocalServer {
   LocalServer(UniqueFd listener, UniqueFd stop, FederationBackend* backend, UploadTable* uploads);
   void Run();
   void Serve(int connection);
-  // `out_fd`: to be sent along, borrowed from `owner`.
-  v1::LocalAnswer Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, int* out_fd, std::shared_ptr<const void>* owner);
+  // `out_fd`: to be sent along, if set.
+  v1::LocalAnswer Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, UniqueFd* out_fd);
 
   const UniqueFd listener_;
   const UniqueFd stop_;  // eventfd, never drained: readable means end

@@ -6,6 +6,8 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <string>
+#include <utility>
 
 namespace tributary::aggregator {
 
@@ -17,7 +19,11 @@ namespace tributary::aggregator {
 int DataSegmentSeals() { return F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL; }
 int SharedRegionSeals() { return F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL; }
 
-absl::StatusOr<MappedMemfd> CreateSealedMemfd(const char* name, size_t bytes, int seals) {
+namespace {
+
+std::string ProcPath(int fd) { return fmt::format("/proc/self/fd/{}", fd); }
+
+absl::StatusOr<MappedMemfd> Create(const char* name, size_t bytes, int seals, bool reopen) {
   if (bytes == 0) return InvalidArgument("memfd '{}': expected a size > 0, got 0", name);
   MappedMemfd result;
   result.fd = UniqueFd(::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING));
@@ -31,6 +37,8 @@ absl::StatusOr<MappedMemfd> CreateSealedMemfd(const char* name, size_t bytes, in
     error = ::fallocate(result.fd.get(), 0, 0, static_cast<off_t>(bytes)) == 0 ? 0 : errno;
   } while (error == EINTR);
   if (error != 0) return ErrnoStatus(error, fmt::format("memfd '{}': reserve {} bytes", name, bytes));
+  // A memfd's own descriptor is not in the kernel's count of writers; one that was opened is.
+  if (UniqueFd opened(reopen ? ::open(ProcPath(result.fd.get()).c_str(), O_RDWR | O_CLOEXEC) : -1); opened.valid()) result.fd = std::move(opened);
   void* address = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, result.fd.get(), 0);
   if (address == MAP_FAILED) return ErrnoStatus(errno, fmt::format("memfd '{}': map {} bytes", name, bytes));
   result.bytes = {static_cast<std::byte*>(address), bytes};
@@ -45,6 +53,24 @@ absl::StatusOr<MappedMemfd> CreateSealedMemfd(const char* name, size_t bytes, in
     return status;
   }
   return result;
+}
+
+}  // namespace
+
+absl::StatusOr<MappedMemfd> CreateSealedMemfd(const char* name, size_t bytes, int seals) { return Create(name, bytes, seals, false); }
+
+absl::StatusOr<MappedMemfd> CreateReusableMemfd(const char* name, size_t bytes) { return Create(name, bytes, DataSegmentSeals(), true); }
+
+absl::StatusOr<UniqueFd> OpenReadOnly(int fd) {
+  UniqueFd opened(::open(ProcPath(fd).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!opened.valid()) return ErrnoStatus(errno, "memfd: open anew");
+  return opened;
+}
+
+bool SoleUser(int fd) {
+  if (::fcntl(fd, F_SETLEASE, F_WRLCK) != 0) return false;
+  ::fcntl(fd, F_SETLEASE, F_UNLCK);
+  return true;
 }
 
 absl::Status CheckSealed(int fd, size_t announced_bytes, int seals) {

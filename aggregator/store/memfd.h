@@ -23,6 +23,15 @@ struct MappedMemfd {
 // Size, pages, read-write mapping, MADV_DONTFORK and then the seals, in this order.
 absl::StatusOr<MappedMemfd> CreateSealedMemfd(const char* name, size_t bytes, int seals);
 
+// For memory that is handed out and used again once nobody has it: the memfd is opened anew through procfs, which makes the kernel count
+// its open files. Seals as DataSegmentSeals(). Where procfs is missing it is an ordinary sealed memfd, of which SoleUser is never true.
+absl::StatusOr<MappedMemfd> CreateReusableMemfd(const char* name, size_t bytes);
+// A read-only open file of its own, to be handed out.
+absl::StatusOr<UniqueFd> OpenReadOnly(int fd);
+// Whether no file opened by OpenReadOnly exists any more, in any process, as descriptor or mapping. Asks for a write lease, which the
+// kernel grants in just this case. Raises SIGIO if somebody opens it this very moment: ignore that signal.
+bool SoleUser(int fd);
+
 // The receiver's check, before any mapping: exactly these seals and exactly this size.
 absl::Status CheckSealed(int fd, size_t announced_bytes, int seals);
 

@@ -85,6 +85,7 @@ class Runtime {
   void Store(size_t index, const PreparedTask& prepared, const TrainResult& result);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
+  double SecondsSince(absl::Time begin) const { return absl::ToDoubleSeconds(clock_.Now() - begin); }
 
   bool HasMessages() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return stop_requested_ || !messages_.empty(); }
 
@@ -340,7 +341,9 @@ void Runtime::Do(size_t index, action::StartWork& a) {
   host.cancelled = std::make_shared<std::atomic<bool>>(false);
   WorkContext context{host.identity, host.shard, options_.shards > 0 ? options_.shards : options_.identities, host.cancelled};
   fetches_->Submit([this, index, context = std::move(context), task = std::move(a.task)](int) {
+    const absl::Time begin = clock_.Now();
     absl::StatusOr<PreparedTask> prepared = work_.Prepare(context, task);
+    TRIB_LOG(debug, "{}: task {}: version {} here in {:.3f} s", context.identity.client, task.task, task.version, SecondsSince(begin));
     if (!prepared.ok()) {
       Fail(index, task, prepared.status());
       return;
@@ -368,7 +371,9 @@ void Runtime::Execute(size_t index, const WorkContext& context, const PreparedTa
     Post(index, Event(event::Evaluated{*std::move(evaluation)}));
     return;
   }
+  const absl::Time begin = clock_.Now();
   absl::StatusOr<TrainResult> result = Work::Train(context, prepared, learner, provide_data_, progress);
+  TRIB_LOG(debug, "{}: task {}: trained in {:.3f} s", context.identity.client, task.task, SecondsSince(begin));
   if (!result.ok()) return Fail(index, task, result.status());
   Post(index, Event(event::PhaseChanged{task.task, Phase::kUploading}));
   // Storing waits for the disk: not on this thread, which the next identity's training needs. std::function wants copyable
@@ -389,8 +394,10 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, const TrainResul
   header.weight = result.weight;
   header.examples = result.examples;
   header.metrics = result.metrics;
+  const absl::Time begin = clock_.Now();
   absl::StatusOr<OutboxHeader> stored = host.outbox->Put(std::move(header), result.update);
   if (!stored.ok()) return Fail(index, prepared.task, stored.status());
+  TRIB_LOG(debug, "{}: task {}: kept in the outbox in {:.3f} s", host.identity.client, stored->task, SecondsSince(begin));
   Report(UpdateEvent::Kind::kStored, host.identity.client, *stored, {});
   Post(index, Event(event::UpdateStored{{stored->job, stored->task, stored->update}, stored->bytes}));
 }
@@ -413,6 +420,7 @@ void Runtime::Do(size_t index, action::StartUpload& a) {
       return;
     }
     const auto shared = std::make_shared<const OutboxEntry>(*std::move(entry));  // shared with gRPC's buffers
+    const absl::Time begin = clock_.Now();
     std::variant<Verdict, CallError> outcome = UploadUpdate(connection_, host.identity, shared, a.retry);
     if (CallError* error = std::get_if<CallError>(&outcome)) {
       if (!connection_.cancelled()) {
@@ -422,6 +430,7 @@ void Runtime::Do(size_t index, action::StartUpload& a) {
       return;
     }
     Verdict verdict = std::move(std::get<Verdict>(outcome));
+    TRIB_LOG(debug, "{}: task {}: uploaded in {:.3f} s", host.identity.client, a.key.task, SecondsSince(begin));
     Report(UpdateEvent::Kind::kAnswered, host.identity.client, shared->header, verdict);
     Post(index, Event(event::UploadAnswered{a.key, a.attachment, std::move(verdict)}));
   });
