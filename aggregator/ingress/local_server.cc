@@ -21,7 +21,7 @@ namespace {
 
 constexpr int kBacklog = 512;
 constexpr size_t kMaxRequestBytes = 16 * 1024;
-constexpr absl::Duration kTimeout = absl::Seconds(5);  // for the peer to send its request, and to take the answer
+constexpr absl::Duration kTimeout = absl::Seconds(2);  // for the peer to send its request, and to take the answer
 constexpr const char* kWhat = "local transfer";
 
 v1::LocalAnswer Failed(const absl::Status& status) {

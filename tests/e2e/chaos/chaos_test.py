@@ -28,9 +28,11 @@ JOB_TIMEOUT_S = 150
 
 
 class Chaos:
-    def __init__(self, bin_dir, rng, one_process, durability, straggler=False):
+    def __init__(self, bin_dir, rng, one_process, durability, straggler=False, transfer=None):
         self.rng, self.one_process, self.durability, self.straggler = rng, one_process, durability, straggler
-        self.federation = Federation(bin_dir, workers=2)
+        # Updates as file descriptors, or over gRPC as from other hosts.
+        self.transfer = transfer or rng.choice(["on", "off"])
+        self.federation = Federation(bin_dir, workers=2, aggregator_flags=["--local-transfer", self.transfer])
         self.work = self.federation.work
         self.kills = {"aggregator": 0, "worker": 0, "client": 0}
         write_safetensors(self.work / "model.safetensors", {"w": ("F32", [ELEMENTS], f32([0.0] * ELEMENTS))})
@@ -240,7 +242,8 @@ def crash_points(bin_dir, definition, seed):
         rng = random.Random(seed * 1000 + number)
         journal = name.startswith("journal_")  # needs a version that stays open
         versions = 3 if journal else 12
-        chaos = Chaos(bin_dir, rng, one_process=not journal, durability="durable", straggler=journal)
+        chaos = Chaos(bin_dir, rng, one_process=not journal, durability="durable", straggler=journal,
+                      transfer="off" if name == "upload_after_first_chunk" else None)
         try:
             env = {"TRIBUTARY_CRASH": f"{name}:{1 if journal else rng.randint(1, 3)}"}
             on_client = name.startswith(CLIENT_POINTS)

@@ -51,8 +51,8 @@ def expected(model, updates):
     return plain, fixed
 
 
-def run_job(bin_dir, folder, workers, order, reproducible):
-    with Federation(bin_dir, workers=workers) as federation:
+def run_job(bin_dir, folder, workers, order, reproducible, transfer="on"):
+    with Federation(bin_dir, workers=workers, aggregator_flags=["--local-transfer", transfer]) as federation:
         federation.start_aggregator()
         job = federation.submit(
             f"name: wire\nmodel: {{tensors: {folder}/model.safetensors}}\nstrategy: fedavg\ncohort: {{size: {len(WEIGHTS)}}}\n"
@@ -95,12 +95,12 @@ def main():
         plain, fixed = expected(model, updates)
         orders = list(itertools.permutations(range(len(WEIGHTS))))
         hashes = set()
-        for workers, order in [(1, orders[0]), (2, orders[7]), (4, orders[23]), (1, orders[14])]:
-            got, sha = run_job(bin_dir, folder, workers, order, reproducible=True)
+        for workers, order, transfer in [(1, orders[0], "on"), (2, orders[7], "off"), (4, orders[23], "on"), (1, orders[14], "off")]:
+            got, sha = run_job(bin_dir, folder, workers, order, True, transfer)
             for name in SHAPES:
-                assert got[name] == fixed[name], f"{name} differs from the fixed-point mean: {workers} workers, order {order}"
+                assert got[name] == fixed[name], f"{name} differs from the fixed-point mean: {workers} workers, order {order}, local transfer {transfer}"
             hashes.add(sha)
-            got, _ = run_job(bin_dir, folder, workers, order, reproducible=False)
+            got, _ = run_job(bin_dir, folder, workers, order, False, transfer)
             error = max_norm_error(got, plain)
             print(f"workers {workers}, order {order}: max-norm relative error {error:.2e}")
             assert error <= 1e-6, error

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "aggregator/ingress/server.h"
+#include "aggregator/store/memfd.h"
 #include "common/digest.h"
 #include "proto/codec.h"
 #include "proto/grpc_status.h"
@@ -70,7 +71,7 @@ class FakeFederation final : public FederationBackend {
   absl::StatusOr<Blob> Model(const std::string&, const std::string& job, uint64_t version) override {
     absl::MutexLock lock(&mutex);
     if (job != kJob || version != 3) return NotFound("job '{}': no version {}", job, version);
-    return Blob{BytesOf(*model), Sha256Hex(BytesOf(*model)), model};
+    return Blob{BytesOf(*model), Sha256Hex(BytesOf(*model)), Xxh3Digest(BytesOf(*model)), model_memfd.fd.get(), model};
   }
   absl::StatusOr<Blob> Artifact(const std::string&, const std::string& job) override {
     return NotFound("job '{}': has no artifact", job);
@@ -144,6 +145,7 @@ class FakeFederation final : public FederationBackend {
   uint64_t downloaded ABSL_GUARDED_BY(mutex) = 0;
   absl::Status accept_error ABSL_GUARDED_BY(mutex);
   std::shared_ptr<std::string> model = std::make_shared<std::string>();
+  MappedMemfd model_memfd ABSL_GUARDED_BY(mutex);
   std::optional<size_t> float_bytes;
 
  private:

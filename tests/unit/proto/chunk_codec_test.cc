@@ -156,7 +156,7 @@ TEST(ChunkCodecTest, RefusesMalformedBytes) {
 }
 
 TEST(ChunkCodecTest, AgreesWithTheGeneratedParserOnDamagedMessages) {
-  const std::string wire = Message({300, 70'000, 12345, 99, std::string(64, 'a')}, RandomBytes(50, 3)).SerializeAsString();
+  const std::string wire = Message({300, 70'000, 12345, 99, std::string(64, 'a'), std::string(16, 'b')}, RandomBytes(50, 3)).SerializeAsString();
   std::mt19937_64 random(20);
   int accepted = 0;
   for (int i = 0; i < 20'000; ++i) {
