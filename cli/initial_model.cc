@@ -18,8 +18,8 @@ absl::StatusOr<std::string> ReadTensors(const std::string& path) {
   // Checked here as well as on the server: the message can name the file.
   const auto view = ParseSafetensors(std::as_bytes(std::span(content)));
   if (!view.ok()) return Annotate(view.status(), path);
-  const auto model = ToModel(*view);
-  if (!model.ok()) return Annotate(model.status(), path);
+  const auto layout = LayoutOf(*view);
+  if (!layout.ok()) return Annotate(layout.status(), path);
   return content;
 }
 

@@ -303,7 +303,7 @@ absl::StatusOr<SafetensorsFile> SafetensorsFile::Read(const std::filesystem::pat
   return file;
 }
 
-absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view) {
+absl::StatusOr<TensorLayout> LayoutOf(const SafetensorsView& view) {
   std::vector<TensorSpec> specs;
   specs.reserve(view.entries.size());
   for (const SafetensorsEntry& entry : view.entries) {
@@ -319,13 +319,24 @@ absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view) {
     }
     specs.push_back({entry.name, entry.shape, dtype, kind});
   }
+  return TensorLayout::Create(std::move(specs));
+}
+
+absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view) {
   FlatModel model;
-  TRIB_ASSIGN_OR_RETURN(model.layout, TensorLayout::Create(std::move(specs)));
+  TRIB_ASSIGN_OR_RETURN(model.layout, LayoutOf(view));
   TRIB_ASSIGN_OR_RETURN(model.bytes, ToFlat(view, model.layout));
   return model;
 }
 
 absl::StatusOr<std::vector<std::byte>> ToFlat(const SafetensorsView& view, const TensorLayout& layout) {
+  std::vector<std::byte> flat(layout.total_bytes());
+  TRIB_RETURN_IF_ERROR(CopyFlat(view, layout, flat));
+  return flat;
+}
+
+absl::Status CopyFlat(const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out) {
+  TRIB_CHECK(out.size() == layout.total_bytes(), "{} bytes for a layout of {}", out.size(), layout.total_bytes());
   // One pass over the entries with an index by name: both sides may have many thousand tensors.
   std::map<std::string_view, const PlacedTensor*> wanted;
   for (const PlacedTensor& tensor : layout.tensors()) wanted.emplace(tensor.spec.name, &tensor);
@@ -346,12 +357,11 @@ absl::StatusOr<std::vector<std::byte>> ToFlat(const SafetensorsView& view, const
     wanted.erase(found);  // a second one of the name is unknown then
   }
   if (!wanted.empty()) return InvalidArgument("tensor '{}': missing", Shown(wanted.begin()->first));
-  std::vector<std::byte> flat(layout.total_bytes());
   for (const auto& pair : pairs) {
     if (pair.second->bytes == 0) continue;
-    std::memcpy(flat.data() + pair.second->offset_bytes, pair.first->bytes.data(), pair.second->bytes);
+    std::memcpy(out.data() + pair.second->offset_bytes, pair.first->bytes.data(), pair.second->bytes);
   }
-  return flat;
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::string> SerializeSafetensors(const TensorLayout& layout, std::span<const std::byte> flat,

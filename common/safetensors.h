@@ -53,11 +53,13 @@ struct FlatModel {
   std::vector<std::byte> bytes;  // layout.total_bytes()
 };
 
-// F32 and F64 tensors become trainable, or buffer where "__metadata__" has "kind:<name>" = "buffer"; I64 become counters.
+// The model that a file describes: F32 and F64 tensors become trainable, or buffer where "__metadata__" has "kind:<name>" = "buffer"; I64 become counters.
 // Other types are refused by name. Mixed F32/F64 is refused.
-absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view);
-// Same, but the file must have exactly `layout`'s tensors (any order in the file): for updates and checkpoints.
+absl::StatusOr<TensorLayout> LayoutOf(const SafetensorsView& view);
+// The file must have exactly `layout`'s tensors (any order in the file): for updates and checkpoints. `out`: layout.total_bytes().
+absl::Status CopyFlat(const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out);
 absl::StatusOr<std::vector<std::byte>> ToFlat(const SafetensorsView& view, const TensorLayout& layout);
+absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view);
 
 // The serialized file: header padded with spaces so that data begins at a multiple of 8; tensors in layout order; kinds other
 // than trainable noted in "__metadata__" as above, next to `metadata`.

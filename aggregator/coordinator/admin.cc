@@ -1,8 +1,8 @@
 // What people ask of the coordinator: submit, cancel, resume, and reads of the state store.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
+#include <cstring>
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
@@ -16,11 +16,10 @@ namespace {
 
 constexpr absl::Duration kAwaitStored = absl::Seconds(20);
 
-absl::Status CheckFinite(const FlatModel& model) {
-  for (const PlacedTensor& tensor : model.layout.tensors()) {
+absl::Status CheckFinite(const TensorLayout& layout, std::span<const std::byte> flat) {
+  for (const PlacedTensor& tensor : layout.tensors()) {
     if (tensor.spec.dtype == DType::kI64) continue;
-    const std::span<const std::byte> bytes = std::span<const std::byte>(model.bytes).subspan(tensor.offset_bytes, tensor.bytes);
-    if (!Scan(bytes, tensor.spec.dtype).finite) return InvalidArgument("tensor '{}': expected finite values, it has NaN or infinity", tensor.spec.name);
+    if (!Scan(flat.subspan(tensor.offset_bytes, tensor.bytes), tensor.spec.dtype).finite) return InvalidArgument("tensor '{}': expected finite values, it has NaN or infinity", tensor.spec.name);
   }
   return absl::OkStatus();
 }
@@ -49,31 +48,35 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
       return InvalidArgument("artifact: expected SHA-256 {}, the bytes have {}", header.artifact_sha256(), artifact_sha256);
     }
   }
-  FlatModel model;
-  {
-    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(tensors))));
-    TRIB_ASSIGN_OR_RETURN(model, ToModel(view));
-  }
-  tensors = {};
   // Where the submitter took the tensors from, so that the message can be acted on there.
   const std::string& file = !spec.model.tensors.empty() ? spec.model.tensors : spec.model.init;
   const std::string origin = file.empty() ? "initial tensors" : fmt::format("initial tensors ({})", file);
-  if (model.layout.trainable_count() == 0) return InvalidArgument("{}: the model has no trainable element", origin);
-  if (model.layout.float_dtype() != spec.dtype) {
-    return InvalidArgument("dtype: the job says {}, its {} are {}", DTypeName(spec.dtype), origin, DTypeName(model.layout.float_dtype()));
+  std::shared_ptr<JobRuntime> runtime;
+  std::shared_ptr<ModelBuffer> first;
+  {
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(tensors))));
+    TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, LayoutOf(view));
+    if (layout.trainable_count() == 0) return InvalidArgument("{}: the model has no trainable element", origin);
+    if (layout.float_dtype() != spec.dtype) {
+      return InvalidArgument("dtype: the job says {}, its {} are {}", DTypeName(spec.dtype), origin, DTypeName(layout.float_dtype()));
+    }
+    absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, layout);
+    // An unknown strategy is a wrong job, not a missing one.
+    if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));
+    if (!made.ok()) return made.status();
+    runtime = *std::move(made);
+    TRIB_ASSIGN_OR_RETURN(first, ModelBuffer::Make(runtime->shelf));
+    TRIB_RETURN_IF_ERROR(CopyFlat(view, layout, first->writable()));
+    TRIB_RETURN_IF_ERROR(Annotate(CheckFinite(layout, first->bytes()), origin));
   }
-  TRIB_RETURN_IF_ERROR(Annotate(CheckFinite(model), origin));
-  const absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, model.layout);
-  // An unknown strategy is a wrong job, not a missing one.
-  if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));
-  if (!made.ok()) return made.status();
-  const std::shared_ptr<JobRuntime>& runtime = *made;
+  tensors = {};
+  first->Seal(0, Sha256Hex(first->bytes()));
 
   v1::SubmitJobResponse response;
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
-  const size_t needed = WorkerBytes(*runtime) + model.layout.total_bytes();
+  const size_t needed = WorkerBytes(*runtime) + runtime->layout.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
                                       needed >> 20, options_.pool_bytes >> 20));
@@ -87,13 +90,9 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     } while (FindJob(job->id) != nullptr);
   }
   job->spec = spec;
-  job->row = MakeJobRow(job->id, spec, model.layout, artifact_sha256);
+  job->row = MakeJobRow(job->id, spec, runtime->layout, artifact_sha256);
   job->artifact_bytes = artifact.size();
   if (!artifact.empty()) TRIB_RETURN_IF_ERROR(store_->PutArtifact(job->id, artifact));
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> first, ModelBuffer::Make(runtime->shelf));
-  std::memcpy(first->writable().data(), model.bytes.data(), model.bytes.size());
-  model.bytes = {};
-  first->Seal(0, Sha256Hex(first->bytes()));
   VersionCommit batch;
   batch.job = job->row;
   batch.tensors = first->bytes();
@@ -108,7 +107,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   info.set_epoch(store_->epoch());
   for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
     info.add_strategy_state(name);
-    batch.strategy_state.push_back({name, std::vector<double>(model.layout.trainable_count(), 0.0)});
+    batch.strategy_state.push_back({name, std::vector<double>(runtime->layout.trainable_count(), 0.0)});
   }
   job->latest = batch.version;
   TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));

@@ -53,6 +53,7 @@ class Upload {
       }
       v1::UpdateStatus pushed;
       if (CallError error = LocallyOrPush(*status, &pushed); !error.status.ok()) return error;
+      TRIB_CRASH_POINT(upload_after_answer);
       if (pushed.state() == v1::UPDATE_STATE_PARTIAL) {
         if (pushed.next_offset() <= offset) {
           return CallError{Unavailable("upload of {} did not get beyond {} of {} bytes", ToHex(header_.update), offset, header_.bytes), {}};
@@ -115,7 +116,6 @@ class Upload {
     if (!pushed.ok() && ForgetLocalAddress(connection_, pushed.status())) return Push(from, status);
     if (!pushed.ok()) return {pushed.status(), {}};
     *status = *std::move(pushed);
-    TRIB_CRASH_POINT(upload_after_answer);
     return {};
   }
 
@@ -145,7 +145,6 @@ class Upload {
     if (const grpc::Status parsed = grpc::SerializationTraits<v1::UpdateStatus>::Deserialize(&answer, status); !parsed.ok()) {
       return Connection::ErrorOf(parsed, "PushUpdate's answer");
     }
-    TRIB_CRASH_POINT(upload_after_answer);
     return {};
   }
 
