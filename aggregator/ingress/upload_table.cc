@@ -226,26 +226,9 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Push(const Caller& caller, const s
   const uint64_t id = chunk.fields().upload_id;
   if (bound != 0 && bound != id) return InvalidArgument("a stream carries one upload: expected {}, got a chunk of {}", bound, id);
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload, FindOwn(caller, id));
-  std::shared_ptr<StreamEnd> older;
-  std::string refused;
-  bool complete = false;
-  uint64_t next_offset = 0;
-  absl::Status status;
-  {
-    absl::MutexLock lock(&upload->mutex);
-    if (upload->state != Upload::State::kOpen) return Aborted("upload {}: is over; ask QueryUpdate", id);
-    older = upload->stream.lock();
-    if (older == stream) older = nullptr;
-    else if (bound != 0) return Aborted("upload {}: another stream took over", id);
-    upload->stream = stream;
-    status = upload->Take(chunk, options_.chunk_bytes, clock_->Now(), &refused);
-    next_offset = upload->next_offset;
-    complete = status.ok() && next_offset == upload->header.bytes;
-    if (complete) status = upload->Complete(&refused);
-    if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
-  }
-  if (older != nullptr) older->End(Aborted("upload {}: another stream took over", id));
-  return Settle(upload, status, refused, complete, next_offset);
+  return Take(upload, stream, /*takes_over=*/bound == 0, [&](Upload& open, std::string* refused) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return open.Take(chunk, options_.chunk_bytes, clock_->Now(), refused);
+  });
 }
 
 absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, uint64_t upload_id, int fd) {
@@ -256,33 +239,48 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, uin
     return InvalidArgument("upload {}: expected a regular file of {} bytes, got {} of {}", upload_id, upload->header.bytes,
                            S_ISREG(info.st_mode) ? "one" : "another kind of file", info.st_size);
   }
-  // Stands for this reader where others look for a stream to end.
+  // Stands for this reader where a stream would stand.
   const auto self = std::make_shared<OnceEnd>([](const absl::Status&) {});
   for (bool first = true;; first = false) {
-    std::shared_ptr<StreamEnd> older;
-    std::string refused;
-    bool complete = false;
-    uint64_t next_offset = 0;
-    absl::Status status;
-    {
-      absl::MutexLock lock(&upload->mutex);
-      if (upload->state != Upload::State::kOpen) return Aborted("upload {}: is over; ask QueryUpdate", upload_id);
-      if (first) {
-        older = upload->stream.lock();
-        upload->stream = self;
-      } else if (self->claimed()) {
-        return Aborted("upload {}: another stream took over", upload_id);
-      }
-      status = upload->TakeFrom(fd, options_.chunk_bytes, clock_->Now(), &refused);
-      next_offset = upload->next_offset;
-      complete = status.ok() && next_offset == upload->header.bytes;
-      if (complete) status = upload->Complete(&refused);
-      if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
-    }
-    if (older != nullptr) older->End(Aborted("upload {}: another stream took over", upload_id));
-    absl::StatusOr<v1::UpdateStatus> settled = Settle(upload, status, refused, complete, next_offset);
-    if (!settled.ok() || complete) return settled;
+    absl::StatusOr<v1::UpdateStatus> status =
+        Take(upload, self, /*takes_over=*/first, [&](Upload& open, std::string* refused) ABSL_NO_THREAD_SAFETY_ANALYSIS {
+          return open.TakeFrom(fd, options_.chunk_bytes, clock_->Now(), refused);
+        });
+    if (!status.ok() || status->state() != v1::UPDATE_STATE_PARTIAL) return status;
   }
+}
+
+absl::StatusOr<v1::UpdateStatus> UploadTable::Take(const std::shared_ptr<Upload>& upload, const std::shared_ptr<StreamEnd>& stream,
+                                                   bool takes_over,
+                                                   const std::function<absl::Status(Upload&, std::string*)>& take) {
+  std::shared_ptr<StreamEnd> older;
+  std::string refused;
+  bool complete = false;
+  uint64_t next_offset = 0;
+  absl::Status status;
+  {
+    absl::MutexLock lock(&upload->mutex);
+    if (upload->state != Upload::State::kOpen) return Aborted("upload {}: is over; ask QueryUpdate", upload->id);
+    older = upload->stream.lock();
+    if (older == stream) older = nullptr;
+    else if (!takes_over) return Aborted("upload {}: another stream took over", upload->id);
+    upload->stream = stream;
+    status = take(*upload, &refused);
+    next_offset = upload->next_offset;
+    complete = status.ok() && next_offset == upload->header.bytes;
+    if (complete) status = upload->Complete(&refused);
+    if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
+  }
+  if (older != nullptr) older->End(Aborted("upload {}: another stream took over", upload->id));
+  if (!refused.empty()) {
+    backend_->RejectUpdate(upload->header, refused, MessageOf(status));
+    Drop(upload, status);
+    return status;
+  }
+  TRIB_RETURN_IF_ERROR(status);
+  TRIB_CRASH_POINT(ingress_after_chunk);
+  if (complete) return Finish(upload);
+  return Partial(*upload, next_offset);
 }
 
 absl::StatusOr<std::shared_ptr<UploadTable::Upload>> UploadTable::FindOwn(const Caller& caller, uint64_t id) const {
@@ -292,19 +290,6 @@ absl::StatusOr<std::shared_ptr<UploadTable::Upload>> UploadTable::FindOwn(const 
   if (it->second->header.key.client != caller.client())
     return PermissionDenied("upload {}: belongs to another client than '{}'", id, caller.client());
   return it->second;
-}
-
-absl::StatusOr<v1::UpdateStatus> UploadTable::Settle(const std::shared_ptr<Upload>& upload, const absl::Status& taken,
-                                                     const std::string& refused, bool complete, uint64_t next_offset) {
-  if (!refused.empty()) {
-    backend_->RejectUpdate(upload->header, refused, MessageOf(taken));
-    Drop(upload, taken);
-    return taken;
-  }
-  TRIB_RETURN_IF_ERROR(taken);
-  TRIB_CRASH_POINT(ingress_after_chunk);
-  if (complete) return Finish(upload);
-  return Partial(*upload, next_offset);
 }
 
 absl::StatusOr<v1::UpdateStatus> UploadTable::Finish(const std::shared_ptr<Upload>& upload) {

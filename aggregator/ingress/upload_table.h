@@ -22,6 +22,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -78,9 +79,10 @@ class UploadTable {
   std::vector<std::shared_ptr<Upload>> All() const;
   v1::UpdateStatus Partial(const Upload& upload, uint64_t next_offset) const;
   absl::StatusOr<std::shared_ptr<Upload>> FindOwn(const Caller& caller, uint64_t id) const;
-  // After bytes were taken, without the upload's mutex: refuses, finishes, or says how far it is.
-  absl::StatusOr<v1::UpdateStatus> Settle(const std::shared_ptr<Upload>& upload, const absl::Status& taken, const std::string& refused,
-                                          bool complete, uint64_t next_offset);
+  // The next bytes of an open upload: `take` puts them into the object under the upload's mutex. Then refuses, finishes, or says how far
+  // it is. Ends another stream if this one takes over; without that, ABORTED when another has.
+  absl::StatusOr<v1::UpdateStatus> Take(const std::shared_ptr<Upload>& upload, const std::shared_ptr<StreamEnd>& stream, bool takes_over,
+                                        const std::function<absl::Status(Upload&, std::string* refused)>& take);
   absl::StatusOr<v1::UpdateStatus> Finish(const std::shared_ptr<Upload>& upload);
 
   const Options options_;
