@@ -4,37 +4,21 @@ permutations of the updates and bit for bit equal to fixed point done with NumPy
 usage: aggregate_numpy_test.py TRIBUTARY CACHE. numpy and safetensors are installed once into CACHE; without a package index the
 test is skipped with its reason, unless TRIBUTARY_REQUIRE names "safetensors".
 """
-import importlib
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from python_packages import require_safetensors  # noqa: E402
+
 TRIBUTARY, CACHE = sys.argv[1], Path(sys.argv[2])
 FIXED_POINT_BITS = 40
 
 
-def prepare():
-    CACHE.mkdir(parents=True, exist_ok=True)   # a folder that is missing now would stay missing in the importer's cache
-    sys.path.insert(0, str(CACHE))
-    try:
-        import safetensors.numpy  # noqa: F401
-        return
-    except ImportError:
-        pass
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                           "--target", str(CACHE), "safetensors>=0.4", "numpy"], capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        print(f"the Python package safetensors is not here and cannot be installed: {reason}")
-        sys.exit(1 if "safetensors" in os.environ.get("TRIBUTARY_REQUIRE", "").split(",") else 77)
-    importlib.invalidate_caches()
-
-
 def main():
-    prepare()
+    require_safetensors(CACHE)
     import numpy as np
     from safetensors.numpy import load_file, save_file
 

@@ -4,31 +4,15 @@ usage: safetensors_python_test.py TOOL CACHE. The package is installed once into
 the test is skipped with its reason, unless TRIBUTARY_REQUIRE names "safetensors".
 """
 import hashlib
-import importlib
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from python_packages import require_safetensors  # noqa: E402
+
 TOOL, CACHE = sys.argv[1], Path(sys.argv[2])
-
-
-def prepare():
-    CACHE.mkdir(parents=True, exist_ok=True)  # before it is a search path: Python remembers a missing folder as missing
-    sys.path.insert(0, str(CACHE))
-    try:
-        import safetensors.numpy  # noqa: F401
-        return
-    except ImportError:
-        pass
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
-                           "--target", str(CACHE), "safetensors>=0.4", "numpy"], capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or ["pip failed"])[-1]
-        print(f"the Python package safetensors is not here and cannot be installed: {reason}")
-        sys.exit(1 if "safetensors" in os.environ.get("TRIBUTARY_REQUIRE", "").split(",") else 77)
-    importlib.invalidate_caches()
 
 
 def listed(path):
@@ -44,7 +28,7 @@ def listed(path):
 
 
 def main():
-    prepare()
+    require_safetensors(CACHE)
     import numpy as np
     from safetensors import SafetensorError, safe_open
     from safetensors.numpy import load_file, save, save_file
