@@ -116,9 +116,9 @@ struct PlanSpec {
 struct HierarchySpec {
   HierarchyShape shape = HierarchyShape::kAuto;
   int64_t leaf_fan_in = 2;                         // I: updates in hand for which one leaf is planned
-  std::optional<TimingSpec> timing;                // absent: batch:4, or lazy for a strategy that needs all updates at once
+  std::optional<TimingSpec> timing{};              // absent: batch:4, or lazy for a strategy that needs all updates at once
   std::string placement = "bestfit";               // a name of aggregator/core/planners/placements/planners.def
-  PlanSpec plan;
+  PlanSpec plan{};
   bool reuse = true;                               // on | off
   bool operator==(const HierarchySpec&) const = default;
 };
