@@ -295,7 +295,7 @@ absl::StatusOr<RoundPlan> Replan(const RoundPlan& current, std::span<const RoleP
                               .closed = done.finished || role.closed, .continues = continues});
     } else {
       // The only node's top stands where other nodes have their middle.
-      if (role.role == Role::kMiddle || current.nodes.size() == 1) draft.middle_holds_something = done.inputs > 0;
+      if (role.role == Role::kMiddle || current.nodes.size() == 1) draft.middle_holds_something = done.inputs > 0 || done.begun > 0;
       (role.role == Role::kMiddle ? draft.middle_continues : top_continues) = continues;
     }
   }

@@ -111,9 +111,10 @@ struct PlanRequest {
 // INTERNAL if the placement names a node that is not there.
 absl::StatusOr<RoundPlan> PlanRound(const PlanRequest& request);
 
-// How far a role of a plan is. `inputs` of a leaf: updates handed to it.
+// How far a role of a plan is.
 struct RoleProgress {
-  int64_t inputs = 0;
+  int64_t inputs = 0;              // of a leaf: updates handed to it; else partials sent to it, also while nobody fills it
+  int64_t begun = 0;               // workers that took the role so far, those that died since included
   bool finished = false;           // its partial is published
 };
 // A new plan in the middle of a round: same placement (an update does not change its node), new leaf counts, goals for what has not

@@ -37,9 +37,9 @@ class Differ {
 
   // The role of this plan that a worker fills already: by an order of this plan, or in the plan of this round that it continues.
   int32_t Filled(const WorkerView& worker) const {
-    if (worker.role == Role::kParked || worker.planned < 0) return -1;
+    if (worker.role == Role::kParked || worker.planned < 0 || !worker.key) return -1;
     if (worker.key == plan_.key) return worker.planned < static_cast<int32_t>(plan_.roles.size()) ? worker.planned : -1;
-    if (worker.key.round != plan_.key.round || worker.key.epoch > plan_.key.epoch) return -1;
+    if (worker.key->round != plan_.key.round || worker.key->epoch > plan_.key.epoch) return -1;
     for (size_t role = 0; role < plan_.roles.size(); ++role) {
       if (At(role).continues == worker.planned) return static_cast<int32_t>(role);
     }
@@ -62,22 +62,21 @@ class Differ {
     for (size_t i = 0; i < workers_.size(); ++i) {
       const int32_t role = used_[i] ? -1 : Filled(workers_[i]);
       if (role < 0 || !progress_[static_cast<size_t>(role)].finished || At(static_cast<size_t>(role)).role != workers_[i].role) continue;
-      const int32_t parent = At(static_cast<size_t>(role)).parent;
-      if (parent < 0 || progress_[static_cast<size_t>(parent)].inputs > 0) continue;
-      if (AfterFinish(plan_, role, filled_, reuse_).kind != NextStep::Kind::kPromote) continue;
+      const NextStep step = AfterFinish(plan_, progress_, role, reuse_);
+      if (step.kind != NextStep::Kind::kPromote || filled_[static_cast<size_t>(step.parent)] == At(static_cast<size_t>(step.parent)).shards) continue;
       used_[i] = true;
-      Order(RoleOrder::Kind::kPromote, workers_[i].worker, static_cast<size_t>(parent));
+      Order(RoleOrder::Kind::kPromote, workers_[i].worker, static_cast<size_t>(step.parent));
     }
   }
 
   bool Wants(size_t role) const {
-    if (progress_[role].finished || filled_[role] >= At(role).shards) return false;
-    if (At(role).role == Role::kLeaf || !reuse_) return true;
-    // Somebody below on this node will rise, or somebody below him.
-    return !MayRise(role);
+    if (progress_[role].finished) return false;
+    const bool waits = reuse_ && At(role).role != Role::kLeaf && MayRise(role);
+    // While somebody may still rise, only the dead are replaced.
+    return filled_[role] < (waits ? std::min(progress_[role].begun, At(role).shards) : At(role).shards);
   }
   bool MayRise(size_t role) const {
-    if (progress_[role].inputs > 0) return false;  // somebody rose and is gone
+    if (progress_[role].begun >= At(role).shards) return false;
     for (size_t child = 0; child < plan_.roles.size(); ++child) {
       if (At(child).parent != static_cast<int32_t>(role) || At(child).node != At(role).node || progress_[child].finished) continue;
       return true;  // a leaf is always staffed, a middle staffed or to be risen to
@@ -98,8 +97,10 @@ class Differ {
     used_[best] = true;
     Order(RoleOrder::Kind::kAssign, workers_[best].worker, role);
   }
-  // Parked, or in a role of a round that is over.
-  bool IsFree(const WorkerView& worker) const { return worker.role == Role::kParked || worker.key.round < plan_.key.round; }
+  // Parked by an older plan, or in a role of a round that is over.
+  bool IsFree(const WorkerView& worker) const {
+    return !worker.key || worker.key->round < plan_.key.round || (worker.role == Role::kParked && *worker.key < plan_.key);
+  }
   static bool Warmer(const WorkerView& a, const WorkerView& b) {
     const bool a_parked = a.role == Role::kParked;
     const bool b_parked = b.role == Role::kParked;
@@ -147,13 +148,13 @@ std::vector<RoleOrder> DiffPlan(const RoundPlan& plan, std::span<const RoleProgr
   return Differ(plan, progress, workers, reuse).Orders();
 }
 
-NextStep AfterFinish(const RoundPlan& plan, int32_t role, std::span<const int64_t> staffed, bool reuse) {
-  TRIB_CHECK(role >= 0 && static_cast<size_t>(role) < plan.roles.size() && staffed.size() == plan.roles.size());
+NextStep AfterFinish(const RoundPlan& plan, std::span<const RoleProgress> progress, int32_t role, bool reuse) {
+  TRIB_CHECK(role >= 0 && static_cast<size_t>(role) < plan.roles.size() && progress.size() == plan.roles.size());
   const RoundPlan::PlannedRole& finished = plan.roles[static_cast<size_t>(role)];
   if (finished.parent < 0) return {.kind = NextStep::Kind::kReport};
-  const RoundPlan::PlannedRole& parent = plan.roles[static_cast<size_t>(finished.parent)];
-  const bool free = staffed[static_cast<size_t>(finished.parent)] < parent.shards;
-  const bool rises = reuse && free && parent.node == finished.node && parent.shards == finished.shards;
+  const size_t parent = static_cast<size_t>(finished.parent);
+  const bool free = progress[parent].begun < plan.roles[parent].shards;
+  const bool rises = reuse && free && plan.roles[parent].node == finished.node && plan.roles[parent].shards == finished.shards;
   return {.kind = rises ? NextStep::Kind::kPromote : NextStep::Kind::kSend, .parent = finished.parent};
 }
 

@@ -39,7 +39,7 @@ struct WorkerView {
   uint32_t worker = 0;      // id, unique, > 0
   uint32_t node = 0;
   Role role = Role::kParked;
-  PlanKey key{};            // of the last order it applied
+  std::optional<PlanKey> key{};  // of the last order it applied; none: a process that never had one
   int32_t planned = -1;     // the role of that plan it fills; -1: parked
   absl::Time parked_since{};  // while parked: the longer, the colder
 };
@@ -61,8 +61,9 @@ struct RoleOrder {
   bool operator==(const RoleOrder&) const = default;
 };
 
-// Orders that make `workers` fit `plan`; ordered by role, then by worker. Applied, the same call gives only kKeep. A worker that died
-// is simply missing from `workers`, and its role is staffed again (it replays its lanes).
+// Orders that make `workers` fit `plan`, by role. Applied, the same call gives only kKeep. A worker that died is simply missing from
+// `workers`, and its role is staffed again (the new one replays its lanes): by a new process, as a worker that this very plan has parked
+// would take the order for a late one; Replan, whose epoch is higher, can have the parked ones too.
 // With reuse a role above leaves stays empty until a finished leaf rises to it (AfterFinish), unless nobody is left who could; without
 // reuse every role gets a process of its own at once, and processes end with their role.
 // `progress`: one entry a role of the plan; finished roles are not staffed. A partial for a role that nobody fills yet waits with the
@@ -76,7 +77,8 @@ struct NextStep {
   int32_t parent = -1;
   bool operator==(const NextStep&) const = default;
 };
-// `staffed`: for each role of the plan, how many workers fill it. Of a role of several shards each worker rises with its range.
-NextStep AfterFinish(const RoundPlan& plan, int32_t role, std::span<const int64_t> staffed, bool reuse);
+// `progress`: as for DiffPlan. Where somebody took the parent's role and died, nobody rises: the replacement replays what he had. Of a
+// role of several shards each worker rises with its range.
+NextStep AfterFinish(const RoundPlan& plan, std::span<const RoleProgress> progress, int32_t role, bool reuse);
 
 }  // namespace tributary::aggregator
