@@ -103,13 +103,13 @@ std::string_view TimingKindName(TimingKind kind);
 
 enum class PlanKind { kEwma, kStatic };
 enum class EwmaSide { kHistory, kSample };
-// Short form `plan: ewma` or `plan: static:4`, long form `plan: {kind: ewma, weight: 0.7, on: history, period_s: 120}`.
+// Short form `plan: ewma` or `plan: static:4`, long form `plan: {kind: ewma, weight: 0.7, on: history, period_s: 30}`.
 struct PlanSpec {
   PlanKind kind = PlanKind::kEwma;
   int64_t leaves = 0;                              // static: leaves a node, >= 1
   double weight = 0.7;                             // ewma: h in [0, 1]
   EwmaSide on = EwmaSide::kHistory;                // ewma: what h multiplies
-  absl::Duration period = absl::Seconds(120);      // ewma: between plans (period_s)
+  absl::Duration period = absl::Seconds(30);       // ewma: between plans (period_s)
   bool operator==(const PlanSpec&) const = default;
 };
 

@@ -36,63 +36,69 @@ absl::StatusOr<ServiceCapacity> CapacityFromCurve(std::span<const CalibrationPoi
   return capacity;
 }
 
-WindowSum::WindowSum(absl::Duration window) : width_(window / kBuckets) {
+LoadEstimator::LoadEstimator(absl::Duration window) : width_(window / kBuckets) {
   TRIB_CHECK(width_ > absl::ZeroDuration(), "window {} ns", absl::ToInt64Nanoseconds(window));
 }
 
-int64_t WindowSum::IndexOf(absl::Time at) const {
+int64_t LoadEstimator::IndexOf(absl::Time at) const {
   absl::Duration rest;
   const int64_t index = absl::IDivDuration(at - absl::UnixEpoch(), width_, &rest);
   return rest < absl::ZeroDuration() ? index - 1 : index;
 }
 
-void WindowSum::Add(absl::Time at, double value) {
+LoadEstimator::Bucket& LoadEstimator::At(int64_t index) {
+  Bucket& bucket = buckets_[static_cast<size_t>((index % kBuckets + kBuckets) % kBuckets)];
+  if (bucket.index != index) bucket = {.index = index};
+  return bucket;
+}
+
+// Spreads the time since the last event over its buckets.
+void LoadEstimator::Advance(absl::Time to) {
   if (!first_) {
-    first_ = at;
-    last_ = at;
+    first_ = to;
+    last_ = to;
   }
-  last_ = std::max(last_, at);
-  newest_ = IndexOf(last_);
-  Bucket& bucket = buckets_[static_cast<size_t>((newest_ % kBuckets + kBuckets) % kBuckets)];
-  if (bucket.count == 0 || bucket.index != newest_) bucket = {.index = newest_};
-  bucket.sum += value;
-  ++bucket.count;
+  if (to <= last_) return;
+  const int64_t newest = IndexOf(to);
+  for (int64_t index = std::max(IndexOf(last_), newest - kBuckets + 1); index <= newest; ++index) {
+    const absl::Time begin = std::max(last_, absl::UnixEpoch() + width_ * index);
+    const absl::Time end = std::min(to, absl::UnixEpoch() + width_ * (index + 1));
+    const double seconds = std::max(absl::ToDoubleSeconds(end - begin), 0.0);
+    Bucket& bucket = At(index);
+    bucket.in_hand_s += seconds * static_cast<double>(in_hand_);
+    bucket.busy_s += in_hand_ > 0 ? seconds : 0;
+  }
+  last_ = to;
 }
 
-WindowSum::Totals WindowSum::At(absl::Time now) const {
-  Totals totals;
-  if (!first_) return totals;
-  now = std::max(now, last_);
-  const int64_t current = IndexOf(now);
+void LoadEstimator::OnInHand(absl::Time at, int64_t updates) {
+  Advance(at);
+  in_hand_ = std::max<int64_t>(updates, 0);
+}
+
+void LoadEstimator::OnFolded(absl::Time at, int64_t updates) {
+  Advance(at);
+  At(IndexOf(last_)).folded += updates;
+}
+
+std::optional<LoadEstimator::Estimate> LoadEstimator::At(absl::Time now) {
+  Advance(now);
+  const int64_t newest = IndexOf(last_);
+  Bucket sum;
   for (const Bucket& bucket : buckets_) {
-    if (bucket.count == 0 || bucket.index <= current - kBuckets) continue;
-    totals.sum += bucket.sum;
-    totals.count += bucket.count;
+    if (bucket.index <= newest - kBuckets || bucket.index > newest) continue;
+    sum.in_hand_s += bucket.in_hand_s;
+    sum.busy_s += bucket.busy_s;
+    sum.folded += bucket.folded;
   }
-  const absl::Time begin = absl::UnixEpoch() + width_ * (current - kBuckets + 1);
-  // A burst at the very start must not stand for a rate without bound.
-  totals.covered = std::max(now - std::max(begin, *first_), width_);
-  return totals;
-}
-
-LoadEstimator::LoadEstimator(absl::Duration window) : arrivals_(window), folds_(window) {}
-
-void LoadEstimator::OnArrival(absl::Time at, int64_t updates) { arrivals_.Add(at, static_cast<double>(updates)); }
-
-void LoadEstimator::OnFolded(absl::Time at, absl::Duration busy) {
-  folds_.Add(at, std::max(absl::ToDoubleSeconds(busy), 0.0));
-  const WindowSum::Totals totals = folds_.At(at);
-  last_mean_ = totals.sum / static_cast<double>(totals.count);
-}
-
-double LoadEstimator::Rate(absl::Time now) const {
-  const WindowSum::Totals totals = arrivals_.At(now);
-  return totals.count == 0 ? 0 : totals.sum / absl::ToDoubleSeconds(totals.covered);
-}
-
-double LoadEstimator::Seconds(absl::Time now) const {
-  const WindowSum::Totals totals = folds_.At(now);
-  return totals.count == 0 ? last_mean_ : totals.sum / static_cast<double>(totals.count);
+  if (sum.folded == 0 || sum.busy_s <= 0) return std::nullopt;
+  const absl::Time begin = std::max(*first_, absl::UnixEpoch() + width_ * (newest - kBuckets + 1));
+  Estimate estimate;
+  estimate.rate = static_cast<double>(sum.folded) / sum.busy_s;
+  estimate.seconds = sum.in_hand_s / static_cast<double>(sum.folded);
+  estimate.load = sum.in_hand_s / sum.busy_s;
+  estimate.mean_load = sum.in_hand_s / absl::ToDoubleSeconds(last_ - begin);
+  return estimate;
 }
 
 }  // namespace tributary::aggregator

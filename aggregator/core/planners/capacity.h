@@ -1,17 +1,18 @@
-// What a node can take and how loaded it is (dataplane.md §9.1): arrival rate k (updates/s), time of an update E (s), load
-// Q = k·E (updates in hand, Little's law), service capacity MC = k*·E(k*), residual capacity RC = MC − k·E. All four of Q, MC, RC
-// and a placement's demand are counted in updates.
+// What a node can take and how loaded it is (dataplane.md §9.1): rate k (updates/s), time of an update E (s), load Q = k·E (updates in
+// hand, Little's law), service capacity MC = k*·E(k*), residual capacity RC = MC − k·E. Q, MC, RC and a placement's demand are all counted
+// in updates.
 //
-// E is the time from an update's arrival at the node until it is folded, *without* the time a worker sat idle because its timing
-// policy chose to wait: only then does Q mean "updates in hand because the node is busy", grow when leaves are too few, and stay
-// the same when only the policy changes. (Bare execution time would plan half a worker for each busy one with the fan-in of 2:
-// DECISIONS.md has the figures.)
+// An update is *in hand* from when it could be folded until it is: since its arrival while its worker is busy or starting, and not
+// while the worker idles because its timing policy chose to wait. E is the time in hand. Bare execution time will not do: no more
+// updates can be executing than there are workers, so Q would never ask for more leaves than there are, and with a fan-in of 2 for
+// half of them (DECISIONS.md has the figures).
 // Source: LIFL (MLSys 2024) §5, as restated in dataplane.md §9.
 // Pure: times come with the events. Thread-compatible. Memory: fixed.
 #pragma once
 
 #include <absl/time/time.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -44,52 +45,44 @@ absl::StatusOr<ServiceCapacity> CapacityFromCurve(std::span<const CalibrationPoi
 
 inline double ResidualCapacity(double service_capacity, double rate, double seconds) { return service_capacity - rate * seconds; }
 
-// Sums over a sliding window in kBuckets steps: what is older than the window is forgotten a bucket at a time. Events may come a
-// little late (they count into the newest bucket); time does not run backwards.
-class WindowSum {
+// The window of a planning period's estimates: one shorter than a round sees only a part of it, perhaps the one without arrivals.
+inline absl::Duration LoadWindow(absl::Duration plan_period) { return std::max(plan_period, absl::Seconds(30)); }
+
+// k, E and Q of one node over a sliding window, which moves in kBuckets steps; what is older is forgotten. Events in the order of their
+// times; a late one counts as of the newest.
+class LoadEstimator {
  public:
   static constexpr int64_t kBuckets = 16;
-  explicit WindowSum(absl::Duration window);  // > 0
-  void Add(absl::Time at, double value);
-  struct Totals {
-    double sum = 0;
-    int64_t count = 0;
-    absl::Duration covered;  // how much time sum and count stand for: from the first event on, at most the window
+  explicit LoadEstimator(absl::Duration window);  // > 0
+  // From `at` on so many updates are in hand.
+  void OnInHand(absl::Time at, int64_t updates);
+  void OnFolded(absl::Time at, int64_t updates);
+
+  struct Estimate {
+    double rate = 0;       // k: updates folded per second of busy time
+    double seconds = 0;    // E: time in hand of one update
+    double load = 0;       // Q = k·E: in hand on average while anything was. What leaves are planned for: a rest between rounds does not dilute it
+    double mean_load = 0;  // the same over all time of the window, rests included. What placement takes from MC
   };
-  Totals At(absl::Time now) const;  // an earlier `now` than the last event counts as that event's time
+  // nullopt: nothing was folded in the window. A rest teaches nothing; keep the estimate before.
+  std::optional<Estimate> At(absl::Time now);
 
  private:
   struct Bucket {
-    int64_t index = -1;  // since the epoch, in bucket widths
-    double sum = 0;
-    int64_t count = 0;
+    int64_t index = 0;      // since the epoch, in bucket widths
+    double in_hand_s = 0;   // ∫ updates in hand dt
+    double busy_s = 0;      // time with any
+    int64_t folded = 0;
   };
   int64_t IndexOf(absl::Time at) const;
+  Bucket& At(int64_t index);
+  void Advance(absl::Time to);
 
   absl::Duration width_;
   std::optional<absl::Time> first_;
   absl::Time last_;
-  int64_t newest_ = 0;
+  int64_t in_hand_ = 0;
   std::array<Bucket, kBuckets> buckets_;
-};
-
-// k and E of one node, over the last `window` (the planning period is a good one).
-class LoadEstimator {
- public:
-  explicit LoadEstimator(absl::Duration window);
-  void OnArrival(absl::Time at, int64_t updates = 1);
-  // `busy`: arrival to folded, less the time the worker idled by policy (see above).
-  void OnFolded(absl::Time at, absl::Duration busy);
-
-  double Rate(absl::Time now) const;     // k, updates/s; 0 before the first arrival
-  // E, seconds. With nothing folded in the window: the last known mean (a node that rested is as fast as before); 0 before any.
-  double Seconds(absl::Time now) const;
-  double Load(absl::Time now) const { return Rate(now) * Seconds(now); }  // Q
-
- private:
-  WindowSum arrivals_;
-  WindowSum folds_;
-  double last_mean_ = 0;
 };
 
 }  // namespace tributary::aggregator

@@ -65,26 +65,22 @@ absl::StatusOr<std::vector<Placed>> PlaceAll(std::string_view name, std::span<co
   return placed;
 }
 
-ResidualOrder::ResidualOrder(std::span<const PlacementNode> nodes) {
-  for (const PlacementNode& node : nodes) order_.emplace(node.residual, node.node);
-}
-
 Placed ResidualOrder::TakeSmallestFitting(double demand) {
-  const Set::iterator at = order_.lower_bound({demand, 0});
+  const Set::iterator at = order_.lower_bound({.node = 0, .residual = demand});
   return Take(at == order_.end() ? Largest() : at, demand);
 }
 
 Placed ResidualOrder::TakeLargest(double demand) { return Take(Largest(), demand); }
 
 // Among equals the set ends with the highest id; the lowest is asked for.
-ResidualOrder::Set::iterator ResidualOrder::Largest() const { return order_.lower_bound({order_.rbegin()->first, 0}); }
+ResidualOrder::Set::iterator ResidualOrder::Largest() const { return order_.lower_bound({.node = 0, .residual = order_.rbegin()->residual}); }
 
 Placed ResidualOrder::Take(Set::iterator at, double demand) {
-  const Placed placed{.node = at->second, .overload = at->first < demand};
+  const Placed placed{.node = at->node, .overload = at->residual < demand};
   const Set::iterator hint = std::next(at);
   auto node = order_.extract(at);
-  node.value().first -= demand;
-  // It moves down, and with best fit usually stays where it was: right before the old successor, or the lookup is O(log n).
+  node.value().residual -= demand;
+  // It moves down, and with best fit often stays where it was: right before the old successor. Else the search is O(log n).
   order_.insert(hint, std::move(node));
   return placed;
 }

@@ -14,12 +14,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <set>
 #include <span>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "common/status.h"
@@ -67,17 +65,22 @@ absl::StatusOr<std::vector<Placed>> PlaceAll(std::string_view name, std::span<co
 
 // ---- for the entries ----
 
-// Nodes ordered by (RC, id). Sorted once; Take moves a node by the hint of its old place, without allocating.
+// Nodes ordered by (RC, id). Take moves a node from its old place to its new one without allocating.
 class ResidualOrder {
  public:
-  explicit ResidualOrder(std::span<const PlacementNode> nodes);
-  // The fitting node of smallest RC, or the fallback with `overload`.
+  explicit ResidualOrder(std::span<const PlacementNode> nodes) : order_(nodes.begin(), nodes.end()) {}
+  // The fitting node of smallest RC, or the largest with `overload`.
   Placed TakeSmallestFitting(double demand);
   // The node of largest RC, whether it fits or not.
   Placed TakeLargest(double demand);
 
  private:
-  using Set = std::set<std::pair<double, uint32_t>>;
+  struct Less {
+    bool operator()(const PlacementNode& a, const PlacementNode& b) const {
+      return a.residual < b.residual || (a.residual == b.residual && a.node < b.node);
+    }
+  };
+  using Set = std::set<PlacementNode, Less>;
   Placed Take(Set::iterator at, double demand);
   Set::iterator Largest() const;
   Set order_;

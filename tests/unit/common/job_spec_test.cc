@@ -102,8 +102,8 @@ TEST(JobSpecTest, HierarchyReadsShortAndLongForms) {
   EXPECT_EQ(read("{timing: {kind: batch, size: 9, age_ms: 20}}").timing, (TimingSpec{.batch = 9, .age = absl::Milliseconds(20)}));
   EXPECT_EQ(read("{timing: {kind: jit, slack_ms: 0}}").timing, (TimingSpec{.kind = TimingKind::kJit, .slack = absl::ZeroDuration()}));
   EXPECT_EQ(read("{plan: ewma}").plan, PlanSpec{});
-  EXPECT_EQ(read("{plan: {kind: ewma, weight: 1, on: sample, period_s: 30}}").plan,
-            (PlanSpec{.weight = 1, .on = EwmaSide::kSample, .period = absl::Seconds(30)}));
+  EXPECT_EQ(read("{plan: {kind: ewma, weight: 1, on: sample, period_s: 45}}").plan,
+            (PlanSpec{.weight = 1, .on = EwmaSide::kSample, .period = absl::Seconds(45)}));
   EXPECT_EQ(read("{plan: {kind: static, leaves: 2}}").plan, (PlanSpec{.kind = PlanKind::kStatic, .leaves = 2}));
   for (const std::string shape : {"auto", "flat", "shard", "tree"}) {
     EXPECT_EQ(HierarchyShapeName(read("{shape: " + shape + "}").shape), shape);

@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -74,89 +75,122 @@ TEST(CapacityTest, ResidualIsWhatTheLoadLeaves) {
   EXPECT_EQ(ResidualCapacity(20, 300, 0.1), -10);
 }
 
-TEST(WindowSumTest, ForgetsWhatIsOlderThanTheWindow) {
-  WindowSum sum(absl::Seconds(16));
-  for (int i = 0; i < 100; ++i) sum.Add(At(i), 2);
-  EXPECT_EQ(sum.At(At(99)).count, 16);
-  EXPECT_EQ(sum.At(At(99)).sum, 32);
-  EXPECT_EQ(sum.At(At(107)).count, 8);
-  EXPECT_EQ(sum.At(At(200)).count, 0);
-}
-
-TEST(WindowSumTest, BucketsAreReusedAfterALongRest) {
-  WindowSum sum(absl::Seconds(16));
-  sum.Add(At(0), 5);
-  sum.Add(At(16 * 1000), 7);  // the same place in the ring
-  EXPECT_EQ(sum.At(At(16 * 1000)).sum, 7);
-  EXPECT_EQ(sum.At(At(16 * 1000)).count, 1);
-}
-
-TEST(WindowSumTest, WorksBeforeTheEpochAndWithLateEvents) {
-  WindowSum sum(absl::Seconds(16));
-  const absl::Time before = absl::FromUnixSeconds(-1000);
-  sum.Add(before, 1);
-  sum.Add(before + absl::Seconds(3), 1);
-  sum.Add(before + absl::Seconds(1), 1);  // late: counts into the newest bucket
-  EXPECT_EQ(sum.At(before + absl::Seconds(3)).count, 3);
-}
-
-TEST(LoadEstimatorTest, KnowsNothingBeforeTheFirstEvent) {
-  const LoadEstimator load(absl::Seconds(10));
-  EXPECT_EQ(load.Rate(At(5)), 0);
-  EXPECT_EQ(load.Seconds(At(5)), 0);
-  EXPECT_EQ(load.Load(At(5)), 0);
-}
-
-TEST(LoadEstimatorTest, FollowsAConstantRate) {
-  LoadEstimator load(absl::Seconds(120));
-  for (int i = 0; i < 6000; ++i) {
-    load.OnArrival(At(i * 0.1));
-    load.OnFolded(At(i * 0.1), absl::Milliseconds(400));
+// One worker: an update comes every `gap` seconds and is in hand for `busy` seconds.
+double Feed(LoadEstimator* load, double from, double until, double gap, double busy) {
+  double t = from;
+  for (; t < until; t += gap) {
+    load->OnInHand(At(t), 1);
+    load->OnInHand(At(t + busy), 0);
+    load->OnFolded(At(t + busy), 1);
   }
-  EXPECT_THAT(load.Rate(At(600)), DoubleNear(10, 0.1));
-  EXPECT_THAT(load.Seconds(At(600)), DoubleNear(0.4, 1e-9));
-  EXPECT_THAT(load.Load(At(600)), DoubleNear(4, 0.05));
+  return t;
 }
 
-TEST(LoadEstimatorTest, FollowsAStepWithinOneWindow) {
+TEST(LoadEstimatorTest, KnowsNothingBeforeSomethingIsFolded) {
+  LoadEstimator load(absl::Seconds(16));
+  EXPECT_FALSE(load.At(At(5)).has_value());
+  load.OnInHand(At(6), 3);
+  EXPECT_FALSE(load.At(At(8)).has_value());
+  load.OnFolded(At(9), 1);
+  EXPECT_TRUE(load.At(At(9)).has_value());
+}
+
+TEST(LoadEstimatorTest, CountsByHandAreRight) {
+  LoadEstimator load(absl::Seconds(160));
+  load.OnInHand(At(0), 2);
+  load.OnInHand(At(10), 4);
+  load.OnInHand(At(15), 0);   // 40 update-seconds in 15 busy ones
+  load.OnFolded(At(15), 5);
+  const auto known = load.At(At(20));
+  ASSERT_TRUE(known.has_value());
+  const LoadEstimator::Estimate estimate = *known;
+  EXPECT_DOUBLE_EQ(estimate.rate, 5.0 / 15);
+  EXPECT_DOUBLE_EQ(estimate.seconds, 40.0 / 5);
+  EXPECT_DOUBLE_EQ(estimate.load, 40.0 / 15);
+  EXPECT_DOUBLE_EQ(estimate.load, estimate.rate * estimate.seconds);
+  EXPECT_DOUBLE_EQ(estimate.mean_load, 40.0 / 20);
+}
+
+TEST(LoadEstimatorTest, RestsDiluteTheMeanAndNotTheLoad) {
+  LoadEstimator load(absl::Seconds(160));
+  Feed(&load, 0, 600, 10, 2);
+  const auto estimate = load.At(At(600));
+  ASSERT_TRUE(estimate.has_value());
+  EXPECT_THAT(estimate->load, DoubleNear(1, 1e-9));
+  EXPECT_THAT(estimate->seconds, DoubleNear(2, 0.1));
+  EXPECT_THAT(estimate->mean_load, DoubleNear(0.2, 0.02));
+}
+
+TEST(LoadEstimatorTest, ForgetsWhatIsOlderThanTheWindow) {
+  LoadEstimator load(absl::Seconds(16));
+  Feed(&load, 0, 100, 1, 0.5);
+  const double end = Feed(&load, 100, 120, 1, 0.25);
+  EXPECT_THAT(load.At(At(end))->seconds, DoubleNear(0.25, 1e-9));
+  EXPECT_FALSE(load.At(At(end + 17)).has_value());
+}
+
+TEST(LoadEstimatorTest, AQueueThatOnlyGrowsShowsThoughLittleIsFolded) {
   LoadEstimator load(absl::Seconds(60));
-  for (int i = 0; i < 120; ++i) load.OnArrival(At(i));             // 1/s for 120 s
-  for (int i = 0; i < 300; ++i) load.OnArrival(At(120 + i * 0.1));  // 10/s for 30 s …
-  EXPECT_THAT(load.Rate(At(150)), ::testing::AllOf(::testing::Gt(4), ::testing::Lt(7)));
-  for (int i = 300; i < 600; ++i) load.OnArrival(At(120 + i * 0.1));  // … and 30 more
-  EXPECT_THAT(load.Rate(At(180)), DoubleNear(10, 0.5));
+  for (int i = 0; i <= 60; ++i) {
+    load.OnInHand(At(i), 10 * i);
+    load.OnFolded(At(i), 1);
+  }
+  EXPECT_THAT(load.At(At(60))->load, ::testing::AllOf(::testing::Gt(250), ::testing::Lt(350)));
 }
 
-TEST(LoadEstimatorTest, FollowsPoissonArrivals) {
+TEST(LoadEstimatorTest, SpreadsALongSilenceOverItsBuckets) {
+  LoadEstimator load(absl::Seconds(16));
+  load.OnInHand(At(0), 3);
+  load.OnFolded(At(1000), 1);  // 3 in hand all the time; only the window's part of it counts
+  const auto estimate = load.At(At(1000));
+  ASSERT_TRUE(estimate.has_value());
+  EXPECT_THAT(estimate->load, DoubleNear(3, 1e-9));
+  EXPECT_LE(estimate->seconds, 3 * 16);
+  EXPECT_GE(estimate->seconds, 3 * 15);
+}
+
+TEST(LoadEstimatorTest, WorksBeforeTheEpochAndWithLateEvents) {
+  LoadEstimator load(absl::Seconds(16));
+  const absl::Time before = absl::FromUnixSeconds(-1000);
+  load.OnInHand(before, 1);
+  load.OnInHand(before + absl::Seconds(3), 2);
+  load.OnFolded(before + absl::Seconds(1), 1);  // late
+  EXPECT_DOUBLE_EQ(load.At(before + absl::Seconds(4))->load, (3 * 1 + 1 * 2) / 4.0);
+}
+
+TEST(LoadEstimatorTest, ANegativeCountIsNone) {
+  LoadEstimator load(absl::Seconds(16));
+  load.OnInHand(At(0), 1);
+  load.OnInHand(At(1), -5);
+  load.OnFolded(At(1), 1);
+  EXPECT_DOUBLE_EQ(load.At(At(2))->load, 1);
+}
+
+// Little's law on random traffic: an M/D/1 queue at 70 % has 0.7 + 0.7²/(2·0.3) = 1.517 updates in it on average.
+TEST(LoadEstimatorTest, AgreesWithQueueingTheory) {
   for (const uint64_t seed : {1, 2, 3}) {
     std::mt19937_64 random(seed);
-    std::exponential_distribution<double> gap(20);
-    LoadEstimator load(absl::Seconds(120));
-    double now = 0;
-    while (now < 1000) load.OnArrival(At(now += gap(random)));
-    EXPECT_THAT(load.Rate(At(now)), DoubleNear(20, 2)) << "seed " << seed;  // 5 standard deviations of 2400 arrivals
+    std::exponential_distribution<double> gap(7);
+    LoadEstimator load(absl::Seconds(20000));
+    std::vector<std::pair<double, int>> changes;
+    double arrival = 0, free_at = 0;
+    while (arrival < 20000) {
+      arrival += gap(random);
+      free_at = std::max(free_at, arrival) + 0.1;
+      changes.emplace_back(arrival, 1);
+      changes.emplace_back(free_at, -1);
+    }
+    std::sort(changes.begin(), changes.end());
+    int64_t in_hand = 0;
+    for (const auto& [at, change] : changes) {
+      load.OnInHand(At(at), in_hand += change);
+      if (change < 0) load.OnFolded(At(at), 1);
+    }
+    const auto estimate = load.At(At(changes.back().first));
+    ASSERT_TRUE(estimate.has_value());
+    EXPECT_THAT(estimate->mean_load, DoubleNear(1.517, 0.08)) << "seed " << seed;
+    EXPECT_THAT(estimate->load, DoubleNear(1.517 / 0.7, 0.08)) << "seed " << seed;
   }
-}
-
-TEST(LoadEstimatorTest, ABurstAtTheStartIsNoRateWithoutBound) {
-  LoadEstimator load(absl::Seconds(16));
-  load.OnArrival(At(0), 60);
-  EXPECT_LE(load.Rate(At(0)), 60);  // a bucket is one second here
-  EXPECT_THAT(load.Rate(At(10)), DoubleNear(6, 1e-9));
-}
-
-TEST(LoadEstimatorTest, ARestForgetsTheRateAndKeepsTheTime) {
-  LoadEstimator load(absl::Seconds(10));
-  load.OnArrival(At(0));
-  load.OnFolded(At(1), absl::Milliseconds(300));
-  EXPECT_EQ(load.Rate(At(100)), 0);
-  EXPECT_DOUBLE_EQ(load.Seconds(At(100)), 0.3);
-}
-
-TEST(LoadEstimatorTest, ANegativeTimeCountsAsNone) {
-  LoadEstimator load(absl::Seconds(10));
-  load.OnFolded(At(1), absl::Milliseconds(-300));
-  EXPECT_EQ(load.Seconds(At(1)), 0);
 }
 
 }  // namespace
