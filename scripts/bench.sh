@@ -2,10 +2,11 @@
 # Benchmarks. `round` prints one JSON document on stdout.
 #   scripts/bench.sh round K SIZE_MB ROUNDS [options of tests/bench/round_bench.py]   a round of K clients that return SIZE_MB MiB
 #   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags
+#   scripts/bench.sh planner [T4|T8|T8b|T10|T10b|sweep|ladder ...] [--seeds N]        the control plane, one JSON line a measurement
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,4p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
@@ -17,7 +18,7 @@ case $name in
   round)
     [ $# -ge 3 ] || usage
     exec python3 "$root/tests/bench/round_bench.py" "$@" --bin "$build/bin" ;;
-  kernels|ingress|worker)
+  kernels|ingress|worker|planner)
     [ "$name" != worker ] || set -- "$build/bin/tributary-worker" "$@"
     cmake --build "$build" --target "${name}_bench" >&2
     exec "$build/tests/${name}_bench" "$@" ;;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "aggregator/core/planners/hierarchy.h"
 #include "common/clock.h"
 #include "common/digest.h"
 #include "proto/codec.h"
@@ -132,6 +133,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
+  TRIB_RETURN_IF_ERROR(ResolveHierarchy(spec.hierarchy, spec.strategy.name, FindStrategy(spec.strategy.name)->trait).status());
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   runtime->shelf = std::make_shared<ModelBuffer::Shelf>(layout.total_bytes());
   return runtime;

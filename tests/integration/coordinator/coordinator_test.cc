@@ -338,7 +338,7 @@ TEST_F(CoordinatorTest, BindsAClientNameToItsFirstSecret) {
   EXPECT_THAT(coordinator_->Authenticate("site", "0123456789abcdef0123"), IsOk());
 }
 
-TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFiniteOrWhoseStrategyIsUnknown) {
+TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFiniteOrWhoseStrategyOrPlacementIsUnknown) {
   std::vector<std::byte> flat(layout_.total_bytes());
   const float nan = std::nanf("");
   std::memcpy(flat.data() + layout_.Find("b")->offset_bytes, &nan, 4);
@@ -351,6 +351,8 @@ TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFiniteOrWhoseStrategyIsUnknown
   TRIB_ASSERT_OK_AND_ASSIGN(tensors, SerializeSafetensors(layout_, flat));
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nstrategy: fedavgg\n");
   EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fedavgg")));
+  header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nhierarchy: {placement: bestfti}\n");
+  EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("did you mean 'bestfit'")));
   EXPECT_TRUE(coordinator_->ListJobs().empty());
 }
 

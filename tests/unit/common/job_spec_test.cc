@@ -26,6 +26,7 @@ durability: ephemeral
 record: false
 stop: {versions: 50, accuracy: 0.88}
 evaluate: {every: 5, clients: [eval-1, eval-2]}
+hierarchy: {shape: tree, leaf_fan_in: 3, timing: batch:8, placement: worstfit, plan: static:4, reuse: off}
 reproducible: true
 max_weight: 1000
 seed: 9
@@ -40,6 +41,8 @@ TEST(JobSpecTest, MinimalJobGetsTheDefaults) {
   EXPECT_EQ(spec.ClientsAsked(), 2);
   EXPECT_EQ(spec.cohort.deadline, absl::InfiniteDuration());
   EXPECT_EQ(spec.stop.versions, 10);
+  EXPECT_EQ(spec.hierarchy, HierarchySpec{});
+  EXPECT_EQ(spec.hierarchy.timing, std::nullopt);
 }
 
 TEST(JobSpecTest, ReadsEveryKey) {
@@ -66,12 +69,62 @@ TEST(JobSpecTest, CanonicalTextRoundTripsAndIsStable) {
   const std::string shards =
       "name: s\nmodel: {torchscript: net.pt}\ncohort: {size: 3}\ndata: {source: csv, path: d, label: 'y', partition: {kind: shards, "
       "shards_per_client: 3}}\n";
-  for (const std::string& text : {std::string(kMinimal), std::string(kFull), quoted, shards}) {
+  const std::string ewma = std::string(kMinimal) +
+                           "hierarchy: {timing: {kind: jit, slack_ms: 12}, plan: {kind: ewma, weight: 0.3, on: sample, period_s: 1.5}}\n";
+  const std::string eager = std::string(kMinimal) + "hierarchy: {timing: eager, plan: {kind: static, leaves: 7}}\n";
+  const std::string aged = std::string(kMinimal) + "hierarchy: {timing: {kind: batch, size: 2, age_ms: 250}, placement: 'odd \"one\"'}\n";
+  for (const std::string& text : {std::string(kMinimal), std::string(kFull), quoted, shards, ewma, eager, aged}) {
     TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(text, "j.yaml"));
     const std::string canonical = CanonicalYaml(spec);
     TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(canonical, "canonical"));
     EXPECT_EQ(spec, again) << canonical;
     EXPECT_EQ(CanonicalYaml(again), canonical);
+  }
+}
+
+TEST(JobSpecTest, HierarchyReadsShortAndLongForms) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec full, ParseJobSpec(kFull, "j"));
+  EXPECT_EQ(full.hierarchy.shape, HierarchyShape::kTree);
+  EXPECT_EQ(full.hierarchy.leaf_fan_in, 3);
+  EXPECT_EQ(full.hierarchy.timing, (TimingSpec{.kind = TimingKind::kBatch, .batch = 8}));
+  EXPECT_EQ(full.hierarchy.placement, "worstfit");
+  EXPECT_EQ(full.hierarchy.plan, (PlanSpec{.kind = PlanKind::kStatic, .leaves = 4}));
+  EXPECT_FALSE(full.hierarchy.reuse);
+
+  const auto read = [](const std::string& section) {
+    auto spec = ParseJobSpec(std::string(kMinimal) + "hierarchy: " + section + "\n", "j");
+    EXPECT_THAT(spec, IsOk()) << section;
+    return spec.ok() ? spec->hierarchy : HierarchySpec{};
+  };
+  EXPECT_EQ(read("{}"), HierarchySpec{});
+  EXPECT_EQ(read("{timing: batch}").timing, TimingSpec{});
+  EXPECT_EQ(read("{timing: lazy}").timing, TimingSpec{.kind = TimingKind::kLazy});
+  EXPECT_EQ(read("{timing: {kind: batch, size: 9, age_ms: 20}}").timing, (TimingSpec{.batch = 9, .age = absl::Milliseconds(20)}));
+  EXPECT_EQ(read("{timing: {kind: jit, slack_ms: 0}}").timing, (TimingSpec{.kind = TimingKind::kJit, .slack = absl::ZeroDuration()}));
+  EXPECT_EQ(read("{plan: ewma}").plan, PlanSpec{});
+  EXPECT_EQ(read("{plan: {kind: ewma, weight: 1, on: sample, period_s: 45}}").plan,
+            (PlanSpec{.weight = 1, .on = EwmaSide::kSample, .period = absl::Seconds(45)}));
+  EXPECT_EQ(read("{plan: {kind: static, leaves: 2}}").plan, (PlanSpec{.kind = PlanKind::kStatic, .leaves = 2}));
+  for (const std::string shape : {"auto", "flat", "shard", "tree"}) {
+    EXPECT_EQ(HierarchyShapeName(read("{shape: " + shape + "}").shape), shape);
+  }
+}
+
+TEST(JobSpecTest, EveryCombinationOfTheFourSwitchesIsRead) {
+  for (const std::string timing : {"eager", "lazy", "batch:4", "jit"}) {
+    for (const std::string placement : {"bestfit", "worstfit", "firstfit", "roundrobin"}) {
+      for (const std::string plan : {"ewma", "static:3"}) {
+        for (const std::string reuse : {"on", "off"}) {
+          for (const std::string shape : {"auto", "flat", "shard", "tree"}) {
+            const std::string text = kMinimal + fmt::format("hierarchy: {{shape: {}, leaf_fan_in: 2, timing: {}, placement: {}, plan: {}, reuse: {}}}\n",
+                                                            shape, timing, placement, plan, reuse);
+            TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(text, "j"));
+            TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+            EXPECT_EQ(again, spec) << text;
+          }
+        }
+      }
+    }
   }
 }
 
@@ -147,10 +200,41 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"codec: int8", "not supported yet"}, Refusal{"codec: zip", "codec"}, Refusal{"durability: maybe", "durability"},
         Refusal{"record: true", "not supported yet"}, Refusal{"record: maybe", "true or false"},
         Refusal{"privacy: {clip: 1}", "privacy: not supported yet"}, Refusal{"simulate: {}", "simulate: not supported yet"},
-        Refusal{"hierarchy: {}", "hierarchy: not supported yet"}, Refusal{"stop: {versions: 0}", "stop.versions"},
+        Refusal{"stop: {versions: 0}", "stop.versions"},
         Refusal{"stop: {accuracy: 1.1}", "stop.accuracy"}, Refusal{"stop: {accuracy: -0.1}", "stop.accuracy"},
         Refusal{"evaluate: {every: 0}", "evaluate.every"}, Refusal{"evaluate: {clients: [a/b]}", "evaluate.clients"},
         Refusal{"evaluate: {clients: one}", "expected a list"}, Refusal{"reproducible: 1", "true or false"},
+        Refusal{"hierarchy: tree", "hierarchy: expected a map"}, Refusal{"hierarchy: {shpae: tree}", "did you mean 'shape'?"},
+        Refusal{"hierarchy: {shape: ring}", "hierarchy.shape: expected auto, flat, shard or tree, got 'ring'"},
+        Refusal{"hierarchy: {shape: tre}", "did you mean 'tree'?"}, Refusal{"hierarchy: {shape: [tree]}", "hierarchy.shape"},
+        Refusal{"hierarchy: {leaf_fan_in: 0}", "hierarchy.leaf_fan_in: expected 1 to 4096, got 0"},
+        Refusal{"hierarchy: {leaf_fan_in: two}", "hierarchy.leaf_fan_in: expected an integer"},
+        Refusal{"hierarchy: {timing: eagr}", "expected eager, lazy, batch or jit, got 'eagr' (did you mean 'eager'?)"},
+        Refusal{"hierarchy: {timing: ''}", "hierarchy.timing"}, Refusal{"hierarchy: {timing: }", "hierarchy.timing"},
+        Refusal{"hierarchy: {timing: eager:3}", "eager takes no number, got 'eager:3'"},
+        Refusal{"hierarchy: {timing: 'batch:'}", "expected batch:N with N from 1 to 4096, got 'batch:'"},
+        Refusal{"hierarchy: {timing: batch:0}", "got 'batch:0'"}, Refusal{"hierarchy: {timing: batch:-1}", "got 'batch:-1'"},
+        Refusal{"hierarchy: {timing: batch:4097}", "got 'batch:4097'"}, Refusal{"hierarchy: {timing: batch:4:4}", "got 'batch:4:4'"},
+        Refusal{"hierarchy: {timing: batch:99999999999999999999}", "batch:N"}, Refusal{"hierarchy: {timing: [eager]}", "hierarchy.timing: expected a map"},
+        Refusal{"hierarchy: {timing: {}}", "hierarchy.timing.kind: required"}, Refusal{"hierarchy: {timing: {kind: lasy}}", "did you mean 'lazy'?"},
+        Refusal{"hierarchy: {timing: {kind: lazy, size: 3}}", "only for kind batch, not lazy"},
+        Refusal{"hierarchy: {timing: {kind: jit, age_ms: 3}}", "only for kind batch, not jit"},
+        Refusal{"hierarchy: {timing: {kind: batch, slack_ms: 3}}", "only for kind jit, not batch"},
+        Refusal{"hierarchy: {timing: {kind: batch, age_ms: 0}}", "hierarchy.timing.age_ms: expected a number in [1,"},
+        Refusal{"hierarchy: {timing: {kind: jit, slack_ms: -1}}", "hierarchy.timing.slack_ms"},
+        Refusal{"hierarchy: {timing: {kind: batch, siez: 3}}", "did you mean 'size'?"},
+        Refusal{"hierarchy: {placement: ''}", "hierarchy.placement: expected a name"}, Refusal{"hierarchy: {placement: {}}", "hierarchy.placement"},
+        Refusal{"hierarchy: {plan: emwa}", "did you mean 'ewma'?"}, Refusal{"hierarchy: {plan: static}", "static needs the number of leaves"},
+        Refusal{"hierarchy: {plan: static:0}", "expected static:N with N from 1 to 1024"}, Refusal{"hierarchy: {plan: ewma:2}", "ewma takes no number"},
+        Refusal{"hierarchy: {plan: {}}", "hierarchy.plan.kind: required"}, Refusal{"hierarchy: {plan: {kind: static}}", "static needs the number of leaves"},
+        Refusal{"hierarchy: {plan: {kind: ewma, leaves: 2}}", "only for kind static, not ewma"},
+        Refusal{"hierarchy: {plan: {kind: static, leaves: 2, weight: 0.5}}", "only for kind ewma, not static"},
+        Refusal{"hierarchy: {plan: {kind: static, leaves: 2, on: sample}}", "only for kind ewma, not static"},
+        Refusal{"hierarchy: {plan: {kind: ewma, weight: 1.01}}", "hierarchy.plan.weight"},
+        Refusal{"hierarchy: {plan: {kind: ewma, weight: -0.1}}", "hierarchy.plan.weight"},
+        Refusal{"hierarchy: {plan: {kind: ewma, weight: .nan}}", "finite"}, Refusal{"hierarchy: {plan: {kind: ewma, on: both}}", "history or sample"},
+        Refusal{"hierarchy: {plan: {kind: ewma, period_s: 0}}", "hierarchy.plan.period_s"},
+        Refusal{"hierarchy: {reuse: true}", "hierarchy.reuse: expected on or off, got 'true'"}, Refusal{"hierarchy: {reuse: maybe}", "hierarchy.reuse"},
         Refusal{"max_weight: 0", "max_weight"}, Refusal{"max_weight: -1", "max_weight"}, Refusal{"max_weight: .inf", "finite"},
         Refusal{"seed: -1", "seed"}, Refusal{"cohrot: {size: 3}", "unknown key 'cohrot' (did you mean 'cohort'?)"},
         Refusal{"stategy: fedavg", "did you mean 'strategy'?"}, Refusal{"xyzzy: 1", "unknown key 'xyzzy'; known: name"}));
