@@ -299,7 +299,7 @@ absl::Status PoolJob::BeginRound(uint32_t round) {
     Open();
   }
   // The workers sleep as far as this job goes: everything pushed is done, and `done` was their last touch of the slab.
-  for (Seat& seat : seats_) seat.slab.BeginRound(round);
+  for (Seat& seat : seats_) seat.slab.BeginLap(round, ++lap_, /*keep_sums=*/false);
   round_ = round;
   round_open_ = true;
   return absl::OkStatus();

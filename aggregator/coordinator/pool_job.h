@@ -123,6 +123,7 @@ class PoolJob {
   bool lost_ = false;
   bool round_open_ = false;
   uint32_t round_ = 0;
+  uint32_t lap_ = 0;  // of all rounds
   std::vector<Seat> seats_;
   std::vector<Seat> lost_seats_;
   std::vector<Segment> segments_;

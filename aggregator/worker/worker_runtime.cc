@@ -140,7 +140,7 @@ class WorkerRuntime::Job {
         }
         inputs.push_back(input);
       }
-      switch (fold_->Resume(inputs)) {
+      switch (fold_->ResumeFold(inputs)) {
         case FoldResult::kBroken:
           return DataLoss("an update is not finite or out of range behind a block that was folded");
         case FoldResult::kUnchanged:  // as if the batch had never begun: find out which of them it is
