@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "aggregator/transport/transport.h"
 #include "common/log.h"
 
 namespace tributary::aggregator {
@@ -25,8 +26,25 @@ absl::StatusOr<uint32_t> WorkerFleet::Add() {
   Worker worker;
   worker.doorbell.Reset(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!worker.doorbell.valid()) return ErrnoStatus(errno, "worker pool: eventfd");
-  workers_.push_back(std::move(worker));
-  return static_cast<uint32_t>(workers_.size() - 1);
+  const auto free = std::find_if(workers_.begin(), workers_.end(), [](const Worker& w) { return w.state == State::kFree; });
+  const auto index = static_cast<uint32_t>(free - workers_.begin());
+  if (free == workers_.end()) {
+    workers_.push_back(std::move(worker));
+  } else {
+    *free = std::move(worker);
+  }
+  RingEventFd(progress_fd_);
+  return index;
+}
+
+void WorkerFleet::Retire(uint32_t index) {
+  Worker& worker = workers_[index];
+  WorkerMessage stop;
+  stop.kind = WorkerMessageKind::kStop;
+  Tell(index, stop);
+  worker.state = State::kRetiring;
+  worker.retire_by = absl::Now() + kStopGrace;
+  RingEventFd(progress_fd_);
 }
 
 void WorkerFleet::Kill(uint32_t index, const absl::Status& why) {
@@ -106,23 +124,40 @@ void WorkerFleet::DrainChannel(uint32_t index) {
   }
 }
 
+absl::Duration WorkerFleet::TurnActive(uint32_t index, absl::Time now) {
+  Worker& worker = workers_[index];
+  const bool dead = worker.process && !worker.process->Running();
+  DrainChannel(index);  // in this order: the last words of a dead worker count
+  if (dead) OnDeath(index, now);
+  if (worker.process != nullptr || stopping_ || worker.state != State::kActive) return absl::InfiniteDuration();
+  if (worker.respawn_at <= now) {
+    if (absl::Status status = Spawn(index); !status.ok()) {
+      TRIB_LOG(error, "worker {} cannot be started: {}", index, MessageOf(status));
+      if (!forgiving_) start_status_ = status;
+      worker.respawn_at = now + kMaxBackoff;
+    }
+  }
+  return worker.process ? absl::InfiniteDuration() : worker.respawn_at - now;
+}
+
+absl::Duration WorkerFleet::TurnRetiring(uint32_t index, absl::Time now) {
+  Worker& worker = workers_[index];
+  if (worker.process && worker.process->Running()) {
+    worker.channel.reset();  // nothing it says matters any more; a worker without a daemon stops
+    if (now < worker.retire_by) return worker.retire_by - now;
+    worker.process->Signal(SIGKILL);
+    return absl::InfiniteDuration();
+  }
+  worker = {};
+  worker.state = State::kFree;
+  return absl::InfiniteDuration();
+}
+
 absl::Duration WorkerFleet::Turn(absl::Time now) {
   absl::Duration sleep = absl::InfiniteDuration();
   for (uint32_t i = 0; i < workers_.size(); ++i) {
-    Worker& worker = workers_[i];
-    const bool dead = worker.process && !worker.process->Running();
-    DrainChannel(i);  // in this order: the last words of a dead worker count
-    if (dead) OnDeath(i, now);
-    if (worker.process == nullptr && !stopping_) {
-      if (worker.respawn_at <= now) {
-        if (absl::Status status = Spawn(i); !status.ok()) {
-          TRIB_LOG(error, "worker {} cannot be started: {}", i, MessageOf(status));
-          if (!forgiving_) start_status_ = status;
-          worker.respawn_at = now + kMaxBackoff;
-        }
-      }
-      if (!worker.process) sleep = std::min(sleep, worker.respawn_at - now);
-    }
+    if (workers_[i].state == State::kActive) sleep = std::min(sleep, TurnActive(i, now));
+    if (workers_[i].state == State::kRetiring) sleep = std::min(sleep, TurnRetiring(i, now));
   }
   return sleep;
 }
@@ -158,7 +193,7 @@ void WorkerFleet::WaitForEnd(std::vector<std::unique_ptr<ChildProcess>> children
 }
 
 bool WorkerFleet::all_ready() const {
-  return std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) { return worker.ready; });
+  return std::all_of(workers_.begin(), workers_.end(), [](const Worker& worker) { return worker.ready || worker.state != State::kActive; });
 }
 
 int WorkerFleet::pid(uint32_t worker) const { return workers_[worker].process ? workers_[worker].process->pid() : 0; }

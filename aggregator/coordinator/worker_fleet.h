@@ -47,8 +47,10 @@ class WorkerFleet {
   WorkerFleet(std::string program, int progress_fd, Owner* owner)
       : program_(std::move(program)), progress_fd_(progress_fd), owner_(owner) {}
 
-  // A worker more; its process starts at the next Turn. Returns its index.
+  // A worker more; its process starts at the next Turn, which is rung for. Returns its index: one that is free again, or a new one.
   absl::StatusOr<uint32_t> Add();
+  // Tells it to stop and does not replace it. Its index is free once its process has ended.
+  void Retire(uint32_t worker);
 
   void Tell(uint32_t worker, const WorkerMessage& message, std::vector<int> fds = {});
   void Kill(uint32_t worker, const absl::Status& why);
@@ -62,6 +64,7 @@ class WorkerFleet {
   static void WaitForEnd(std::vector<std::unique_ptr<ChildProcess>> children);
 
   uint32_t size() const { return static_cast<uint32_t>(workers_.size()); }
+  bool active(uint32_t worker) const { return workers_[worker].state == State::kActive; }
   bool all_ready() const;
   // The first failure to start a process, until ForgiveStart.
   const absl::Status& start_status() const { return start_status_; }
@@ -71,7 +74,10 @@ class WorkerFleet {
   uint32_t restarts(uint32_t worker) const { return workers_[worker].restarts; }
 
  private:
+  enum class State { kActive, kRetiring, kFree };
   struct Worker {
+    State state = State::kActive;
+    absl::Time retire_by = absl::InfiniteFuture();
     std::unique_ptr<ChildProcess> process;  // empty while dead
     std::unique_ptr<WorkerChannel> channel;
     UniqueFd doorbell;
@@ -86,6 +92,8 @@ class WorkerFleet {
   };
 
   absl::Status Spawn(uint32_t index);
+  absl::Duration TurnActive(uint32_t index, absl::Time now);
+  absl::Duration TurnRetiring(uint32_t index, absl::Time now);
   void OnDeath(uint32_t index, absl::Time now);
   void DrainChannel(uint32_t index);
 

@@ -41,7 +41,6 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
     context.progress_fd = progress.get();
     context.fleet = &fleet;
     context.reports = &reports;
-    context.folded = &folded;
   }
 
   const Options options;
@@ -53,7 +52,6 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   WorkerFleet fleet ABSL_GUARDED_BY(mutex);
   std::map<uint32_t, std::unique_ptr<PoolJob>> jobs ABSL_GUARDED_BY(mutex);
   std::vector<PoolReport> reports ABSL_GUARDED_BY(mutex);
-  std::vector<uint64_t> folded ABSL_GUARDED_BY(mutex);
   PoolContext context ABSL_GUARDED_BY(mutex);
   bool stopping ABSL_GUARDED_BY(mutex) = false;
   std::jthread thread;  // last: joined first
@@ -173,7 +171,6 @@ absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Start(const Options& opt
   {
     absl::MutexLock lock(&impl->mutex);
     for (uint32_t i = 0; i < options.workers; ++i) TRIB_RETURN_IF_ERROR(impl->fleet.Add().status());
-    impl->folded.resize(options.workers);
   }
   {
     absl::MutexLock lock(&impl->gate->mutex);
@@ -244,10 +241,17 @@ void WorkerPool::CloseJob(uint32_t job) {
   pool->SetSegmentListener({});
 }
 
-absl::Status WorkerPool::BeginRound(uint32_t job, uint32_t round) {
+absl::StatusOr<size_t> WorkerPool::SlabMemory(const JobOptions& options) { return PoolJob::SlabMemory(options); }
+
+absl::Status WorkerPool::BeginRound(uint32_t job, uint32_t round, const RoundGoals& goals) {
   absl::MutexLock lock(&impl_->mutex);
   TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
-  return found->BeginRound(round);
+  return found->BeginRound(round, goals);
+}
+
+void WorkerPool::Hurry(uint32_t job) {
+  absl::MutexLock lock(&impl_->mutex);
+  if (const absl::StatusOr<PoolJob*> found = impl_->Find(job); found.ok()) (*found)->Hurry();
 }
 
 absl::Status WorkerPool::Fold(uint32_t job, const UpdateId& update, const ObjectKey& key) {
@@ -264,8 +268,20 @@ absl::Status WorkerPool::Fold(uint32_t job, const UpdateId& update, const Object
 
 absl::StatusOr<WorkerPool::Sums> WorkerPool::ReadSums(uint32_t job) {
   absl::MutexLock lock(&impl_->mutex);
+  {
+    TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
+    TRIB_RETURN_IF_ERROR(found->StartReading());
+  }
+  // The job may be closed meanwhile; ~WorkerPool closes all.
+  const auto readable = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    const auto found = impl_->jobs.find(job);
+    return found == impl_->jobs.end() || found->second->readable();
+  };
+  impl_->mutex.Await(absl::Condition(&readable));
   TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
-  return found->ReadSums();
+  absl::StatusOr<Sums> sums = found->ReadSums();
+  if (found->lost()) RingEventFd(impl_->progress.get());  // somebody has to say so
+  return sums;
 }
 
 absl::Status WorkerPool::WriteSums(uint32_t job, std::span<const std::byte> state, std::span<const int64_t> counters) {
@@ -278,15 +294,29 @@ std::vector<WorkerStatus> WorkerPool::Status() const {
   absl::MutexLock lock(&impl_->mutex);
   std::vector<WorkerStatus> all;
   for (uint32_t i = 0; i < impl_->fleet.size(); ++i) {
+    if (!impl_->fleet.active(i)) continue;
     WorkerStatus status;
     status.index = i;
     status.pid = impl_->fleet.pid(i);
-    status.folded = impl_->folded[i];
     status.restarts = impl_->fleet.restarts(i);
-    for (const auto& [number, job] : impl_->jobs) status.queued += job->queued(i);
+    if (const auto tally = impl_->context.tallies.find(i); tally != impl_->context.tallies.end()) {
+      status.folded = tally->second.folded;
+      status.updates_per_second = tally->second.arrivals.At(impl_->context.clock.Now());
+    }
+    uint64_t busy_ns = 0, handled = 0;
+    SeatRole role = SeatRole::kParked;
+    for (const auto& [number, job] : impl_->jobs) job->AddStatus(i, &status, &busy_ns, &handled, &role);
+    status.role = SeatRoleName(role);
+    if (handled != 0) status.seconds_per_update = static_cast<double>(busy_ns) * 1e-9 / static_cast<double>(handled);
     all.push_back(status);
   }
   return all;
+}
+
+absl::StatusOr<WorkerPool::TreeStats> WorkerPool::StatsOf(uint32_t job) const {
+  absl::MutexLock lock(&impl_->mutex);
+  TRIB_ASSIGN_OR_RETURN(const PoolJob* const found, impl_->Find(job));
+  return found->stats();
 }
 
 }  // namespace tributary::aggregator

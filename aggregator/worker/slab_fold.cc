@@ -100,8 +100,9 @@ FoldResult SlabFold::Merge(std::span<const MergeInput> inputs) {
   tb_slab_header& shared = slab_.header();
   tb_slab_totals after = shared.total;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const uint64_t bit = uint64_t{1} << inputs[i].desc.lane;
-    TRIB_CHECK(inputs[i].desc.lane < TB_MAX_CHILDREN && (after.merged & bit) == 0, "child {} merged twice", inputs[i].desc.lane);
+    TRIB_CHECK(inputs[i].child < TB_MAX_CHILDREN, "child {}", inputs[i].child);
+    const uint64_t bit = uint64_t{1} << inputs[i].child;
+    TRIB_CHECK((after.merged & bit) == 0, "child {} merged twice", inputs[i].child);
     shared.batch[i] = inputs[i].desc;
     shared.batch_weight[i] = inputs[i].totals.weight;
     after.folded += inputs[i].totals.folded;
@@ -193,11 +194,20 @@ FoldResult SlabFold::Run(const Block& change, const Counters& counters) {
 
 void SlabFold::Skip(uint32_t done_cursor) { StoreInOrder(slab_.header().completed_cursor, done_cursor); }
 
-void SlabFold::Publish() { StoreInOrder(slab_.header().published, slab_.header().lap); }
+// The caller's lap, not the slab's: if the daemon has begun another one meanwhile, this must not count for it.
+void SlabFold::Publish(uint32_t lap) { StoreInOrder(slab_.header().published, lap); }
+void SlabFold::Withdraw() { StoreInOrder(slab_.header().published, 0); }
 
 void SlabFold::CountTime(uint64_t busy_ns, uint64_t handled) {
-  slab_.header().busy_ns += busy_ns;
-  slab_.header().handled += handled;
+  tb_slab_header& shared = slab_.header();
+  // A mean over the last thousand or two: what was once slow is forgotten.
+  constexpr uint64_t kMemory = 1024;
+  if (shared.handled >= kMemory) {
+    shared.busy_ns /= 2;
+    shared.handled /= 2;
+  }
+  shared.busy_ns += busy_ns;
+  shared.handled += handled;
 }
 
 }  // namespace tributary::aggregator

@@ -26,7 +26,8 @@ struct FoldInput {
 };
 
 struct MergeInput {
-  tb_desc desc{};                         // desc.lane: which child
+  tb_desc desc{};
+  uint32_t child = 0;                     // < TB_MAX_CHILDREN
   const std::byte* state = nullptr;       // of this slab's shape
   const std::byte* counters = nullptr;
   tb_slab_totals totals{};                // what is in it
@@ -63,8 +64,9 @@ class SlabFold {
   void Skip(uint32_t done_cursor);
   // 1 to TB_MAX_BATCH partials of different children, none merged in this lap before.
   FoldResult Merge(std::span<const MergeInput> inputs);
-  // The sums are complete and stay as they are until the next lap.
-  void Publish();
+  // The sums of `lap` are complete and stay as they are until the next one, or until Withdraw: the seat goes on as a parent.
+  void Publish(uint32_t lap);
+  void Withdraw();
   // For E, the mean execution time: `handled` updates or partials took `busy_ns`. A crash may lose some.
   void CountTime(uint64_t busy_ns, uint64_t handled);
 

@@ -235,13 +235,14 @@ class SlabMergeTest : public SlabFoldTest {
       slab.BeginLap(1, 1, false);
       SlabFold fold(slab, &reducer_);
       ASSERT_EQ(fold.Fold(Inputs(2 * leaf, 2), 2), FoldResult::kFolded);
-      fold.Publish();
+      fold.Publish(1);
     }
   }
   MergeInput Partial(size_t leaf) {
     const PartialView view = PartialView::Attach(Bytes(leaves_[leaf]), kShape).value();
     MergeInput input;
     input.desc.kind = TB_KIND_PARTIAL;
+    input.child = static_cast<uint32_t>(leaf);
     input.desc.lane = static_cast<uint16_t>(leaf);
     input.desc.key_lo = reinterpret_cast<const tb_slab_header*>(Bytes(leaves_[leaf]).data())->nonce;
     input.state = view.state();
