@@ -28,6 +28,7 @@ struct RigOptions {
   size_t slots = 8;
   uint32_t lane_capacity = 8;
   PoolHierarchy hierarchy = {};
+  std::string program = WORKER_PROGRAM;
 };
 
 inline TensorLayout MakeLayout(size_t elements, size_t counters) {
@@ -35,6 +36,25 @@ inline TensorLayout MakeLayout(size_t elements, size_t counters) {
   if (elements > 0) specs.push_back({"w", {static_cast<int64_t>(elements)}, DType::kF32, TensorKind::kTrainable});
   if (counters > 0) specs.push_back({"n", {static_cast<int64_t>(counters)}, DType::kI64, TensorKind::kCounter});
   return TensorLayout::Create(specs).value();
+}
+
+inline PoolHierarchy Tree(uint32_t leaves, uint32_t fan_in = 0, bool reuse = true) {
+  PoolHierarchy hierarchy;
+  hierarchy.shape = PoolShape::kTree;
+  hierarchy.leaves = leaves;
+  hierarchy.fan_in = fan_in;
+  hierarchy.reuse = reuse;
+  return hierarchy;
+}
+inline PoolHierarchy Shape(PoolShape shape) {
+  PoolHierarchy hierarchy;
+  hierarchy.shape = shape;
+  return hierarchy;
+}
+inline PoolHierarchy Timed(PoolHierarchy hierarchy, PoolTiming::Kind kind) {
+  hierarchy.timing.kind = kind;
+  hierarchy.timing.age = absl::Milliseconds(5);
+  return hierarchy;
 }
 
 class PoolRig {
@@ -59,7 +79,7 @@ class PoolRig {
       reason_ = reason;
     };
     auto started = WorkerPool::Start(
-        {.worker_program = WORKER_PROGRAM, .workers = options.workers, .lane_capacity = options.lane_capacity}, callbacks);
+        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity}, callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);
     const absl::Status opened = pool->OpenJob(

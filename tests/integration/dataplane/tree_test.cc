@@ -21,25 +21,6 @@ struct ShapeCase {
 };
 std::ostream& operator<<(std::ostream& out, const ShapeCase& c) { return out << c.name; }
 
-PoolHierarchy Tree(uint32_t leaves, uint32_t fan_in = 0, bool reuse = true) {
-  PoolHierarchy hierarchy;
-  hierarchy.shape = PoolShape::kTree;
-  hierarchy.leaves = leaves;
-  hierarchy.fan_in = fan_in;
-  hierarchy.reuse = reuse;
-  return hierarchy;
-}
-PoolHierarchy Shape(PoolShape shape) {
-  PoolHierarchy hierarchy;
-  hierarchy.shape = shape;
-  return hierarchy;
-}
-PoolHierarchy Timed(PoolHierarchy hierarchy, PoolTiming::Kind kind) {
-  hierarchy.timing.kind = kind;
-  hierarchy.timing.age = absl::Milliseconds(5);
-  return hierarchy;
-}
-
 std::vector<ShapeCase> Shapes() {
   return {
       {"flat", Shape(PoolShape::kFlat), 2},
