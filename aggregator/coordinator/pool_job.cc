@@ -48,6 +48,13 @@ absl::Status CheckHierarchy(const WorkerPool::JobOptions& options) {
 
 }  // namespace
 
+uint32_t SlabCount(const PoolHierarchy& hierarchy) {
+  if (hierarchy.shape != PoolShape::kTree) return 1;
+  if (hierarchy.reuse) return hierarchy.leaves;
+  const uint32_t groups = hierarchy.fan_in == 0 ? 1 : (hierarchy.leaves + hierarchy.fan_in - 1) / hierarchy.fan_in;
+  return hierarchy.leaves + (groups > 1 ? groups : 0) + 1;
+}
+
 absl::StatusOr<std::unique_ptr<PoolJob>> PoolJob::Create(const WorkerPool::JobOptions& options, ObjectPool* objects,
                                                          PoolContext* context) {
   WorkerMessage probe;
@@ -73,11 +80,7 @@ absl::StatusOr<size_t> PoolJob::SlabMemory(const WorkerPool::JobOptions& options
   const std::unique_ptr<Reducer> reducer = strategy->MakeReducer(options.layout.float_dtype(), options.arithmetic);
   TRIB_ASSIGN_OR_RETURN(const size_t slab, SlabBytes({0, options.layout.float_count(), static_cast<uint32_t>(reducer->state_bytes_per_element()),
                                                       static_cast<uint32_t>(options.layout.counter_count())}));
-  const PoolHierarchy& hierarchy = options.hierarchy;
-  if (hierarchy.shape != PoolShape::kTree) return slab;  // shards add headers of a few pages each, which nobody counts
-  if (hierarchy.reuse) return slab * hierarchy.leaves;
-  const uint32_t groups = hierarchy.fan_in == 0 ? 1 : (hierarchy.leaves + hierarchy.fan_in - 1) / hierarchy.fan_in;
-  return slab * (hierarchy.leaves + (groups > 1 ? groups : 0) + 1);
+  return slab * SlabCount(options.hierarchy);  // shards add headers of a few pages each, which nobody counts
 }
 
 // ---- seats ----

@@ -62,6 +62,9 @@ struct PoolHierarchy {
   uint32_t max_fold = 8;      // updates in one pass over the accumulators, 1 to TB_MAX_BATCH
 };
 
+// How many models' sums such a job keeps at one time: 1 for flat and shard, one a leaf for a tree, and without reuse one a parent too.
+uint32_t SlabCount(const PoolHierarchy& hierarchy);
+
 // What is expected of a round. Goals decide when a leaf is complete and what lazy folding waits for; they are no limits: an update too
 // many goes to the top.
 struct RoundGoals {
@@ -100,8 +103,7 @@ class WorkerPool {
   // and for a tree with a strategy that needs all updates at once.
   absl::Status OpenJob(const JobOptions& options, ObjectPool* pool);
   void CloseJob(uint32_t job);
-  // Memory of the job's slabs in use at one time, to be counted against the pool budget: one model's sums in all for flat and shard,
-  // one a leaf (without reuse: a role) for a tree.
+  // Memory of the job's slabs in use at one time, to be counted against the pool budget: SlabCount times a model's.
   static absl::StatusOr<size_t> SlabMemory(const JobOptions& options);
 
   // Empties the sums for `round` (first fold writes, no zeroing pass). Nothing may be in flight (FAILED_PRECONDITION).

@@ -135,7 +135,7 @@ std::vector<PointCase> PointCases() {
        {"worker_before_receive:1", "worker_before_receive:3", "worker_before_fold:1", "worker_in_block:2", "worker_after_block:2",
         "worker_before_done:1", "worker_after_done:1", "role_before_change:1", "role_before_change:2", "role_before_change:3",
         "role_after_change:1", "role_after_change:2", "role_after_change:3", "partial_before_publish:1", "partial_before_publish:2",
-        "partial_before_send:1", "partial_after_send:1", "worker_before_merge:1", "worker_before_merge:2", "worker_in_merge_block:1",
+        "partial_before_send:1", "partial_after_send:1", "worker_before_merge:1", "worker_in_merge_block:1",
         "worker_in_merge_block:3", "worker_before_partial_done:1", "worker_after_partial_done:1"}) {
     for (const char* shape : {"wide", "middles", "fresh"}) {
       // A process that ends with its role takes one role, and publishes once.
