@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Benchmarks. `round` prints one JSON document on stdout.
 #   scripts/bench.sh round K SIZE_MB ROUNDS [options of tests/bench/round_bench.py]   a round of K clients that return SIZE_MB MiB
-#   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags
+#   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags,
+#                                                                                     worker also t4|t4b|t11|t18|t19|recovery [RUNS] [MIB]
 #   scripts/bench.sh planner [T4|T8|T8b|T10|T10b|sweep|ladder ...] [--seeds N]        the control plane, one JSON line a measurement
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}

@@ -76,7 +76,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
-  const size_t needed = WorkerBytes(*runtime) + runtime->layout.total_bytes();
+  const size_t needed = SlabMemory(*runtime) + runtime->layout.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
                                       needed >> 20, options_.pool_bytes >> 20));
@@ -254,7 +254,7 @@ v1::Node Coordinator::GetNode() {
   node.set_pool_bytes(options_.pool_bytes);
   uint64_t used = 0;
   for (const JobPtr& job : jobs_) {
-    if (job->Open()) used += job->runtime->pool->used_slots() * job->runtime->pool->slot_bytes() + WorkerBytes(*job->runtime);
+    if (job->Open()) used += job->runtime->pool->used_slots() * job->runtime->pool->slot_bytes() + SlabMemory(*job->runtime);
   }
   node.set_pool_used_bytes(used);
   return node;

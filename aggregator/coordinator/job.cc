@@ -143,4 +143,6 @@ size_t WorkerBytes(const JobRuntime& runtime) {
   return runtime.layout.float_count() * runtime.reducer->state_bytes_per_element() + runtime.layout.counter_count() * 8;
 }
 
+size_t SlabMemory(const JobRuntime& runtime) { return WorkerBytes(runtime) * SlabCount(runtime.hierarchy); }
+
 }  // namespace tributary::aggregator

@@ -25,6 +25,7 @@
 #include <absl/synchronization/mutex.h>
 
 #include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/strategy.h"
@@ -116,6 +117,7 @@ struct JobRuntime {
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
+  PoolHierarchy hierarchy;                 // how the workers share the work
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::shared_ptr<ModelBuffer::Shelf> shelf;
   std::unique_ptr<Round> round;            // under the mutex
@@ -195,7 +197,9 @@ v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLa
 // Layout, strategy, reducer of a job; no pool, workers or engine yet.
 absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout);
 
-// Bytes that the workers keep for this job, outside the object pool.
+// Bytes of the job's sums: of a journalled partial, and of a worker's slab that holds them all.
 size_t WorkerBytes(const JobRuntime& runtime);
+// Bytes that the workers keep for this job, outside the object pool.
+size_t SlabMemory(const JobRuntime& runtime);
 
 }  // namespace tributary::aggregator

@@ -59,7 +59,7 @@ void Coordinator::OpenQueuedJobs() {
       runtime = *std::move(made);
       const size_t slot = SlotBytes(*runtime);
       const size_t wanted = slot * static_cast<size_t>(job->spec.ClientsAsked());
-      const size_t sums = WorkerBytes(*runtime);
+      const size_t sums = SlabMemory(*runtime);
       absl::MutexLock lock(&mutex_);
       const size_t used = UsedBudget();
       const size_t free = options_.pool_bytes > used ? options_.pool_bytes - used : 0;
@@ -193,6 +193,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   worker_options.strategy = job->spec.strategy.name;
   worker_options.layout = runtime->layout;
   worker_options.arithmetic = runtime->arithmetic;
+  worker_options.hierarchy = runtime->hierarchy;
   TRIB_RETURN_IF_ERROR(workers_->OpenJob(worker_options, runtime->pool.get()));
   std::vector<UpdateEntry> entries;
   absl::Status status = workers_->BeginRound(runtime->number, 1);

@@ -1,12 +1,21 @@
-// The daemon's side of the worker processes: starts them, gives each a range of the parameters ("range shard": every worker sees
-// every update and owns a slice of the accumulators; no merge pass, the same bits for any number of workers), feeds their lanes,
-// and replaces one that dies without losing or repeating a fold (the slab outlives it, see tb_slab_header).
+// The daemon's side of the worker processes: starts them, gives each its seat in a job, feeds their lanes, and replaces one that dies
+// without losing or repeating a fold (the slab outlives it, see tb_slab_header). A job has one of three shapes (dataplane.md §7.2):
+//
+//   flat   one worker folds everything
+//   shard  every worker sees every update and owns a slice of the accumulators; no merge pass, the same bits for any number of workers
+//   tree   each leaf folds the updates given to it; the first that is complete is promoted and merges the others' partials, which it
+//          reads where they are. In reproducible mode the same bits as the others; in fp64 sums differ by rounding
+//
+// Which updates are in a partial, their number and weights are the caller's books as in the other shapes: `folded` says that an update
+// is in the slab of its leaf, which nothing but the daemon's end can take away.
 //
 // A worker that dies several times without any progress in between has met something that kills it; the job's sums are then lost.
 //
 // One thread inside watches lanes, channels and pidfds. Callbacks run on that thread: keep them short (post an event).
 // Threads: public methods are safe from any thread. Errors: RESOURCE_EXHAUSTED when a slab does not fit; NOT_FOUND unknown job.
 #pragma once
+
+#include <absl/time/time.h>
 
 #include <cstdint>
 #include <functional>
@@ -27,8 +36,40 @@ struct WorkerStatus {
   uint32_t index = 0;
   int pid = 0;
   uint64_t folded = 0;
-  uint32_t queued = 0;
+  uint32_t queued = 0;      // updates and partials
   uint32_t restarts = 0;
+  std::string role;         // parked | range | leaf | middle | top: the highest, of all jobs
+  double seconds_per_update = 0;   // E: mean time to fold an update or merge a partial; 0: none yet
+  double updates_per_second = 0;   // k: arrivals, over about ten seconds
+};
+
+enum class PoolShape { kFlat, kShard, kTree };
+
+// When a seat folds what is queued for it (aggregator/worker/fold_timing.h).
+struct PoolTiming {
+  enum class Kind { kEager, kLazy, kBatch } kind = Kind::kEager;
+  uint32_t batch = 4;                          // kBatch: when so many are queued, >= 1,
+  absl::Duration age = absl::Milliseconds(50); // or the oldest has waited so long
+};
+
+// How a job's updates become one sum inside this node.
+struct PoolHierarchy {
+  PoolShape shape = PoolShape::kShard;
+  uint32_t leaves = 2;        // tree: 1 to 32. More than there are workers: they share
+  uint32_t fan_in = 0;        // tree: leaves to a middle, >= 2; 0: no middles, all partials go to the top
+  bool reuse = true;          // tree: promote in place; false: a fresh process and slab for every role of every round
+  PoolTiming timing;
+  uint32_t max_fold = 8;      // updates in one pass over the accumulators, 1 to TB_MAX_BATCH
+};
+
+// How many models' sums such a job keeps at one time: 1 for flat and shard, one a leaf for a tree, and without reuse one a parent too.
+uint32_t SlabCount(const PoolHierarchy& hierarchy);
+
+// What is expected of a round. Goals decide when a leaf is complete and what lazy folding waits for; they are no limits: an update too
+// many goes to the top.
+struct RoundGoals {
+  uint64_t updates = 0;          // in all; 0: not known
+  std::vector<uint32_t> leaves;  // tree: of each leaf (fewer entries: the others take no part); empty: equal shares
 };
 
 class WorkerPool {
@@ -56,20 +97,27 @@ class WorkerPool {
     std::string strategy;
     TensorLayout layout;
     Arithmetic arithmetic = Arithmetic::kFloat64;
+    PoolHierarchy hierarchy = {};
   };
-  // Makes slabs and lanes and tells the workers. `pool` must outlive the job here.
+  // Makes slabs and lanes and tells the workers. `pool` must outlive the job here. INVALID_ARGUMENT for a hierarchy that cannot be,
+  // and for a tree with a strategy that needs all updates at once.
   absl::Status OpenJob(const JobOptions& options, ObjectPool* pool);
   void CloseJob(uint32_t job);
+  // Memory of the job's slabs in use at one time, to be counted against the pool budget: SlabCount times a model's.
+  static absl::StatusOr<size_t> SlabMemory(const JobOptions& options);
 
   // Empties the sums for `round` (first fold writes, no zeroing pass). Nothing may be in flight (FAILED_PRECONDITION).
-  absl::Status BeginRound(uint32_t job, uint32_t round);
+  absl::Status BeginRound(uint32_t job, uint32_t round, const RoundGoals& goals = {});
+  // For the rest of the round nothing waits for more to come: the deadline has passed, the sums will be wanted.
+  void Hurry(uint32_t job);
   // Queues a published object; takes over the caller's reference. Never blocks: what has no credit waits in a bounded queue
   // (the object pool bounds it). The object header's weight is what is applied.
   // FAILED_PRECONDITION before BeginRound or after `lost`, RESOURCE_EXHAUSTED beyond the pool's slots: the reference stays with
   // the caller then.
   absl::Status Fold(uint32_t job, const UpdateId& update, const ObjectKey& key);
   // The accumulators and counters of the open round. Only when everything queued has been reported folded or refused; the spans
-  // are valid until BeginRound or CloseJob. FAILED_PRECONDITION also when nothing was folded in the round.
+  // are valid until Fold, BeginRound or CloseJob. FAILED_PRECONDITION also when nothing was folded in the round.
+  // Of a tree: closes every leaf at what it has, and waits until all partials are merged (workers that die meanwhile are replaced).
   struct Sums {
     std::vector<StatePiece> pieces;
     std::span<const int64_t> counters;
@@ -79,6 +127,14 @@ class WorkerPool {
   absl::Status WriteSums(uint32_t job, std::span<const std::byte> state, std::span<const int64_t> counters);
 
   std::vector<WorkerStatus> Status() const;
+  // Of a job's tree, since OpenJob.
+  struct TreeStats {
+    uint64_t promotions = 0;           // roles taken over in place
+    uint64_t starts = 0;               // processes started for a role
+    uint64_t partials = 0;             // merged
+    std::vector<double> role_seconds;  // decision to role taken, of the last parents (at most 64)
+  };
+  absl::StatusOr<TreeStats> StatsOf(uint32_t job) const;
 
  private:
   struct Impl;

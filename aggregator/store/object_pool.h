@@ -133,6 +133,20 @@ struct SharedRegion {
   static absl::StatusOr<SharedRegion> Create(const char* name, size_t bytes);
   // Receiver: checks seals and size first.
   static absl::StatusOr<SharedRegion> Receive(UniqueFd fd, size_t announced_bytes);
+  // A descriptor for a process that may only read: a map made through it cannot be made writable. See LAYOUT.md for what that is
+  // worth against one that means harm.
+  absl::StatusOr<UniqueFd> ReadOnlyFd() const;
+};
+
+// Such a descriptor at the receiver: mapped read-only, and closed.
+struct ReadOnlyRegion {
+  std::span<const std::byte> bytes;
+  ReadOnlyRegion() = default;
+  ReadOnlyRegion(ReadOnlyRegion&& other) noexcept;
+  ReadOnlyRegion& operator=(ReadOnlyRegion&& other) noexcept;
+  ~ReadOnlyRegion();  // unmaps
+  // Checks seals, size, and that `fd` cannot write.
+  static absl::StatusOr<ReadOnlyRegion> Receive(UniqueFd fd, size_t announced_bytes);
 };
 
 }  // namespace tributary::aggregator

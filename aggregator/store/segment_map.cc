@@ -1,5 +1,8 @@
 // The reading side: SegmentMap, and the shared regions of lanes and slabs. Contracts: object_pool.h.
+#include <fcntl.h>
+
 #include <atomic>
+#include <cerrno>
 #include <cstring>
 #include <map>
 
@@ -101,6 +104,32 @@ absl::StatusOr<SharedRegion> SharedRegion::Receive(UniqueFd fd, size_t announced
   SharedRegion region;
   TRIB_ASSIGN_OR_RETURN(region.bytes, MapShared(fd.get(), announced_bytes, /*writable=*/true));
   region.fd = std::move(fd);
+  return region;
+}
+
+absl::StatusOr<UniqueFd> SharedRegion::ReadOnlyFd() const {
+  UniqueFd reader(::open(fmt::format("/proc/self/fd/{}", fd.get()).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!reader.valid()) return ErrnoStatus(errno, "shared region: open for reading");
+  return reader;
+}
+
+ReadOnlyRegion::ReadOnlyRegion(ReadOnlyRegion&& other) noexcept : bytes(std::exchange(other.bytes, std::span<const std::byte>())) {}
+
+ReadOnlyRegion& ReadOnlyRegion::operator=(ReadOnlyRegion&& other) noexcept {
+  if (this != &other) {
+    Unmap(bytes);
+    bytes = std::exchange(other.bytes, std::span<const std::byte>());
+  }
+  return *this;
+}
+
+ReadOnlyRegion::~ReadOnlyRegion() { Unmap(bytes); }
+
+absl::StatusOr<ReadOnlyRegion> ReadOnlyRegion::Receive(UniqueFd fd, size_t announced_bytes) {
+  TRIB_RETURN_IF_ERROR(CheckSealed(fd.get(), announced_bytes, SharedRegionSeals()));
+  if ((::fcntl(fd.get(), F_GETFL) & O_ACCMODE) != O_RDONLY) return PermissionDenied("received memfd: expected one that can only be read");
+  ReadOnlyRegion region;
+  TRIB_ASSIGN_OR_RETURN(region.bytes, MapShared(fd.get(), announced_bytes, /*writable=*/false));
   return region;
 }
 

@@ -1,6 +1,7 @@
-// The slab of one worker's element range: accumulators, counters, one undo block and the record of the batch under way, in a
-// SharedRegion that outlives the worker. The daemon formats and reads it, the worker folds into it. Bytes: LAYOUT.md,
-// tb_slab_header; how a crash is repaired: aggregator/worker/slab_fold.h.
+// The slab of one seat: accumulators of an element range, counters, one undo block and the record of the batch under way, in a
+// SharedRegion that outlives the worker. The daemon formats and reads it, the worker folds into it, and where workers form a tree
+// the parent reads the complete partial in place, through a PartialView. Bytes: LAYOUT.md, tb_slab_header; how a crash is repaired:
+// aggregator/worker/slab_fold.h.
 //
 // A Slab borrows the region's bytes. Geometry is fixed at Format and copied at Attach: later changes in shared memory are not seen.
 // Errors: INVALID_ARGUMENT for a size that overflows; DATA_LOSS from Attach for a header that lies. Thread-compatible; daemon and
@@ -35,8 +36,8 @@ class Slab {
   // Checks that the region holds a slab of exactly `shape`.
   static absl::StatusOr<Slab> Attach(std::span<std::byte> region, const SlabShape& shape);
 
-  // Empties the sums. Nothing may be under way.
-  void BeginRound(uint32_t round);
+  // Begins a partial's life, under a new nonce. Empties the sums unless `keep_sums`. Nothing may be under way.
+  void BeginLap(uint32_t round, uint32_t lap, bool keep_sums);
 
   tb_slab_header& header() const { return *reinterpret_cast<tb_slab_header*>(region_.data()); }
   const SlabShape& shape() const { return shape_; }
@@ -51,6 +52,24 @@ class Slab {
   std::span<std::byte> region_;
   SlabShape shape_;
   size_t undo_offset_ = 0, state_offset_ = 0, counters_offset_ = 0;
+};
+
+// A child's slab in its parent's process, read-only. Borrows the region's bytes. Everything in it is untrusted: the header is copied
+// and checked, the numbers in the sums are the reducer's to check.
+class PartialView {
+ public:
+  PartialView() = default;
+  // DATA_LOSS unless the region holds a slab of exactly `shape`.
+  static absl::StatusOr<PartialView> Attach(std::span<const std::byte> region, const SlabShape& shape);
+  // What is in the partial. NOT_FOUND unless it is the one of this nonce and complete.
+  absl::StatusOr<tb_slab_totals> Find(uint32_t round, uint64_t nonce) const;
+  const std::byte* state() const { return state_; }
+  const std::byte* counters() const { return counters_; }  // i64 each
+
+ private:
+  std::span<const std::byte> region_;
+  const std::byte* state_ = nullptr;
+  const std::byte* counters_ = nullptr;
 };
 
 }  // namespace tributary::aggregator

@@ -51,6 +51,8 @@ int FdsOf(WorkerMessageKind kind) {
   switch (kind) {
     case WorkerMessageKind::kHello:
     case WorkerMessageKind::kOpenJob:
+    case WorkerMessageKind::kChild:
+    case WorkerMessageKind::kParent:
       return 2;
     case WorkerMessageKind::kSegment:
       return 1;
@@ -59,9 +61,24 @@ int FdsOf(WorkerMessageKind kind) {
     case WorkerMessageKind::kReady:
     case WorkerMessageKind::kRefused:
     case WorkerMessageKind::kFailed:
+    case WorkerMessageKind::kRole:
+    case WorkerMessageKind::kRoleTaken:
+    case WorkerMessageKind::kComplete:
+    case WorkerMessageKind::kMerged:
       return 0;
   }
   return -1;
+}
+
+const char* SeatRoleName(SeatRole role) {
+  switch (role) {
+    case SeatRole::kRange: return "range";
+    case SeatRole::kLeaf: return "leaf";
+    case SeatRole::kMiddle: return "middle";
+    case SeatRole::kTop: return "top";
+    case SeatRole::kParked: break;
+  }
+  return "parked";
 }
 
 absl::StatusOr<std::pair<WorkerChannel, UniqueFd>> WorkerChannel::CreatePair() {

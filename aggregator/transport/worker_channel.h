@@ -22,15 +22,25 @@ enum class WorkerMessageKind : uint32_t {
   kHello = 3,        // first record; fds: doorbell eventfd the worker sleeps on, progress eventfd it rings
   kCloseJob = 4,     // drop everything of the job
   kStop = 5,
+  kRole = 6,         // what a seat is to do in a lap. Repeatable: a seat takes an epoch once
+  kChild = 7,        // fds: lane, slab (read-only): the partial of `child` will come there. May come before kOpenJob
+  kParent = 8,       // fds: lane, doorbell of its consumer: where the partial goes once it is complete
   // worker -> daemon
   kReady = 16,
   kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite. Sent before the lane's `done` passes it
   kFailed = 18,      // the worker cannot go on with the job (reason code); it drops the job
+  kRoleTaken = 19,   // the seat acts under `epoch`
+  kComplete = 20,    // the role of `epoch` has all its inputs; its partial of `folded` updates is published (0: there is none)
+  kMerged = 21,      // the partial of `child` is in the seat's sums and no longer looked at
 };
+
+// What a seat is in its job. Middle and top take partials too; a range is a seat of a shard.
+enum class SeatRole : uint32_t { kParked = 0, kRange = 1, kLeaf = 2, kMiddle = 3, kTop = 4 };
+const char* SeatRoleName(SeatRole role);  // "parked", "range", …
 
 struct WorkerMessage {
   WorkerMessageKind kind{};
-  uint32_t job = 0;              // local number of a job on this node, never reused
+  uint32_t job = 0;              // number of a seat (one worker's part of a job) on this node, never reused
   uint32_t round = 0;
   uint32_t dtype = 0;            // kOpenJob: DType
   uint32_t arithmetic = 0;       // kOpenJob: Arithmetic
@@ -43,6 +53,18 @@ struct WorkerMessage {
   uint32_t code = 0;                          // kRefused, kFailed: absl::StatusCode
   char reason[96] = {};                       // kRefused, kFailed: for people, NUL-terminated
   char reducer[32] = {};                      // kOpenJob: strategy name whose reducer to run
+  uint32_t timing = 0, batch = 0, max_fold = 0;  // kOpenJob: FoldTimingKind and its B; updates per pass at most
+  uint32_t batch_age_us = 0;
+  uint32_t lap = 0;                           // kRole, kChild, kParent, kComplete, kMerged
+  uint32_t epoch = 0;                         // kRole, kRoleTaken, kComplete: of the seat, rising
+  uint32_t role = 0;                          // kRole: SeatRole
+  uint32_t goal_known = 0, goal_cursor = 0;   // kRole: cursor of the update lane at which all updates are there that are expected. A
+                                              // leaf or middle takes no more; for the others it only is what lazy folding waits for
+  uint32_t hurry = 0;                         // kRole: 1: wait for nothing, whatever the timing
+  uint64_t children = 0;                      // kRole: whose partials the role needs, a bit each
+  uint32_t child = 0, child_seat = 0;         // kChild, kMerged: its bit; kChild: its seat, whose slab is mapped only once
+  uint32_t lane = 0, src = 0, dst = 0;        // kChild, kParent: number of the lane; kParent: ends of its descriptors
+  uint64_t folded = 0;                        // kComplete
 };
 
 // How many file descriptors a record of this kind carries; -1 for a kind that does not exist.

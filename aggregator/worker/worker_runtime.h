@@ -1,6 +1,6 @@
-// The worker process: receives jobs over its control channel, takes descriptors from the lanes, folds the objects they name into
-// its slabs. One thread; asleep when there is nothing to do. It trusts nothing it reads: objects, lanes, channel and slabs are
-// copied and checked; what fails is refused by message (kRefused) or ends the job here (kFailed), never the process.
+// The worker process: receives seats in jobs over its control channel (seat.h), takes descriptors from their lanes, folds what they
+// name into their slabs. One thread; asleep when there is nothing to do. It trusts nothing it reads: objects, lanes, channel and slabs
+// are copied and checked; what fails is refused by message (kRefused) or ends the seat (kFailed), never the process.
 //
 // Threads: Run() is the process's only thread. Errors: Run returns OK after kStop or when the daemon is gone, otherwise why the
 // worker cannot live (a malformed record on the channel).
@@ -11,6 +11,7 @@
 #include <memory>
 
 #include "aggregator/transport/worker_channel.h"
+#include "aggregator/worker/seat.h"
 #include "common/status.h"
 #include "common/unique_fd.h"
 
@@ -23,23 +24,22 @@ class WorkerRuntime {
   absl::Status Run();
 
  private:
-  class Job;
   enum class Next { kGoOn, kStop };
 
   // Handles every record that is waiting.
   absl::StatusOr<Next> DrainChannel();
   absl::StatusOr<Next> Handle(WorkerChannel::Received received);
-  Job& JobOf(uint32_t number);
+  Seat& SeatOf(uint32_t number);
   void Fail(uint32_t number, const absl::Status& why);
-  // One batch per job: off the lane, then into the slab. TakeAll: true if there was any.
+  // Each seat's next batch: off the lanes, then into the slab. True if there was any.
   bool TakeAll();
-  void ProcessAll();
+  bool ProcessAll();
   void Sleep();
 
   WorkerChannel channel_;
   UniqueFd doorbell_;
   UniqueFd progress_;
-  std::map<uint32_t, std::unique_ptr<Job>> jobs_;
+  std::map<uint32_t, std::unique_ptr<Seat>> seats_;
 };
 
 }  // namespace tributary::aggregator

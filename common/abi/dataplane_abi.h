@@ -12,7 +12,7 @@ extern "C" {
 #define TB_STATIC_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define TB_ABI_VERSION 1u
+#define TB_ABI_VERSION 2u
 #define TB_MAX_LANE_CAPACITY 4096u
 
 enum tb_kind { TB_KIND_UPDATE = 1, TB_KIND_PARTIAL = 2 };
@@ -62,36 +62,63 @@ struct tb_lane_header {
 };
 TB_STATIC_ASSERT(sizeof(struct tb_lane_header) == 192);
 
-/* A worker's slab: the accumulators of its element range, kept so that kill -9 at any instruction is repairable.
+/* A slab: the accumulators of one seat of a worker (a range of the elements, or all of them), kept so that kill -9 at any
+ * instruction is repairable.
  *
  *   | header 4096 B | undo block | accumulators (elements × bytes_per_element) | counters (i64) |
  *
- * A batch: write batch[], batch_weight[], batch_done_cursor, folded_after, blocks_done = 0, then batch_size = n (release). Block b of
- * it: save block b to undo; undo_block = b + 1 (release); fold in place; blocks_done = b + 1 (release); undo_block = 0 (release).
- * A fresh accumulator needs no undo: a fresh fold ignores what is there. After the last block: counters (repeatable: a maximum),
- * fresh = 0, folded = folded_after, completed_cursor = batch_done_cursor (release; this store is the commit), batch_size = 0, and
- * only then the lane's `done`. Every step before the commit may be repeated by a replacement without changing the result: it
- * restores the block that undo_block > blocks_done names, goes on with the recorded batch at blocks_done, and gives the lane's
- * `done` the value of completed_cursor where the old process did not come to that. */
+ * A batch is some updates, or some partials, that go in together: write batch[], batch_weight[], batch_done_cursor, total_after,
+ * batch_number + 1, blocks_done = 0, then batch_size = n (release). Block b of it: save block b to undo; undo_block = b + 1 (release);
+ * fold in place; blocks_done = b + 1 (release); undo_block = 0 (release). A fresh accumulator needs no undo: a fresh fold ignores
+ * what is there. After the last block: counters (repeatable: a maximum), fresh = 0, total = total_after, completed_cursor =
+ * batch_done_cursor, then completed_batch = batch_number (release; this store is the commit), batch_size = 0, and only then the
+ * lane's `done`. Every step before the commit may be repeated by a replacement without changing the result: it restores the block
+ * that undo_block > blocks_done names, goes on with the recorded batch at blocks_done, and gives the lanes' `done` the values that
+ * completed_cursor and total.merged imply where the old process did not come to that.
+ *
+ * A lap is the life of one partial: it begins when the daemon empties the slab (or keeps its sums, see LAYOUT.md) and ends when the
+ * parent has merged it. `published = lap` is the leaf's word that nothing here changes before the next lap. */
 #define TB_SLAB_MAGIC 0x314c5354u /* "TSL1" */
 #define TB_MAX_BATCH 16
+#define TB_MAX_CHILDREN 64u /* partials of one lap that a seat can tell apart: bits of `merged` */
+
+/* What is in the sums. Un-normalised: only the root divides. */
+struct tb_slab_totals {
+  uint64_t folded; /* updates, those inside merged partials included */
+  double weight;   /* their sum of weights, in order of arrival (for people; commits sum weights order-free) */
+  uint64_t digest; /* sum of tb_mix(key_lo) over their descriptors: which updates, in any order */
+  uint64_t merged; /* bit c: the partial of child c of this lap is in */
+};
+TB_STATIC_ASSERT(sizeof(struct tb_slab_totals) == 32);
+
 struct tb_slab_header {
   uint32_t magic, abi_version;
   uint64_t first_element, elements;
   uint32_t bytes_per_element, counters;
   uint64_t undo_offset, state_offset, counters_offset, total_bytes;
-  uint32_t round, fresh; /* fresh: accumulators hold nothing yet */
-  uint32_t batch_size;   /* 0: no batch under way */
+  uint32_t round, lap; /* daemon, at the beginning of a lap */
+  uint64_t nonce;      /* key_lo of this lap's partial */
+  uint32_t fresh;      /* accumulators hold nothing yet */
+  uint32_t published;  /* == lap: complete */
+  uint32_t batch_size; /* 0: no batch under way */
+  uint32_t batch_number, completed_batch; /* equal: batch batch_number is in */
   uint32_t batch_done_cursor; /* lane `done` value once this batch is complete */
-  uint32_t completed_cursor;  /* lane `done` value of everything folded or refused so far */
-  uint32_t reserved;
+  uint32_t completed_cursor;  /* lane `done` value of every update folded or refused so far */
   uint32_t blocks_done, undo_block;
-  uint64_t folded;       /* updates folded this round */
-  uint64_t folded_after; /* `folded` once this batch is complete */
+  uint32_t reserved;
+  struct tb_slab_totals total, total_after; /* after: once this batch is complete */
+  uint64_t busy_ns, handled; /* time spent on updates and partials, and their number: statistics, never a decision */
   struct tb_desc batch[TB_MAX_BATCH];
   double batch_weight[TB_MAX_BATCH];
 };
 TB_STATIC_ASSERT(sizeof(struct tb_slab_header) <= 4096);
+
+/* splitmix64's finaliser: spreads a nonce over all bits, so that sums of two sets of nonces differ unless the sets are equal. */
+static inline uint64_t tb_mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
 
 #ifdef __cplusplus
 }

@@ -1,6 +1,7 @@
 // What pool + lane + worker process cost on top of the kernel: K updates of S MiB folded by W workers, against FoldBlock in this
 // process over the same objects. Both read the same shared pages and write fp64 accumulators that exist already.
 //   worker_bench WORKER_PROGRAM [K=8] [MIB=44] [ROUNDS=7]
+//   worker_bench WORKER_PROGRAM t4|t4b|t11|t18|t19|recovery [RUNS=5] [MIB=42.72]     see hierarchy_bench.h
 // Prints one line per arm: median milliseconds of ROUNDS and GB/s of update bytes. The process arm includes nothing but Fold() of
 // K published objects until the last `folded`.
 #include <absl/strings/numbers.h>
@@ -8,6 +9,7 @@
 #include <absl/time/clock.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -15,6 +17,7 @@
 #include "aggregator/store/object_pool.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
+#include "tests/bench/hierarchy_bench.h"
 
 namespace {
 
@@ -52,6 +55,13 @@ void Print(const char* arm, double ms, double bytes) { std::printf("%-22s %8.1f 
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 2 && !std::isdigit(static_cast<unsigned char>(argv[2][0]))) {
+    HierarchyBench bench{.worker_program = argv[1]};
+    const bool numbers = (argc <= 3 || absl::SimpleAtoi(argv[3], &bench.runs)) && (argc <= 4 || absl::SimpleAtod(argv[4], &bench.mib));
+    const int result = numbers && bench.runs > 0 && bench.mib > 0 ? RunHierarchyBench(argv[2], bench) : 2;
+    if (result == 2) std::fprintf(stderr, "worker_bench WORKER_PROGRAM t4|t4b|t11|t18|t19|recovery [RUNS] [MIB]\n");
+    return result;
+  }
   int updates = 8, mib = 44, rounds = 7;
   if (argc < 2 || (argc > 2 && !absl::SimpleAtoi(argv[2], &updates)) || (argc > 3 && !absl::SimpleAtoi(argv[3], &mib)) ||
       (argc > 4 && !absl::SimpleAtoi(argv[4], &rounds)) || updates < 1 || mib < 1 || rounds < 1) {

@@ -5,6 +5,8 @@
 #include <absl/synchronization/mutex.h>
 #include <absl/time/clock.h>
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -25,6 +27,8 @@ struct RigOptions {
   Arithmetic arithmetic = Arithmetic::kFloat64;
   size_t slots = 8;
   uint32_t lane_capacity = 8;
+  PoolHierarchy hierarchy = {};
+  std::string program = WORKER_PROGRAM;
 };
 
 inline TensorLayout MakeLayout(size_t elements, size_t counters) {
@@ -32,6 +36,25 @@ inline TensorLayout MakeLayout(size_t elements, size_t counters) {
   if (elements > 0) specs.push_back({"w", {static_cast<int64_t>(elements)}, DType::kF32, TensorKind::kTrainable});
   if (counters > 0) specs.push_back({"n", {static_cast<int64_t>(counters)}, DType::kI64, TensorKind::kCounter});
   return TensorLayout::Create(specs).value();
+}
+
+inline PoolHierarchy Tree(uint32_t leaves, uint32_t fan_in = 0, bool reuse = true) {
+  PoolHierarchy hierarchy;
+  hierarchy.shape = PoolShape::kTree;
+  hierarchy.leaves = leaves;
+  hierarchy.fan_in = fan_in;
+  hierarchy.reuse = reuse;
+  return hierarchy;
+}
+inline PoolHierarchy Shape(PoolShape shape) {
+  PoolHierarchy hierarchy;
+  hierarchy.shape = shape;
+  return hierarchy;
+}
+inline PoolHierarchy Timed(PoolHierarchy hierarchy, PoolTiming::Kind kind) {
+  hierarchy.timing.kind = kind;
+  hierarchy.timing.age = absl::Milliseconds(5);
+  return hierarchy;
 }
 
 class PoolRig {
@@ -56,18 +79,19 @@ class PoolRig {
       reason_ = reason;
     };
     auto started = WorkerPool::Start(
-        {.worker_program = WORKER_PROGRAM, .workers = options.workers, .lane_capacity = options.lane_capacity}, callbacks);
+        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity}, callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);
     const absl::Status opened = pool->OpenJob(
-        {.job = kJob, .strategy = "fedavg", .layout = layout, .arithmetic = options.arithmetic}, objects.get());
+        {.job = kJob, .strategy = "fedavg", .layout = layout, .arithmetic = options.arithmetic, .hierarchy = options.hierarchy},
+        objects.get());
     EXPECT_TRUE(opened.ok()) << opened.ToString();
     BeginRound(1);
   }
   ~PoolRig() { pool.reset(); }
 
-  void BeginRound(uint32_t round) {
-    const absl::Status begun = pool->BeginRound(kJob, round);
+  void BeginRound(uint32_t round, const RoundGoals& goals = {}) {
+    const absl::Status begun = pool->BeginRound(kJob, round, goals);
     EXPECT_TRUE(begun.ok()) << begun.ToString();
     expected_.assign(options_.elements * reducer_->state_bytes_per_element() / 8, 0);
     expected_counters_.assign(options_.counters, 0);
@@ -176,10 +200,23 @@ class PoolRig {
     counters_.assign(sums->counters.begin(), sums->counters.end());
     return state;
   }
-  // Bit for bit.
+  // Bit for bit; in a tree in fp64, where the order of additions is another one, to 1e-6 of the largest.
   void ExpectSumsEqualReference() {
     const std::vector<std::byte> state = State();
     ASSERT_EQ(state.size(), expected_.size() * 8);
+    if (options_.hierarchy.shape == PoolShape::kTree && options_.arithmetic == Arithmetic::kFloat64) {
+      double error = 0, largest = 0;
+      for (size_t i = 0; i < expected_.size(); ++i) {
+        double got = 0, wanted = 0;
+        std::memcpy(&got, state.data() + i * 8, 8);
+        std::memcpy(&wanted, &expected_[i], 8);
+        error = std::max(error, std::abs(got - wanted));
+        largest = std::max(largest, std::abs(wanted));
+      }
+      ASSERT_LE(error, 1e-6 * largest);
+      EXPECT_EQ(counters_, expected_counters_);
+      return;
+    }
     for (size_t i = 0; i < expected_.size(); ++i) {
       int64_t got;
       std::memcpy(&got, state.data() + i * 8, 8);

@@ -78,7 +78,7 @@ TEST(SealsTest, AReaderFindsThePublishedObject) {
 
 TEST(SealsTest, AReaderBelievesNoHeaderThatLies) {
   // The writer may still change its own objects; a reader copies and checks.
-  for (const auto& spoil : {+[](tb_object_header& h) { h.magic ^= 1; }, +[](tb_object_header& h) { h.abi_version = 2; },
+  for (const auto& spoil : {+[](tb_object_header& h) { h.magic ^= 1; }, +[](tb_object_header& h) { h.abi_version = TB_ABI_VERSION + 1; },
                             +[](tb_object_header& h) { h.payload_bytes = ~uint64_t{0}; },
                             +[](tb_object_header& h) { h.payload_bytes = 16'384; }}) {
     auto pool = ObjectPool::Create({.pool_id = 1, .slot_payload_bytes = 10'000, .pool_bytes = 1 << 20}).value();
@@ -132,6 +132,23 @@ TEST(SealsTest, ASharedRegionIsWritableAtBothEndsButKeepsItsSize) {
   EXPECT_EQ(mine.bytes[8191], std::byte{5});
   EXPECT_NE(::ftruncate(theirs.fd.get(), 0), 0);
   EXPECT_NE(::ftruncate(theirs.fd.get(), 1 << 20), 0);
+}
+
+// A parent sees its leaves' slabs this way.
+TEST(SealsTest, AReadOnlyRegionShowsTheWritersBytesAndItsMapCannotBeMadeWritable) {
+  SharedRegion mine = SharedRegion::Create("test", 8192).value();
+  TRIB_ASSERT_OK_AND_ASSIGN(UniqueFd reader, mine.ReadOnlyFd());
+  EXPECT_EQ(::mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, reader.get(), 0), MAP_FAILED);
+  EXPECT_EQ(::pwrite(reader.get(), "x", 1, 0), -1);
+  const int number = reader.get();
+  TRIB_ASSERT_OK_AND_ASSIGN(const ReadOnlyRegion theirs, ReadOnlyRegion::Receive(std::move(reader), 8192));
+  EXPECT_EQ(::fcntl(number, F_GETFD), -1) << "the descriptor is closed, it cannot be opened again through procfs";
+  mine.bytes[8191] = std::byte{5};
+  EXPECT_EQ(theirs.bytes[8191], std::byte{5});
+  EXPECT_NE(::mprotect(const_cast<std::byte*>(theirs.bytes.data()), 8192, PROT_READ | PROT_WRITE), 0);
+  EXPECT_THAT(ReadOnlyRegion::Receive(UniqueFd(::fcntl(mine.fd.get(), F_DUPFD_CLOEXEC, 0)), 8192),
+              StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("only be read")));
+  EXPECT_THAT(ReadOnlyRegion::Receive(mine.ReadOnlyFd().value(), 4096), StatusIs(absl::StatusCode::kInvalidArgument));
 }
 
 // A forked child would inherit the writer's mapping; MADV_DONTFORK takes it away.

@@ -34,7 +34,17 @@ class WatchedReducer final : public Reducer {
     }
     return inner_->FoldBlock(state, first, count, updates, fresh);
   }
-  bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override { return inner_->MergeBlock(state, other, count); }
+  bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override {
+    if (seen) {
+      seen();
+      if (!inner_->MergeBlock(state, other, count / 2)) return false;
+      seen();
+      if (!inner_->MergeBlock(state + count / 2 * 8, other + count / 2 * 8, count - count / 2)) return false;
+      seen();
+      return true;
+    }
+    return inner_->MergeBlock(state, other, count);
+  }
   void ReportBlock(const std::byte* state, size_t count, double weight, double* mean) const override {
     inner_->ReportBlock(state, count, weight, mean);
   }
@@ -118,9 +128,11 @@ TEST_F(SlabFoldTest, AnInstantOfDeathDoesNotShowInTheSums) {
       ASSERT_EQ(found.batch_size, 3u);
       EXPECT_EQ(found.batch[2].key_lo, 5u);
       EXPECT_EQ(found.batch_weight[2], 6.5);
-      ASSERT_EQ(replacement.Resume(Inputs(3, 3)), FoldResult::kFolded);
+      ASSERT_EQ(replacement.ResumeFold(Inputs(3, 3)), FoldResult::kFolded);
       EXPECT_EQ(SumsOf(slab), expected);
-      EXPECT_EQ(slab.header().folded, fresh ? 3u : 6u);
+      EXPECT_EQ(slab.header().total.folded, fresh ? 3u : 6u);
+      EXPECT_EQ(slab.header().total.weight, slab_.header().total.weight);
+      EXPECT_EQ(slab.header().total.digest, slab_.header().total.digest);
       EXPECT_EQ(slab.header().completed_cursor, cursor + 3);
     }
   }
@@ -145,7 +157,7 @@ TEST_F(SlabFoldTest, ARecoveryThatIsItselfCutShortIsRecovered) {
     reducer_.seen = [&] {
       if (++passes == 2) next = left;
     };
-    ASSERT_EQ(replacement.Resume(Inputs(3, 3)), FoldResult::kFolded);
+    ASSERT_EQ(replacement.ResumeFold(Inputs(3, 3)), FoldResult::kFolded);
     EXPECT_EQ(SumsOf(slab), expected);
     left = std::move(next);
   }
@@ -167,15 +179,17 @@ TEST_F(SlabFoldTest, DeathAfterTheCountersAndBeforeTheCommitRepeatsOnlyTheCounte
   ASSERT_EQ(fold.Fold(Inputs(0, 3), 3), FoldResult::kFolded);
   const std::vector<std::byte> expected = SumsOf(slab_);
   slab_.header().batch_size = 3;
+  slab_.header().completed_batch = 0;
   slab_.header().completed_cursor = 0;
+  slab_.header().total = {};
   SlabFold replacement(slab_, &reducer_);
   ASSERT_TRUE(replacement.Recover()->under_way);
   int blocks = 0;
   reducer_.seen = [&] { ++blocks; };
-  ASSERT_EQ(replacement.Resume(Inputs(0, 3)), FoldResult::kFolded);
+  ASSERT_EQ(replacement.ResumeFold(Inputs(0, 3)), FoldResult::kFolded);
   EXPECT_EQ(blocks, 0);
   EXPECT_EQ(SumsOf(slab_), expected);
-  EXPECT_EQ(slab_.header().folded, 3u);
+  EXPECT_EQ(slab_.header().total.folded, 3u);
 }
 
 TEST_F(SlabFoldTest, ABadValueInTheFirstBlockLeavesTheSlabAsItWas) {
@@ -185,7 +199,7 @@ TEST_F(SlabFoldTest, ABadValueInTheFirstBlockLeavesTheSlabAsItWas) {
   updates_[4].floats[17] = std::numeric_limits<float>::infinity();
   EXPECT_EQ(fold.Fold(Inputs(3, 3), 6), FoldResult::kUnchanged);
   EXPECT_EQ(SumsOf(slab_), before);
-  EXPECT_EQ(slab_.header().folded, 3u);
+  EXPECT_EQ(slab_.header().total.folded, 3u);
   EXPECT_FALSE(fold.Recover()->under_way);
 }
 
@@ -206,6 +220,129 @@ TEST_F(SlabFoldTest, ARecordThatContradictsItselfIsRefused) {
     SlabFold fold(slab, &reducer_);
     EXPECT_THAT(fold.Recover(), StatusIs(absl::StatusCode::kDataLoss));
   }
+}
+
+// Leaves, each a slab of its own with some of the updates, published.
+class SlabMergeTest : public SlabFoldTest {
+ protected:
+  void SetUp() override {
+    SlabFoldTest::SetUp();
+    slab_.BeginLap(1, 1, false);
+    leaves_.resize(3);
+    for (size_t leaf = 0; leaf < 3; ++leaf) {
+      leaves_[leaf].resize(memory_.size());
+      Slab slab = Slab::Format(Bytes(leaves_[leaf]), kShape).value();
+      slab.BeginLap(1, 1, false);
+      SlabFold fold(slab, &reducer_);
+      ASSERT_EQ(fold.Fold(Inputs(2 * leaf, 2), 2), FoldResult::kFolded);
+      fold.Publish(1);
+    }
+  }
+  MergeInput Partial(size_t leaf) {
+    const PartialView view = PartialView::Attach(Bytes(leaves_[leaf]), kShape).value();
+    MergeInput input;
+    input.desc.kind = TB_KIND_PARTIAL;
+    input.child = static_cast<uint32_t>(leaf);
+    input.desc.lane = static_cast<uint16_t>(leaf);
+    input.desc.key_lo = reinterpret_cast<const tb_slab_header*>(Bytes(leaves_[leaf]).data())->nonce;
+    input.state = view.state();
+    input.counters = view.counters();
+    input.totals = view.Find(1, input.desc.key_lo).value();
+    return input;
+  }
+  std::vector<Memory> leaves_;
+};
+
+TEST_F(SlabMergeTest, PartialsGiveWhatTheirUpdatesWouldHaveGiven) {
+  Memory flat_memory(memory_.size());
+  const Slab flat = Slab::Format(Bytes(flat_memory), kShape).value();
+  SlabFold reference(flat, &reducer_);
+  ASSERT_EQ(reference.Fold(Inputs(0, 6), 6), FoldResult::kFolded);
+  SlabFold fold(slab_, &reducer_);
+  const MergeInput first[] = {Partial(1)};
+  ASSERT_EQ(fold.Merge(first), FoldResult::kFolded);
+  const MergeInput rest[] = {Partial(2), Partial(0)};
+  ASSERT_EQ(fold.Merge(rest), FoldResult::kFolded);
+  const auto* got = reinterpret_cast<const double*>(slab_.state());
+  const auto* expected = reinterpret_cast<const double*>(flat.state());
+  for (size_t i = 0; i < kElements; ++i) ASSERT_NEAR(got[i], expected[i], 1e-12) << i;
+  for (size_t i = 0; i < kCounters; ++i) EXPECT_EQ(slab_.counters()[i], flat.counters()[i]);
+  const tb_slab_totals total = slab_.header().total;
+  EXPECT_EQ(total.folded, 6u);
+  EXPECT_EQ(total.digest, flat.header().total.digest);
+  EXPECT_DOUBLE_EQ(total.weight, flat.header().total.weight);
+  EXPECT_EQ(total.merged, 0b111u);
+}
+
+TEST_F(SlabMergeTest, AnInstantOfDeathMergesNothingTwice) {
+  for (const bool fresh : {true, false}) {
+    SetUp();
+    SlabFold fold(slab_, &reducer_);
+    if (!fresh) {
+      ASSERT_EQ(fold.Fold(Inputs(0, 1), 1), FoldResult::kFolded);
+    }
+    const MergeInput inputs[] = {Partial(1), Partial(2)};
+    std::vector<Memory> deaths;
+    reducer_.seen = [&] { deaths.push_back(memory_); };
+    ASSERT_EQ(fold.Merge(inputs), FoldResult::kFolded);
+    reducer_.seen = nullptr;
+    ASSERT_EQ(deaths.size(), fresh ? 9u : 18u);  // into nothing the first one is copied
+    const std::vector<std::byte> expected = SumsOf(slab_);
+    for (Memory& left : deaths) {
+      const Slab slab = Slab::Attach(Bytes(left), kShape).value();
+      SlabFold replacement(slab, &reducer_);
+      TRIB_ASSERT_OK_AND_ASSIGN(const SlabFold::Recovered found, replacement.Recover());
+      ASSERT_TRUE(found.under_way);
+      ASSERT_EQ(found.batch_size, 2u);
+      EXPECT_EQ(found.batch[0].kind, TB_KIND_PARTIAL);
+      EXPECT_EQ(found.batch[1].lane, 2u);
+      EXPECT_EQ(found.merged, 0u);
+      ASSERT_EQ(replacement.ResumeMerge(inputs), FoldResult::kFolded);
+      EXPECT_EQ(SumsOf(slab), expected);
+      EXPECT_EQ(slab.header().total.merged, 0b110u);
+      EXPECT_EQ(slab.header().total.folded, fresh ? 4u : 5u);
+      EXPECT_EQ(slab.header().completed_cursor, fresh ? 0u : 1u);
+      EXPECT_FALSE(SlabFold(slab, &reducer_).Recover()->under_way);
+    }
+  }
+}
+
+TEST_F(SlabMergeTest, APartialIsFoundOnlyCompleteAndUnderItsOwnName) {
+  const std::span<std::byte> bytes = Bytes(leaves_[0]);
+  auto& header = *reinterpret_cast<tb_slab_header*>(bytes.data());
+  TRIB_ASSERT_OK_AND_ASSIGN(const PartialView view, PartialView::Attach(bytes, kShape));
+  EXPECT_EQ(view.Find(1, header.nonce)->folded, 2u);
+  EXPECT_THAT(view.Find(2, header.nonce), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(view.Find(1, header.nonce + 1), StatusIs(absl::StatusCode::kNotFound));
+  const tb_slab_header good = header;
+  header.published = 0;
+  EXPECT_THAT(view.Find(1, header.nonce), StatusIs(absl::StatusCode::kNotFound));
+  header = good;
+  header.batch_size = 1;
+  EXPECT_THAT(view.Find(1, header.nonce), StatusIs(absl::StatusCode::kDataLoss));
+  header = good;
+  header.total.weight = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THAT(view.Find(1, header.nonce), StatusIs(absl::StatusCode::kDataLoss));
+  header = good;
+  const uint64_t nonce = header.nonce;
+  Slab::Attach(bytes, kShape)->BeginLap(1, 2, false);
+  EXPECT_THAT(view.Find(1, nonce), StatusIs(absl::StatusCode::kNotFound));
+  SlabShape other = kShape;
+  other.elements -= 1;
+  EXPECT_THAT(PartialView::Attach(bytes, other), StatusIs(absl::StatusCode::kDataLoss));
+}
+
+TEST_F(SlabMergeTest, ALapThatKeepsItsSumsForgetsOnlyWhichChildrenItMerged) {
+  SlabFold fold(slab_, &reducer_);
+  const MergeInput inputs[] = {Partial(0)};
+  ASSERT_EQ(fold.Merge(inputs), FoldResult::kFolded);
+  slab_.BeginLap(1, 2, true);
+  EXPECT_EQ(slab_.header().total.folded, 2u);
+  EXPECT_EQ(slab_.header().total.merged, 0u);
+  EXPECT_EQ(slab_.header().fresh, 0u);
+  slab_.BeginLap(2, 3, false);
+  EXPECT_EQ(slab_.header().total.folded, 0u);
+  EXPECT_EQ(slab_.header().fresh, 1u);
 }
 
 }  // namespace
