@@ -10,7 +10,6 @@
 
 #include <cerrno>
 #include <sstream>
-#include <vector>
 
 #include "common/file.h"
 
@@ -64,19 +63,15 @@ absl::StatusOr<PinFolder> PinFolder::Open(const std::filesystem::path& given) {
 
 bool PinFolder::Has(std::string_view name) const { return ::access(PathOf(name).c_str(), F_OK) == 0; }
 
-absl::Status PinFolder::Clear() {
-  std::error_code error;
-  std::vector<std::filesystem::path> pins;
-  for (const auto& entry : std::filesystem::directory_iterator(path_, error)) pins.push_back(entry.path());
-  if (error) return ErrnoStatus(error.value(), fmt::format("pin folder '{}': list", path_.string()));
-  for (const std::filesystem::path& pin : pins) {
-    if (::unlink(pin.c_str()) != 0) return ErrnoStatus(errno, fmt::format("pin '{}': remove", pin.string()));
+absl::Status PinFolder::Clear(std::span<const char* const> names) {
+  for (const char* name : names) {
+    if (::unlink(PathOf(name).c_str()) != 0 && errno != ENOENT) return ErrnoStatus(errno, fmt::format("pin '{}': remove", PathOf(name)));
   }
   return absl::OkStatus();
 }
 
-absl::Status PinFolder::Remove() {
-  TRIB_RETURN_IF_ERROR(Clear());
+absl::Status PinFolder::Remove(std::span<const char* const> names) {
+  TRIB_RETURN_IF_ERROR(Clear(names));
   if (!MountedByUs(path_)) return absl::OkStatus();
   lock_.Reset();  // an open fd on the mount would keep it busy
   if (::umount2(path_.c_str(), UMOUNT_NOFOLLOW) != 0) return ErrnoStatus(errno, fmt::format("pin folder '{}': unmount", path_.string()));

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <filesystem>
+#include <span>
 #include <string>
 
 #include "common/status.h"
@@ -18,10 +19,10 @@ class PinFolder {
 
   std::string PathOf(std::string_view name) const { return (path_ / name).string(); }
   bool Has(std::string_view name) const;
-  // Unlinks everything in it.
-  absl::Status Clear();
+  // Unlinks the pins of these names that are there. (The kernel keeps files of its own in a bpffs.)
+  absl::Status Clear(std::span<const char* const> names);
   // Clear, and the mount too where it is ours.
-  absl::Status Remove();
+  absl::Status Remove(std::span<const char* const> names);
 
  private:
   PinFolder(std::filesystem::path path, UniqueFd lock) : path_(std::move(path)), lock_(std::move(lock)) {}

@@ -4,9 +4,11 @@
 #include <bpf/libbpf.h>
 #include <linux/bpf.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdarg>
 #include <cstdio>
+#include <cstdlib>
 #include <optional>
 #include <utility>
 
@@ -20,14 +22,17 @@ namespace tributary::ebpf {
 namespace {
 
 constexpr char kLinkPin[] = "link";
-constexpr size_t kMaxWarningBytes = 16 * 1024;
+constexpr const char* kPins[] = {"tb_socks", "tb_who", "tb_routes", "tb_cnt", kLinkPin};
+constexpr size_t kMaxWarningBytes = 64 * 1024;
 thread_local std::string* warnings_here = nullptr;
 
 int Collect(enum libbpf_print_level level, const char* format, va_list arguments) {
-  if (level == LIBBPF_DEBUG || warnings_here == nullptr || warnings_here->size() > kMaxWarningBytes) return 0;
-  char line[1024];
-  const int length = std::vsnprintf(line, sizeof(line), format, arguments);
-  if (level == LIBBPF_WARN && length > 0) warnings_here->append(line);
+  if (warnings_here == nullptr || warnings_here->size() > kMaxWarningBytes) return 0;
+  if (level != LIBBPF_WARN) return 0;
+  char* line = nullptr;  // the verifier's log comes as one text, and its end tells what is wrong
+  const int length = ::vasprintf(&line, format, arguments);
+  if (length > 0) warnings_here->append(line);
+  std::free(line);
   return length;
 }
 
@@ -54,11 +59,8 @@ absl::StatusOr<Skeleton> LoadSkeleton(const PinFolder* pins) {
   return skeleton;
 }
 
-bool AllPinned(const PinFolder& pins) {
-  for (const char* name : {"tb_socks", "tb_who", "tb_routes", "tb_cnt"}) {
-    if (!pins.Has(name)) return false;
-  }
-  return true;
+bool AllMapsPinned(const PinFolder& pins) {
+  return std::ranges::all_of(kPins, [&pins](const char* name) { return name == kLinkPin || pins.Has(name); });
 }
 
 class LoadedProgram final : public VerdictProgram {
@@ -140,7 +142,7 @@ class LoadedProgram final : public VerdictProgram {
 
   absl::Status Unpin() override {
     if (!pins_) return absl::OkStatus();
-    TRIB_RETURN_IF_ERROR(pins_->Remove());
+    TRIB_RETURN_IF_ERROR(pins_->Remove(kPins));
     pins_.reset();
     facts_.pinned = false;
     return absl::OkStatus();
@@ -210,7 +212,7 @@ absl::StatusOr<std::unique_ptr<VerdictProgram>> LoadVerdictProgram(const LoadOpt
     }
   }
   Skeleton skeleton;
-  if (pins && AllPinned(*pins)) {
+  if (pins && AllMapsPinned(*pins)) {
     absl::StatusOr<Skeleton> loaded = LoadSkeleton(&*pins);
     if (loaded.ok()) {
       skeleton = *std::move(loaded);
@@ -222,7 +224,7 @@ absl::StatusOr<std::unique_ptr<VerdictProgram>> LoadVerdictProgram(const LoadOpt
     }
   }
   if (!skeleton) {
-    if (pins) TRIB_RETURN_IF_ERROR(pins->Clear());  // a half-made set, or one that does not fit
+    if (pins) TRIB_RETURN_IF_ERROR(pins->Clear(kPins));  // a half-made set, or one that does not fit
     TRIB_ASSIGN_OR_RETURN(skeleton, LoadSkeleton(pins ? &*pins : nullptr));
   }
   TRIB_ASSIGN_OR_RETURN(UniqueFd link, Attach(*skeleton, pins ? &*pins : nullptr));
