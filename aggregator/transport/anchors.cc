@@ -104,8 +104,16 @@ absl::StatusOr<Anchors::Anchor> Anchors::Install(uint32_t id, uint32_t domain, u
   entry.domain = domain;
   entry.epoch = epoch;
   entry.daemon_end = std::move(pair.daemon_end);
-  entries_[id] = std::move(entry);  // the old pair's end, if there was one, closes here
+  Entry& place = entries_[id];
+  Close(place);  // the old pair's end, if there was one
+  place = std::move(entry);
   return Anchor{id, domain, epoch, std::move(pair.worker_end)};
+}
+
+// Closing alone would leave it in the epoll set while a child that is just being spawned still has its copy.
+void Anchors::Close(Entry& entry) {
+  if (entry.daemon_end.valid()) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, entry.daemon_end.get(), nullptr);
+  entry.daemon_end.Reset();
 }
 
 absl::Status Anchors::SetFlag(uint32_t id, uint32_t flag, bool on) {
@@ -130,6 +138,7 @@ absl::Status Anchors::Remove(uint32_t id, uint32_t epoch) {
   if ((route.flags & TB_ROUTE_PAUSED) == 0) return FailedPrecondition("anchor {}: expected it to be paused and drained before it is removed", id);
   TRIB_RETURN_IF_ERROR(IfPresent(program_->DeleteSocket(id)));
   TRIB_RETURN_IF_ERROR(IfPresent(program_->DeleteRoute(id)));
+  Close(entries_[id]);
   entries_.erase(id);
   return absl::OkStatus();
 }
@@ -138,6 +147,7 @@ absl::Status Anchors::Forget(uint32_t id, uint32_t epoch) {
   TRIB_RETURN_IF_ERROR(Find(id, epoch).status());
   TRIB_RETURN_IF_ERROR(IfPresent(program_->DeleteSocket(id)));  // the kernel has done so; a leaked fd elsewhere would keep it
   TRIB_RETURN_IF_ERROR(SetFlag(id, TB_ROUTE_PAUSED, false));
+  Close(entries_[id]);
   entries_.erase(id);
   return absl::OkStatus();
 }

@@ -97,6 +97,7 @@ class Anchors {
   absl::StatusOr<Anchor> Install(uint32_t id, uint32_t domain, uint32_t epoch, const tb_route* before);
   absl::Status SetFlag(uint32_t id, uint32_t flag, bool on);
   absl::StatusOr<Entry*> Find(uint32_t id, uint32_t epoch);
+  void Close(Entry& entry);
   void ReadOne(uint32_t id, Entry& entry, absl::Time now, Incoming& incoming);
   void TakeBytes(uint32_t id, Entry& entry, std::span<const std::byte> bytes, Incoming& incoming);
 

@@ -149,8 +149,18 @@ void Registrar::Accept(absl::Time now) {
   }
 }
 
+// Closing alone would leave it in the epoll set while a child that is just being spawned still has its copy.
+void Registrar::Close(int connection) {
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, connection, nullptr);
+  connections_.erase(connection);
+}
+
 std::vector<Registrar::Served> Registrar::Serve(absl::Time now) {
-  std::erase_if(connections_, [now](const auto& entry) { return now - entry.second.since >= kRequestTimeout; });
+  std::vector<int> silent;
+  for (const auto& [fd, connection] : connections_) {
+    if (now - connection.since >= kRequestTimeout) silent.push_back(fd);
+  }
+  for (const int fd : silent) Close(fd);
   std::vector<Served> served;
   std::array<epoll_event, kMaxConnections + 1> events;
   // Twice: a request usually lies there already when its connection is accepted.
@@ -170,7 +180,7 @@ std::vector<Registrar::Served> Registrar::Serve(absl::Time now) {
       const absl::Status sent = SendRecord(fd, ReplyOf(anchor), anchor.ok() ? anchor->worker_end.get() : -1);
       TRIB_LOG_IF_ERROR(sent);
       if (anchor.ok() && sent.ok()) served.push_back({anchor->id, anchor->epoch});
-      connections_.erase(fd);
+      Close(fd);
     }
   }
   return served;

@@ -71,6 +71,7 @@ class Registrar {
   };
   Registrar(std::filesystem::path path, Anchors* anchors) : path_(std::move(path)), anchors_(anchors) {}
   void Accept(absl::Time now);
+  void Close(int connection);
   absl::StatusOr<Anchors::Anchor> Handle(int connection);
 
   const std::filesystem::path path_;
