@@ -7,7 +7,7 @@
 //   daemon FOLDER                      loads with pins in FOLDER, makes anchors 1 and 2 in domain 1, hands their worker ends over fd 9,
 //                                      and sleeps until it is killed
 //   probe UID CAPS                     becomes UID with exactly the capabilities of the hex mask CAPS, probes, prints "ok" or the reason
-//   run-as UID CAPS PROGRAM [ARG...]   becomes UID with exactly these capabilities (ambient) and runs PROGRAM
+//   run-as UID CAPS PROGRAM [ARG...]   becomes UID with exactly these capabilities (ambient) and runs PROGRAM; 77 where it may not
 //   register PATH ID                   registers, prints the status code; on success sends one record to its own id and prints what came
 #include <absl/time/clock.h>
 #include <fcntl.h>
@@ -207,8 +207,15 @@ int main(int argc, char** argv) {
     return Probe();
   }
   if (mode == "run-as" && argc >= 5) {
+    if (::geteuid() != 0) {
+      std::printf("needs bpf: becoming another user needs root\n");
+      const char* required = std::getenv("TRIBUTARY_REQUIRE");
+      return required != nullptr && std::string(required).find("bpf") != std::string::npos ? 1 : 77;
+    }
+    // By fd: the other user may not be able to walk the path to the build folder.
+    const int program = ::open(argv[4], O_RDONLY | O_CLOEXEC);
     Become(static_cast<uint32_t>(Number(argv[2])), Number(argv[3], 16));
-    ::execv(argv[4], argv + 4);
+    ::fexecve(program, argv + 4, environ);
     Die(ErrnoStatus(errno, argv[4]));
   }
   return 2;

@@ -1,5 +1,6 @@
 // The real program on loopback TCP pairs: what arrives where, what is counted, what it costs.
-#include <netinet/in.h>
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -9,14 +10,9 @@
 #include <set>
 #include <thread>
 
+#include "tests/integration/transport/sticky_drop.h"
 #include "tests/integration/transport/transport_rig.h"
 
-#ifdef TRIBUTARY_HAVE_BPF
-#include <bpf/bpf.h>
-#include <bpf/libbpf.h>
-
-#include "tests/integration/transport/sticky_drop.h"
-#endif
 
 namespace tributary::aggregator {
 namespace {
@@ -224,7 +220,6 @@ TEST_F(VerdictTest, IsolationOfAHundredThousandOfEachKindOfWrongRecord) {
   EXPECT_TRUE(Received(bob).empty());
 }
 
-#ifdef TRIBUTARY_HAVE_BPF
 // T14 ----------------------------------------------------------------------------------------------------------------------------
 
 TEST_F(VerdictTest, StickyDropPoisonsTheWrongProgramsSenderAndNotOurs) {
@@ -293,7 +288,6 @@ TEST(VerdictObjectTest, CallsOnlyTheHelpersItNeedsAndTracesNothing) {
   const std::set<int32_t> expected = {BPF_FUNC_map_lookup_elem, BPF_FUNC_msg_redirect_hash, BPF_FUNC_sk_storage_get};
   EXPECT_EQ(helpers, expected) << "above all neither trace_printk (" << BPF_FUNC_trace_printk << ") nor perf or ring buffer output";
 }
-#endif
 
 }  // namespace
 }  // namespace tributary::aggregator
