@@ -219,7 +219,7 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
     const absl::StatusOr<uint32_t> head = ReadHead();
     if (!head.ok()) return;  // Poll will say so
     // The first slot that is equal and has no record yet; nearly always the first one looked at.
-    if (search_from_ - done_ < tail_ - done_) search_from_ = tail_;
+    if (static_cast<int32_t>(tail_ - search_from_) > 0) search_from_ = tail_;
     bool all_announced = true;
     for (uint32_t cursor = search_from_; cursor != *head; ++cursor) {
       const size_t index = cursor & (lane_.capacity - 1);

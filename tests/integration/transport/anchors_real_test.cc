@@ -189,6 +189,32 @@ TEST_P(DeadLetterTest, RemovalInOrderPauseDrainDeleteLosesNothing) {
   EXPECT_EQ(anchors->size(), 1u);
 }
 
+// A replacement producer sends the records of unreleased slots again. One that comes after its slot was released must not announce the
+// descriptor that takes the slot next.
+TEST_F(AnchorsRealTest, ARecordThatComesAgainAfterItsSlotWasReleasedIsPassedOver) {
+  Anchors::Anchor from = anchors->Add(1, 1).value(), to = anchors->Add(2, 1).value();
+  SharedRegion region = SharedRegion::Create("test-lane", LaneBytes(4)).value();
+  ASSERT_THAT(FormatLane(region.bytes, 4), IsOk());
+  auto from_endpoint = Endpoint(from, TransportKind::kSkMsgInline), to_endpoint = Endpoint(to, TransportKind::kSkMsgInline);
+  auto producer = from_endpoint->OpenProducer(region.bytes, {.peer = 2}).value();
+  auto consumer = to_endpoint->OpenConsumer(region.bytes, {.peer = 1}).value();
+  std::array<tb_desc, 8> out;
+  uint32_t next = 0;
+  for (int lap = 0; lap < 5; ++lap) {
+    for (uint32_t i = 0; i < 4; ++i) ASSERT_THAT(producer->Push(Record(1, 2, 4 * lap + i)), IsOk());
+    while (next < 4u * (lap + 1)) {
+      ASSERT_TRUE(consumer->Wait(absl::Seconds(5)));
+      TRIB_ASSERT_OK_AND_ASSIGN(const size_t count, consumer->Poll(out));
+      for (size_t i = 0; i < count; ++i, ++next) ASSERT_EQ(out[i].round, next);
+      if (lap % 2 == 0) consumer->Release(next);
+    }
+    consumer->Release(next);
+    for (uint32_t i = 0; i < 4; ++i) ASSERT_EQ(from_endpoint->Send(Record(1, 2, 4 * lap + i)), SkMsgEndpoint::SendResult::kSent);
+    EXPECT_EQ(consumer->Poll(out).value(), 0u);
+  }
+  EXPECT_EQ(to_endpoint->counters().stray, 20u);
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, DeadLetterTest, ::testing::Values(TransportKind::kSkMsg, TransportKind::kSkMsgInline),
                          [](const auto& info) { return info.param == TransportKind::kSkMsg ? "skmsg" : "skmsg_inline"; });
 
