@@ -262,6 +262,61 @@ TEST_P(EventLoopConformanceTest, AnEventLoopOverThreeLanesKeepsTheOrderOfEachAnd
   outs.clear();
 }
 
+// Pushes, takes, releases, deaths of either end, pauses of the route, new sockets and replays in random order: what is taken is always the
+// next number, starting again at `done` after the consumer's death, and in the end everything has been taken.
+TEST_P(TransportConformanceTest, RandomHistoriesLoseAndRepeatNothing) {
+  const uint64_t seed = absl::ToUnixMicros(absl::Now());
+  std::mt19937 random(static_cast<uint32_t>(seed));
+  SCOPED_TRACE(fmt::format("seed {}", static_cast<uint32_t>(seed)));
+  const bool kernel = NeedsBpf(GetParam());
+  Anchors* const anchors = kernel ? Node::Get().anchors.get() : nullptr;
+  std::array<tb_desc, 8> out;
+  for (int history = 0; history < 200; ++history) {
+    rig = std::make_unique<TransportRig>(GetParam(), 8);
+    uint32_t pushed = 0, taken = 0, released = 0;
+    const auto take = [&](size_t limit) {
+      TRIB_ASSERT_OK_AND_ASSIGN(const size_t count, rig->consumer->Poll(std::span(out).first(limit)));
+      for (size_t i = 0; i < count; ++i, ++taken) ASSERT_TRUE(rig->IsDesc(out[i], taken)) << "history " << history << ": expected " << taken << ", got " << out[i].round;
+    };
+    const auto renew = [&](Member& member) {  // as the daemon does for an offender
+      Anchors::Anchor fresh = anchors->Recycle(member.id).value();
+      member.epoch = fresh.epoch;
+      ASSERT_THAT(member.skmsg().ReplaceSocket(std::move(fresh.worker_end)), IsOk());
+    };
+    for (int step = 0; step < 200; ++step) {
+      switch (random() % (kernel ? 16 : 12)) {
+        case 0: case 1: case 2: case 3: case 4:
+          if (rig->producer->Push(rig->Desc(pushed)).ok()) ++pushed;
+          break;
+        case 5: case 6: case 7: take(1 + random() % out.size()); break;
+        case 8: case 9:
+          released += taken > released ? random() % (taken - released + 1) : 0;
+          rig->consumer->Release(released);
+          break;
+        case 10:
+          rig->ReplaceConsumer();
+          taken = released;
+          break;
+        case 11:
+          rig->KillProducer();
+          rig->StartProducer();
+          break;
+        case 12: ASSERT_THAT(anchors->Pause(rig->consumer_member.id), IsOk()); break;
+        case 13: ASSERT_THAT(anchors->Resume(rig->consumer_member.id), IsOk()); break;
+        case 14: renew(random() % 2 == 0 ? rig->consumer_member : rig->producer_member); break;
+        case 15: rig->consumer->Replay(); break;
+      }
+      if (HasFatalFailure()) return;
+      if (kernel && step % 16 == 0) anchors->Read(absl::Now());
+    }
+    rig->consumer->Replay();  // the daemon has seen every dead letter by now
+    while (taken < pushed && !HasFatalFailure()) take(out.size());
+    if (HasFatalFailure()) return;
+    EXPECT_EQ(LaneBacklog(rig->bytes()).value(), pushed - released);
+    EXPECT_EQ(rig->consumer->Poll(out).value(), 0u);
+  }
+}
+
 // ---- the other end lies ----
 
 TEST_P(TransportConformanceTest, AProducerClosesTheLaneWhenDoneLies) {
