@@ -27,7 +27,8 @@ class CapturedWarnings {
 inline absl::Status BpfStatus(int result, std::string_view what, const CapturedWarnings* warnings = nullptr) {
   if (result >= 0) return absl::OkStatus();
   const absl::Status status = ErrnoStatus(-result, what);
-  const std::string tail = warnings != nullptr ? warnings->Tail() : std::string();
+  // EPERM is a missing capability, and libbpf's guesses about it mislead; the verifier says EACCES.
+  const std::string tail = warnings != nullptr && result != -EPERM ? warnings->Tail() : std::string();
   return tail.empty() ? status : absl::Status(status.code(), fmt::format("{} ({})", MessageOf(status), tail));
 }
 
