@@ -20,6 +20,8 @@ std::string_view NameOf(TransportKind kind) {
   return "unknown";
 }
 
+absl::Duration SafetyTimeout(uint32_t idle) { return idle < 2 ? kSafetyTimeout : 5 * kSafetyTimeout; }
+
 bool PollIn(int fd, absl::Duration timeout, int other_fd) {
   pollfd entries[2] = {{fd, POLLIN, 0}, {other_fd, POLLIN, 0}};  // poll() passes over a negative fd
   const timespec limit = absl::ToTimespec(std::max(timeout, absl::ZeroDuration()));
@@ -221,13 +223,15 @@ void LaneConsumerEnd::Disarm(bool timed_out) {
 bool LaneConsumerEnd::Wait(absl::Duration timeout) {
   const absl::Time deadline = absl::Now() + timeout;
   while (!Arm() && !bell_->PeerEnded()) {
-    const absl::Duration left = std::min(deadline - absl::Now(), kSafetyTimeout);
+    const absl::Duration left = std::min(deadline - absl::Now(), SafetyTimeout(idle_));
     if (left <= absl::ZeroDuration()) break;
     bell_->Sleep(lane_.header->asleep, left);
+    ++idle_;
     // Asleep still 1: nobody rang, the sleep ended by itself.
     if (Atomic(lane_.header->asleep).load(std::memory_order_acquire) == 1) Disarm(/*timed_out=*/true);
-    if (HasWork(std::memory_order_acquire)) return true;
+    if (HasWork(std::memory_order_acquire)) break;
   }
+  if (HasWork(std::memory_order_acquire)) idle_ = 0;
   Disarm(/*timed_out=*/false);
   return HasWork(std::memory_order_acquire);
 }

@@ -13,7 +13,8 @@
 
 namespace tributary::aggregator {
 
-// No wake-up is ever lost (LANES.md); a sleeper still looks once a second, so that a defect is counted, not fatal.
+// No wake-up is ever lost (LANES.md); a sleeper still looks once a second (a long idle consumer less often: SafetyTimeout), so that a
+// defect is counted, not fatal.
 inline constexpr absl::Duration kSafetyTimeout = absl::Seconds(1);
 // Between a producer's store of `head` and its doorbell lie a few instructions; longer than this means the doorbell was forgotten.
 inline constexpr absl::Duration kDoorbellGrace = absl::Milliseconds(200);
@@ -117,6 +118,7 @@ class LaneConsumerEnd : public LaneConsumer {
   uint32_t done_;
   std::unique_ptr<Bell> bell_;
   bool closed_ = false;
+  uint32_t idle_ = 0;  // sleeps in a row that ended by themselves
   uint64_t late_wakeups_ = 0;
 };
 

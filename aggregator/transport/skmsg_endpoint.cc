@@ -203,12 +203,13 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
   }
   bool Wait(absl::Duration timeout) override {
     const absl::Time deadline = absl::Now() + timeout;
-    while (!HasWork(std::memory_order_acquire)) {
-      const absl::Duration left = std::min(deadline - absl::Now(), kSafetyTimeout);
+    for (; !HasWork(std::memory_order_acquire); ++idle_) {
+      const absl::Duration left = std::min(deadline - absl::Now(), SafetyTimeout(idle_));
       const bool last = left <= absl::ZeroDuration() || bell_->PeerEnded();
       if (last) return Arm();
       bell_of_records_->endpoint().Sleep(left, bell_of_records_->peer_pidfd());
     }
+    idle_ = 0;
     return true;
   }
   void Replay() override { replay_until_ = Atomic(lane_.header->head).load(std::memory_order_acquire); }
@@ -348,7 +349,7 @@ void SkMsgEndpoint::Drain() {
 }
 
 void SkMsgEndpoint::Sleep(absl::Duration timeout, int peer_pidfd) {
-  if (!gone_ && peer_pidfd < 0 && timeout >= kSafetyTimeout) {
+  if (!gone_ && peer_pidfd < 0 && timeout == kSafetyTimeout) {
     Receive(/*block=*/true);
   } else if (PollIn(wait_fd(), timeout, peer_pidfd)) {
     Drain();

@@ -64,6 +64,11 @@ class LaneConsumer {
 enum class TransportKind { kRing, kSkMsg, kSkMsgInline };
 std::string_view NameOf(TransportKind kind);  // "ring", "skmsg", "skmsg-inline"
 
+// How long a consumer sleeps before it looks without having been rung, after `idle` such looks in a row that found nothing. A second, so
+// that a lost doorbell would be counted soon; longer once a lane has been idle, because 32 idle workers that look each second cost more
+// than the 0.02 CPU s in 10 s that they may (accept_T7). Event loops over several lanes use it too.
+absl::Duration SafetyTimeout(uint32_t idle);
+
 struct LaneOptions {
   uint32_t peer = 0;      // id of the other end. 0: it has none (`ring` only)
   uint16_t lane = 0;      // tells several lanes between the same two apart

@@ -38,6 +38,10 @@ nlohmann::json Measure(const TwoArms& arms, const Options& options) {
     baseline.push_back(arms.baseline());
     ours.push_back(arms.ours());
   }
+  return Compare(arms, baseline, ours);
+}
+
+nlohmann::json Compare(const TwoArms& arms, const std::vector<double>& baseline, const std::vector<double>& ours) {
   const Spread a = SpreadOf(baseline), b = SpreadOf(ours);
   const bool disjoint = b.high < a.low || a.high < b.low;
   const double ratio = b.median > 0 ? a.median / b.median : 0;

@@ -30,6 +30,8 @@ struct TwoArms {
   enum class Pass { kRatio, kCeiling } pass = Pass::kRatio;
 };
 nlohmann::json Measure(const TwoArms& arms, const Options& options);
+// The same from values that were taken elsewhere, interleaved.
+nlohmann::json Compare(const TwoArms& arms, const std::vector<double>& baseline, const std::vector<double>& ours);
 
 // Adds machine, load and revision, prints the line, and says whether it passed.
 bool Print(nlohmann::json line);

@@ -10,9 +10,10 @@
 #include <unistd.h>
 
 #include <array>
-#include <atomic>
+#include <cmath>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <random>
 #include <thread>
 
@@ -155,12 +156,24 @@ double SlabMiB() {
   return 0;
 }
 
+// The kernel frees a closed socket's backlog some time later: waits until the figure stands still, or the difference means nothing.
+double SettledSlabMiB() {
+  double before = SlabMiB();
+  for (int quiet = 0, looks = 0; quiet < 4 && looks < 150; ++looks) {
+    absl::SleepFor(absl::Milliseconds(200));
+    const double now = SlabMiB();
+    quiet = std::abs(now - before) < 1.0 ? quiet + 1 : 0;
+    before = now;
+  }
+  return before;
+}
+
 constexpr uint32_t kStopped = 1'000'000;
 
 double RawBacklogMiB() {
   Node node;
   const Anchors::Anchor from = OrDie(node.anchors->Add(1, 1)), to = OrDie(node.anchors->Add(2, 1));
-  const double before = SlabMiB();
+  const double before = SettledSlabMiB();
   for (uint32_t i = 0; i < kStopped; ++i) {
     const tb_desc record = Record(1, 2, i);
     TRIB_CHECK(::send(from.worker_end.get(), &record, sizeof(record), MSG_NOSIGNAL) == 32, "the kernel did refuse record {}", i);
@@ -176,7 +189,7 @@ double LaneBacklogMiB(TransportKind kind, uint64_t* refused) {
   OrDie(FormatLane(region.bytes, kInlineLaneCapacity));
   auto producer = OrDie(from->OpenProducer(region.bytes, {.peer = 2}));
   auto consumer = OrDie(to->OpenConsumer(region.bytes, {.peer = 1}));
-  const double before = SlabMiB();
+  const double before = SettledSlabMiB();
   *refused = 0;
   for (uint32_t i = 0; i < kStopped; ++i) *refused += producer->Push(Record(1, 2, i)).code() == absl::StatusCode::kUnavailable ? 1 : 0;
   return SlabMiB() - before;
@@ -351,20 +364,28 @@ bool MeasureBackPressure(const Options& options) {
                                    .ours = [&refused, kind] { return LaneBacklogMiB(kind, &refused); }, .threshold = 4, .pass = TwoArms::Pass::kCeiling},
                                   options);
     line["refused_for_want_of_credit"] = refused;
-    line["pass"] = line["pass"].get<bool>() && refused == kStopped - kInlineLaneCapacity;
+    // A fall would mean that something else gave memory back meanwhile: no measurement, no pass.
+    const bool valid = line["ours"]["median"].get<double>() > -4;
+    line["pass"] = line["pass"].get<bool>() && valid && refused == kStopped - kInlineLaneCapacity;
     passed = Print(std::move(line)) && passed;
   }
   return passed;
 }
 
 bool MeasureIdle(const Options& options) {
+  const std::vector<std::string> ways = {"skmsg", "skmsg_inline", "ring_futex"};
+  std::vector<double> spinner;
+  std::map<std::string, std::vector<double>> sleepers;
+  for (int run = 0; run < options.runs; ++run) {  // one baseline a run for all three: it costs a processor
+    spinner.push_back(SpinnerCpu(options.idle_seconds));
+    for (const std::string& way : ways) sleepers[way].push_back(SleepersCpu(way, options.idle_seconds));
+  }
   bool passed = true;
-  for (const std::string way : {"skmsg", "skmsg_inline", "ring_futex"}) {
-    const double seconds = options.idle_seconds;
-    passed = Print(Measure({.id = "T7", .mechanism = fmt::format("{} s idle", seconds), .metric = "CPU s", .baseline_name = "one polling ring",
-                            .ours_name = fmt::format("32 sleeping processes, {}", way), .baseline = [seconds] { return SpinnerCpu(seconds); },
-                            .ours = [&way, seconds] { return SleepersCpu(way, seconds); }, .threshold = 0.02 * seconds / 10, .pass = TwoArms::Pass::kCeiling},
-                           options)) && passed;
+  for (const std::string& way : ways) {
+    const TwoArms arms{.id = "T7", .mechanism = fmt::format("{} s idle", options.idle_seconds), .metric = "CPU s", .baseline_name = "one polling ring",
+                       .ours_name = fmt::format("32 sleeping processes, {}", way), .threshold = 0.02 * options.idle_seconds / 10,
+                       .pass = TwoArms::Pass::kCeiling};
+    passed = Print(Compare(arms, spinner, sleepers[way])) && passed;
   }
   return passed;
 }
