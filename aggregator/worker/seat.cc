@@ -14,6 +14,8 @@
 namespace tributary::aggregator {
 namespace {
 
+constexpr int64_t kUnknownGoal = std::numeric_limits<int64_t>::max() / 2;  // never reached, and nothing added to it overflows
+
 void CopyText(char* to, size_t size, const std::string& text) {
   const size_t count = std::min(size - 1, text.size());
   std::memcpy(to, text.data(), count);
@@ -56,8 +58,12 @@ absl::Status Seat::Open(const WorkerMessage& message, UniqueFd lane, UniqueFd sl
     return InvalidArgument("seat {}: expected to fold 1 to {} updates a pass, got {}", number_, TB_MAX_BATCH, message.max_fold);
   }
   max_fold_ = message.max_fold;
-  TRIB_ASSIGN_OR_RETURN(timing_, MakeFoldTiming(static_cast<FoldTimingKind>(message.timing), message.batch,
-                                                absl::Microseconds(message.batch_age_us)));
+  if (message.timing > static_cast<uint32_t>(TimingKind::kJit)) {
+    return InvalidArgument("seat {}: expected timing eager, lazy, batch or jit, got kind {}", number_, message.timing);
+  }
+  if (message.batch == 0) return InvalidArgument("seat {}: timing batch: expected at least 1 update, got 0", number_);
+  timing_ = MakeTimingPolicy({.kind = static_cast<TimingKind>(message.timing), .batch = message.batch,
+                              .age = absl::Microseconds(message.batch_age_us), .slack = absl::Microseconds(message.slack_us)});
   dtype_ = static_cast<DType>(message.dtype);
   float_bytes_ = message.float_count * DTypeBytes(dtype_);
   payload_bytes_ = float_bytes_ + message.counter_count * 8;
@@ -108,6 +114,10 @@ absl::Status Seat::SetRole(const WorkerMessage& message) {
   }
   TRIB_CRASH_POINT(role_before_change);
   if (message.epoch > role_.epoch) {  // otherwise a repetition
+    if (message.lap != role_.lap) {
+      const int32_t expected = message.goal_known != 0 ? static_cast<int32_t>(message.goal_cursor - consumer_->tail()) : 0;
+      arrivals_.OnRoundOpened(clock_.Now(), std::max(expected, 0));
+    }
     role_.lap = message.lap;
     role_.epoch = message.epoch;
     role_.role = static_cast<SeatRole>(message.role);
@@ -115,6 +125,7 @@ absl::Status Seat::SetRole(const WorkerMessage& message) {
     role_.goal_cursor = message.goal_cursor;
     role_.hurry = message.hurry != 0;
     role_.children = message.children;
+    role_.depth = message.depth;
     std::erase_if(children_, [&](const Child& child) { return child.lap != role_.lap; });
     if (parent_ && parent_->lap != role_.lap) parent_.reset();
     const SlabFold::State now = fold_->state();
@@ -242,7 +253,10 @@ absl::StatusOr<bool> Seat::Take() {
     if (count == 0) break;
     any = true;
     const absl::Time now = clock_.Now();
-    for (size_t i = 0; i < count; ++i) pending_.push_back({descs[i], now});
+    for (size_t i = 0; i < count; ++i) {
+      pending_.push_back({descs[i], now});
+      arrivals_.OnArrival(now);
+    }
   }
   if (!InLap()) return any;
   for (Child& child : children_) {
@@ -285,39 +299,46 @@ absl::StatusOr<bool> Seat::Process() {
   look_at_ = absl::InfiniteFuture();
   if (!InLap()) return false;
   bool worked = false;
-  FoldQueue queue;
-  queue.now = clock_.Now();
+  const SlabFold::State state = fold_->state();
+  TimingInput input;
+  input.now = clock_.Now();
+  if (state.handled > 0) input.update_time = absl::Nanoseconds(static_cast<double>(state.busy_ns) / static_cast<double>(state.handled));
+  input.merge_time = input.update_time;  // not told apart
+  input.depth = role_.depth;
   if (!pending_.empty()) {
-    queue.queued = pending_.size();
-    queue.goal_known = role_.goal_known;
-    queue.missing = role_.goal_known ? static_cast<uint64_t>(std::max(0, static_cast<int32_t>(role_.goal_cursor - consumer_->tail()))) : 0;
-    queue.oldest = pending_.front().arrived;
-    const FoldDecision decision = timing_->Decide(queue);
-    if (decision.fold || role_.hurry || pending_.size() >= lane_capacity_) {
+    input.queued = static_cast<int64_t>(pending_.size());
+    input.goal = kUnknownGoal;
+    if (role_.goal_known) {
+      input.goal = input.queued + std::max(0, static_cast<int32_t>(role_.goal_cursor - consumer_->tail()));
+      input.predicted_last = arrivals_.Predict(input.now);
+    }
+    input.oldest = pending_.front().arrived;
+    const TimingDecision decision = timing_->Decide(input);
+    if (decision.fold > 0 || role_.hurry || pending_.size() >= lane_capacity_) {
       TRIB_RETURN_IF_ERROR(FoldBatch());
       worked = true;
     } else {
-      look_at_ = decision.look_again;
+      look_at_ = decision.wait_until;
     }
   }
-  queue.queued = 0;
-  queue.goal_known = true;
-  queue.oldest = absl::InfiniteFuture();
+  input.queued = 0;
+  input.oldest = absl::InfiniteFuture();
+  input.predicted_last.reset();  // who is the last child to be complete, and when, nobody has an idea of
   uint64_t missing = role_.children & ~fold_->state().total.merged;
   for (const Child& child : children_) {
     if (!child.taken || child.merged) continue;
-    ++queue.queued;
-    queue.oldest = std::min(queue.oldest, child.waiting.arrived);
+    ++input.queued;
+    input.oldest = std::min(input.oldest, child.waiting.arrived);
     missing &= ~(uint64_t{1} << child.number);
   }
-  queue.missing = static_cast<uint64_t>(std::popcount(missing));
-  if (queue.queued > 0) {
-    const FoldDecision decision = timing_->Decide(queue);
-    if (decision.fold || role_.hurry) {
+  input.goal = input.queued + std::popcount(missing);
+  if (input.queued > 0) {
+    const TimingDecision decision = timing_->Decide(input);
+    if (decision.fold > 0 || role_.hurry) {
       TRIB_RETURN_IF_ERROR(MergeWaiting());
       worked = true;
     } else {
-      look_at_ = std::min(look_at_, decision.look_again);
+      look_at_ = std::min(look_at_, decision.wait_until);
     }
   }
   TRIB_RETURN_IF_ERROR(CompleteIfAllIsIn());

@@ -22,12 +22,12 @@
 #include <span>
 #include <vector>
 
+#include "aggregator/core/planners/timing.h"
 #include "aggregator/core/reducer.h"
 #include "aggregator/store/object_pool.h"
 #include "aggregator/store/slab.h"
 #include "aggregator/transport/transport.h"
 #include "aggregator/transport/worker_channel.h"
-#include "aggregator/worker/fold_timing.h"
 #include "aggregator/worker/slab_fold.h"
 #include "common/clock.h"
 #include "common/status.h"
@@ -88,6 +88,7 @@ class Seat {
     uint32_t goal_cursor = 0;
     bool hurry = false;
     uint64_t children = 0;
+    uint32_t depth = 0;
   };
 
   absl::Status Say(const WorkerMessage& message);
@@ -118,7 +119,8 @@ class Seat {
   std::unique_ptr<Reducer> reducer_;
   std::unique_ptr<LaneConsumer> consumer_;
   std::unique_ptr<SlabFold> fold_;
-  std::unique_ptr<FoldTiming> timing_;
+  std::unique_ptr<TimingPolicy> timing_;
+  LastArrivalEstimator arrivals_;               // of updates in this lap
   uint32_t max_fold_ = 0;
   uint32_t lane_capacity_ = 0;
   DType dtype_ = DType::kF32;
