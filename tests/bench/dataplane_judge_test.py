@@ -1,10 +1,11 @@
-"""Self test of dataplane_judge.py: each rule lets the good case pass and names the bad one."""
+"""Self test of dataplane_judge.py and of what dataplane_bench.py adds: each rule lets the good case pass and names the bad one."""
 import sys
 import unittest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from dataplane_judge import (FAIL, FEW_RUNS, PASS, Arm, at_least, ceiling, floor, judge, measure, overall, quantile, rule_of_text)  # noqa: E402
+from dataplane_bench import IDS, NOT_BUILT, NOT_RUN, judge_tests, row_of  # noqa: E402
 
 
 def arms(baseline, ours):
@@ -117,6 +118,35 @@ class Lines(unittest.TestCase):
         self.assertEqual(overall([good, bad])[0], FAIL)
         self.assertEqual(overall([record])[0], FAIL)
         self.assertEqual(overall([])[0], FAIL)
+
+
+def junit(*cases):
+    return "<testsuite>" + "".join(f'<testcase name="{name}" status="{status}">{inner}</testcase>' for name, status, inner in cases) + "</testsuite>"
+
+
+class Tests(unittest.TestCase):
+    def test_no_test_is_no_pass(self):
+        self.assertEqual(judge_tests("")[0], NOT_BUILT)
+        self.assertEqual(judge_tests(junit())[0], NOT_BUILT)
+
+    def test_a_failure_fails_and_a_skip_is_not_run(self):
+        good, bad, skipped = ("a", "run", ""), ("b", "fail", "<failure/>"), ("c", "notrun", "<skipped/>")
+        self.assertEqual(judge_tests(junit(good))[0], PASS)
+        self.assertEqual(judge_tests(junit(good, skipped))[0], NOT_RUN)
+        self.assertEqual(judge_tests(junit(good, bad, skipped))[0], FAIL)
+
+
+class Table(unittest.TestCase):
+    def test_knows_every_id_of_the_note(self):
+        self.assertEqual(list(IDS), "T1 T1b T2 T2b T3 T3b T4 T4b T5 T5b T6 T7 T8 T8b T9 T10 T10b T11 T12 T13 T14 T15 T16 T17 T18 T19 T20".split())
+        for name, what in IDS.items():
+            self.assertEqual(sum(bool(way) for way in (what.program, what.label, what.missing)), 1, name)
+
+    def test_a_row_has_a_cell_a_column_whatever_the_line(self):
+        two = {"id": "T10", "case": "a | b", "baseline_arm": "x", "baseline": [1, 2], "our_arm": "y", "ours": [1, 1], "ratio": [1.0, 0.5],
+               "threshold": "prose", "pass": True}
+        for line in (two, {"id": "T12", "mechanism": "m", "sent": 5, "threshold": "prose", "pass": True}, {"arm": "x", "runs": [1, 2]}):
+            self.assertEqual(row_of("T", measure(line)).count("|"), 9)
 
 
 if __name__ == "__main__":
