@@ -188,27 +188,31 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
   }
 
   absl::StatusOr<size_t> Poll(std::span<tb_desc> out) override {
-    if (!FirstIsReady()) bell_of_records_->endpoint().Drain();
+    if (!HasWork(std::memory_order_acquire)) bell_of_records_->endpoint().Drain();
     return LaneConsumerEnd::Poll(out);
   }
-  bool Arm() override {
-    if (!FirstIsReady()) bell_of_records_->endpoint().Drain();
-    return HasWork(std::memory_order_acquire);
-  }
+  // Reads nothing: what an event loop reads between arming its lanes and sleeping would no longer wake it. An unread record will.
+  bool Arm() override { return HasWork(std::memory_order_acquire); }
   void Disarm(bool timed_out) override {
-    // The record is the wake-up: late is one that lies there without having made the socket readable.
-    if (!timed_out || HasWork(std::memory_order_acquire) || bell_of_records_->endpoint().Readable()) return;
+    // The record is the wake-up. Late is one that was read before the sleep, or lies there without having made the socket readable.
+    if (!timed_out || bell_of_records_->endpoint().Readable()) return;
+    const uint64_t received = bell_of_records_->endpoint().counters().received;
+    const bool missed = HasWork(std::memory_order_acquire);
     bell_of_records_->endpoint().Drain();
-    if (HasWork(std::memory_order_acquire) && !bell_->PeerEnded()) ++late_wakeups_;
+    if (missed || bell_of_records_->endpoint().counters().received != received) ++late_wakeups_;
   }
   bool Wait(absl::Duration timeout) override {
     const absl::Time deadline = absl::Now() + timeout;
     for (; !HasWork(std::memory_order_acquire); ++idle_) {
       const absl::Duration left = std::min(deadline - absl::Now(), SafetyTimeout(idle_));
       const bool last = left <= absl::ZeroDuration() || bell_->PeerEnded();
-      if (last) return Arm();
+      if (last) {
+        bell_of_records_->endpoint().Drain();
+        break;
+      }
       bell_of_records_->endpoint().Sleep(left, bell_of_records_->peer_pidfd());
     }
+    if (!HasWork(std::memory_order_acquire)) return false;
     idle_ = 0;
     return true;
   }
@@ -257,7 +261,6 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
   bool SlotIsReady(uint32_t cursor) const {
     return announced_[cursor & (lane_.capacity - 1)] || static_cast<int32_t>(replay_until_ - cursor) > 0;
   }
-  bool FirstIsReady() { return HasWork(std::memory_order_acquire); }
 
   SkMsgBell* const bell_of_records_;
   uint64_t* const stray_;
@@ -367,6 +370,11 @@ void SkMsgEndpoint::Receive(bool block) {
     if (static_cast<size_t>(count) < room) return;  // that was all
     block = false;
   }
+  if (!gone_) return;
+  // More is left, and its edge is spent: ask for another.
+  epoll_event event{};
+  event.events = EPOLLIN | EPOLLET;
+  ::epoll_ctl(edge_epoll_.get(), EPOLL_CTL_MOD, socket_.get(), &event);
 }
 
 // A byte stream: several records may come in one read, and one in two.

@@ -49,7 +49,8 @@ class LaneConsumer {
   // Releases everything up to the free-running cursor value `done` (monotone); rings a waiting producer.
   virtual void Release(uint32_t done) = 0;
   // For an event loop over several lanes: Arm every lane; if one returns true there is something to poll, do not sleep; sleep on
-  // the doorbell fd with a safety timeout; Disarm every lane, saying whether the sleep ended by the timeout.
+  // the doorbell fd with a safety timeout; Disarm every lane, saying whether the sleep ended by the timeout. Between the first Arm and
+  // the sleep nothing of the endpoint is polled or drained: that would take away what is to end the sleep.
   virtual bool Arm() = 0;
   virtual void Disarm(bool timed_out) = 0;
   // After a dead letter for this consumer reached the daemon: takes what has been pushed so far from the lane, whether its records came

@@ -232,6 +232,7 @@ TEST_P(EventLoopConformanceTest, AnEventLoopOverThreeLanesKeepsTheOrderOfEachAnd
   }
   std::array<uint32_t, kLanes> next{};
   std::array<tb_desc, 8> out;
+  bool timed_out = false;
   const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (next[0] + next[1] + next[2] < kLanes * kCount) {
     ASSERT_LT(absl::Now(), deadline);
@@ -245,10 +246,11 @@ TEST_P(EventLoopConformanceTest, AnEventLoopOverThreeLanesKeepsTheOrderOfEachAnd
       outs[i]->Release(next[i]);
       busy = busy || count > 0;
     }
+    EXPECT_FALSE(busy && timed_out) << "slept through a wake-up";
+    timed_out = false;
     if (busy) continue;
     bool work = false;
     for (auto& lane : outs) work = lane->Arm() || work;
-    bool timed_out = false;
     if (!work) {
       pollfd entry{consumer.endpoint->wait_fd(), POLLIN, 0};
       timed_out = ::poll(&entry, 1, 1000) == 0;
@@ -260,6 +262,30 @@ TEST_P(EventLoopConformanceTest, AnEventLoopOverThreeLanesKeepsTheOrderOfEachAnd
   threads.clear();
   ins.clear();
   outs.clear();
+}
+
+// What comes for one lane between its Arm and the sleep must still end the sleep after another lane was armed (or disarmed) meanwhile.
+TEST_P(EventLoopConformanceTest, ArmingOneLaneDoesNotSwallowAnothersWakeUp) {
+  Member other(GetParam());
+  SharedRegion region = SharedRegion::Create("test-lane", LaneBytes(8)).value();
+  ASSERT_THAT(FormatLane(region.bytes, 8), IsOk());
+  auto other_in = other.endpoint->OpenProducer(region.bytes, {.peer = rig->consumer_member.id, .ring_fd = rig->consumer_member.eventfd.get()}).value();
+  auto other_out = rig->consumer_member.endpoint->OpenConsumer(region.bytes, {.peer = other.id, .ring_fd = other.eventfd.get()}).value();
+  std::array<tb_desc, 4> out;
+  for (uint32_t i = 0; i < 20; ++i) {
+    ASSERT_FALSE(rig->consumer->Arm());
+    ASSERT_THAT(rig->producer->Push(rig->Desc(i)), IsOk());
+    const bool work = other_out->Arm();
+    pollfd entry{rig->consumer_member.endpoint->wait_fd(), POLLIN, 0};
+    EXPECT_TRUE(work || ::poll(&entry, 1, 500) == 1) << "the loop would sleep through it";
+    rig->consumer_member.endpoint->Drain();
+    rig->consumer->Disarm(false);
+    other_out->Disarm(false);
+    ASSERT_EQ(rig->consumer->Poll(out).value(), 1u);
+    rig->consumer->Release(i + 1);
+  }
+  other_in.reset();
+  other_out.reset();
 }
 
 // Pushes, takes, releases, deaths of either end, pauses of the route, new sockets and replays in random order: what is taken is always the
