@@ -2,6 +2,7 @@
 
 #include <set>
 
+#include "cli/calibrate.h"
 #include "cli/client.h"
 #include "cli/command.h"
 #include "cli/job_json.h"
@@ -84,6 +85,7 @@ nlohmann::json NodeJson(const v1::Node& node) {
 // A seat and, below it, those whose partials it merges.
 void PrintSeat(const v1::Node& node, const v1::Worker& worker, const v1::Seat& seat, size_t depth, std::set<const v1::Seat*>* shown) {
   if (!shown->insert(&seat).second) return;
+  if (seat.role() == "parked" && seat.taken() == 0) return;  // takes no part in this round
   const std::string indent(2 + 2 * depth, ' ');
   std::string inputs = fmt::format("updates {}/{}", seat.taken(), seat.has_goal() ? fmt::format("{}", seat.goal()) : "?");
   if (seat.partials_goal() > 0) inputs += fmt::format(", partials {}/{}", seat.partials_taken(), seat.partials_goal());
@@ -102,7 +104,7 @@ void PrintWorkersAndTrees(const v1::Node& node) {
                w.seconds_per_update() * 1e3, w.updates_per_second(), w.load(), w.folded(), w.restarts());
   }
   for (const v1::NodeJob& job : node.jobs()) {
-    std::string leaves = job.shape() == "tree" ? fmt::format(" of {} leaves (at most {})", job.leaves(), job.max_leaves()) : "";
+    std::string leaves = job.shape() == "tree" ? fmt::format(" of {} out of {} leaves", job.leaves(), job.max_leaves()) : "";
     std::string load = job.has_load() ? fmt::format("Q {:.2f}", job.load()) : "Q unknown";
     if (job.has_planned_load()) load += fmt::format(", planned for {:.2f}", job.planned_load());
     fmt::print("\njob {}: {}{}, plan {}, timing {}; {}; slots {} of {}, sums {}\n", Printable(job.job()), Printable(job.shape()), leaves,
@@ -151,6 +153,7 @@ void AddNodesCommands(CLI::App& app, Context& context) {
   CLI::App* show = nodes->add_subcommand("show", "The node in full: workers, and each job's tree");
   show->footer("Example:\n  tributary nodes show --json");
   show->callback([&context] { context.action = [&context] { return ShowNode(context, false); }; });
+  AddCalibrateCommand(*nodes, context);
 }
 
 }  // namespace tributary::cli

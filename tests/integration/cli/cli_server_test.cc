@@ -99,6 +99,10 @@ class ScriptedAdmin final : public v1::Admin::Service {
       seat->set_goal(4);
     }
     node->mutable_workers(0)->mutable_seats(0)->set_parent(1);
+    v1::Seat* idle = node->mutable_workers(2)->add_seats();
+    idle->set_job("n-123456");
+    idle->set_number(3);
+    idle->set_role("parked");
     node->mutable_workers(1)->mutable_seats(0)->set_partials_taken(1);
     node->mutable_workers(1)->mutable_seats(0)->set_partials_goal(2);
     return grpc::Status::OK;
@@ -281,10 +285,11 @@ TEST_F(CliServerTest, NodesShowPrintsWorkersAndTheTreeOfEachJob) {
   EXPECT_THAT(text.out, HasSubstr("transport  ring (because)\n"));
   EXPECT_THAT(text.out, HasSubstr("metrics    http://127.0.0.1:9/metrics\n"));
   EXPECT_THAT(text.out, HasSubstr("     1       43 top          1    12.500      8.00   0.100         0        7\n"));
-  EXPECT_THAT(text.out, HasSubstr("job n-123456: tree of 3 leaves (at most 4), plan ewma, timing batch:4; Q 5.25; slots 2 of 8"));
+  EXPECT_THAT(text.out, HasSubstr("job n-123456: tree of 3 out of 4 leaves, plan ewma, timing batch:4; Q 5.25; slots 2 of 8"));
   EXPECT_THAT(text.out, HasSubstr("  top     worker 1   updates 2/4, partials 1/2, 1 queued\n"
                                   "    leaf    worker 0   updates 1/4, 0 queued\n"
                                   "  leaf    worker 2   updates 3/4, 2 queued\n"));
+  EXPECT_THAT(text.out, ::testing::Not(HasSubstr("parked"))) << "takes no part in the round";
   const nlohmann::json node = Run({"nodes", "show", "--json"}).json();
   for (const char* key : {"address", "software", "started_us", "epoch", "transport", "transport_reason", "workers", "pool_bytes", "pool_used_bytes", "store"}) {
     EXPECT_TRUE(node.contains(key)) << key;
