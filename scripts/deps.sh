@@ -17,7 +17,7 @@ readonly wheels=$cache/wheels
 packages=(
   ca-certificates git g++ cmake ninja-build ccache clang clang-tidy pkg-config bpftool libbpf-dev
   protobuf-compiler protobuf-compiler-grpc libgrpc++-dev libprotobuf-dev libabsl-dev
-  librocksdb-dev libsnappy-dev liblz4-dev libbz2-dev
+  prometheus-cpp-dev librocksdb-dev libsnappy-dev liblz4-dev libbz2-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   libhwy-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libssl-dev libxxhash-dev libisal-dev libzstd-dev
   zlib1g-dev

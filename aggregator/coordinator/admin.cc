@@ -24,6 +24,20 @@ absl::Status CheckFinite(const TensorLayout& layout, std::span<const std::byte> 
   return absl::OkStatus();
 }
 
+std::string ShapeText(PoolShape shape) {
+  switch (shape) {
+    case PoolShape::kFlat: return "flat";
+    case PoolShape::kShard: return "shard";
+    case PoolShape::kTree: return "tree";
+  }
+  return "";
+}
+
+std::string TimingText(const TimingSpec& timing) {
+  std::string text(TimingKindName(timing.kind));
+  return timing.kind == TimingKind::kBatch ? fmt::format("{}:{}", text, timing.batch) : text;
+}
+
 }  // namespace
 
 absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) {
@@ -233,6 +247,36 @@ std::vector<v1::Client> Coordinator::ListClients(bool connected_only) {
   return out;
 }
 
+v1::NodeJob Coordinator::DescribeOnNode(const Job& job) const {
+  const JobRuntime& runtime = *job.runtime;
+  const RoundPlanner& planner = *runtime.planner;
+  v1::NodeJob out;
+  out.set_job(job.id);
+  out.set_shape(ShapeText(planner.pool().shape));
+  out.set_timing(TimingText(planner.pool().timing));
+  const PlanSpec& plan = job.spec.hierarchy.plan;
+  out.set_plan(plan.kind == PlanKind::kStatic ? fmt::format("static:{}", plan.leaves) : "ewma");
+  if (planner.pool().shape == PoolShape::kTree) {
+    out.set_leaves(static_cast<uint32_t>(planner.leaves()));
+    out.set_max_leaves(planner.pool().leaves);
+  }
+  if (const auto load = workers_->LoadOf(runtime.number); load.ok() && load->has_value()) out.set_load((*load)->load);
+  if (const std::optional<double> planned = planner.load()) out.set_planned_load(*planned);
+  out.set_slots_used(runtime.pool->used_slots());
+  out.set_slots(runtime.pool->capacity_slots());
+  out.set_slot_bytes(runtime.pool->slot_bytes());
+  out.set_sums_bytes(SlabMemory(runtime));
+  out.set_folded(job.folded);
+  if (const auto stats = workers_->StatsOf(runtime.number); stats.ok()) {
+    out.set_promotions(stats->promotions);
+    out.set_partials(stats->partials);
+    out.set_process_starts(stats->starts);
+  }
+  out.set_commits(job.commits_made);
+  out.set_commit_seconds(absl::ToDoubleSeconds(job.commit_time));
+  return out;
+}
+
 v1::Node Coordinator::GetNode() {
   v1::Node node;
   node.set_software(options_.software);
@@ -241,6 +285,7 @@ v1::Node Coordinator::GetNode() {
   node.set_transport_reason("shared-memory lanes; SK_MSG is not built");
   node.set_store(options_.store.dir);
   node.set_epoch(store_->epoch());
+  absl::MutexLock lock(&mutex_);
   for (const WorkerStatus& status : workers_->Status()) {
     v1::Worker& worker = *node.add_workers();
     worker.set_index(status.index);
@@ -248,13 +293,36 @@ v1::Node Coordinator::GetNode() {
     worker.set_folded(status.folded);
     worker.set_queued(status.queued);
     worker.set_restarts(status.restarts);
+    worker.set_role(status.role);
+    worker.set_seconds_per_update(status.seconds_per_update);
+    worker.set_updates_per_second(status.updates_per_second);
+    worker.set_load(status.seconds_per_update * status.updates_per_second);
+    for (const SeatStatus& from : status.seats) {
+      const auto found = by_number_.find(from.job);
+      const JobPtr job = found == by_number_.end() ? nullptr : found->second.lock();
+      if (job == nullptr) continue;  // it opens or closes just now
+      v1::Seat& seat = *worker.add_seats();
+      seat.set_job(job->id);
+      seat.set_number(from.number);
+      seat.set_role(from.role);
+      seat.set_queued(from.queued);
+      seat.set_taken(from.taken);
+      if (from.goal) seat.set_goal(*from.goal);
+      seat.set_partials_taken(from.partials_taken);
+      seat.set_partials_goal(from.partials_goal);
+      if (from.parent) seat.set_parent(*from.parent);
+      seat.set_pushed(from.pushed);
+    }
   }
-  absl::MutexLock lock(&mutex_);
   node.set_address(address_);
+  node.set_metrics(metrics_address_);
   node.set_pool_bytes(options_.pool_bytes);
   uint64_t used = 0;
   for (const JobPtr& job : jobs_) {
-    if (job->Open()) used += job->runtime->pool->used_slots() * job->runtime->pool->slot_bytes() + SlabMemory(*job->runtime);
+    if (!job->Open()) continue;
+    v1::NodeJob& shown = *node.add_jobs();
+    shown = DescribeOnNode(*job);
+    used += shown.slots_used() * shown.slot_bytes() + shown.sums_bytes();
   }
   node.set_pool_used_bytes(used);
   return node;

@@ -154,6 +154,8 @@ void Coordinator::RunCommit(CommitWork& work) {
            job->id, commit.version, absl::ToDoubleSeconds(begin - first_task), absl::ToDoubleSeconds(made - begin),
            absl::ToDoubleSeconds(hashed - made), absl::ToDoubleSeconds(stored_at - hashed));
   absl::MutexLock lock(&mutex_);
+  ++job->commits_made;
+  job->commit_time += stored_at - begin;
   Publish(job, commit, std::move(model), std::move(row));
 }
 

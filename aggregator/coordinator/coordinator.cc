@@ -92,9 +92,10 @@ absl::Status Coordinator::Restore() {
   return absl::OkStatus();
 }
 
-void Coordinator::SetAddress(const std::string& address) {
+void Coordinator::SetAddress(const std::string& address, const std::string& metrics) {
   absl::MutexLock lock(&mutex_);
   address_ = address;
+  metrics_address_ = metrics;
 }
 
 void Coordinator::Drain(absl::Duration timeout) {
@@ -356,6 +357,7 @@ void Coordinator::HandleWorkerEvent(const WorkerEvent& event) {
   if (event.kind == WorkerEvent::kFolded) {
     entry->second.folded = true;
     ++job->folded_since_journal;
+    ++job->folded;
     job->fold_time = job->fold_time * 0.8 + (clock_->Now() - entry->second.admitted) * 0.2;
     Post(job, UpdateFolded{event.update});
   } else {

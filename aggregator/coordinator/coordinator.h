@@ -62,7 +62,8 @@ class Coordinator {
   // Tells attached clients that this server goes away and waits for commits under way, at most `timeout`. Nothing is committed
   // after it returned. Uploads and attaches are refused from the call on.
   void Drain(absl::Duration timeout) ABSL_LOCKS_EXCLUDED(mutex_);
-  void SetAddress(const std::string& address) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Where gRPC is served, and Prometheus metrics if anywhere: for people.
+  void SetAddress(const std::string& address, const std::string& metrics = "") ABSL_LOCKS_EXCLUDED(mutex_);
   // Called (loop thread, no lock of the coordinator held) with the id of a job that has ended, so that ingress drops its partial
   // uploads. Once a call with another function has returned, the former one is not called any more.
   void SetJobEnded(std::function<void(const std::string& job)> ended) ABSL_LOCKS_EXCLUDED(ended_mutex_);
@@ -147,6 +148,7 @@ class Coordinator {
   void Record(const Job& job, const std::string& kind, const std::string& client, uint64_t task, const std::string& text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   JobPtr FindJob(const std::string& id) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);                    // exact; null if none
   absl::StatusOr<JobPtr> ResolveJob(const std::string& text) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);  // unique prefix of id or name
+  v1::NodeJob DescribeOnNode(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);  // open
   v1::Job Describe(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   std::string WaitingFor(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   size_t UsedBudget() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
@@ -220,6 +222,7 @@ class Coordinator {
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
   std::string address_ ABSL_GUARDED_BY(mutex_);
+  std::string metrics_address_ ABSL_GUARDED_BY(mutex_);
   std::vector<JobPtr> jobs_ ABSL_GUARDED_BY(mutex_);        // by submission
   std::map<uint32_t, std::weak_ptr<Job>> by_number_ ABSL_GUARDED_BY(mutex_);
   uint32_t next_number_ ABSL_GUARDED_BY(mutex_) = 1;

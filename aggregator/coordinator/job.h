@@ -167,6 +167,9 @@ struct Job {
   uint64_t round_number = 0;               // workers' round
   absl::Time hurry_at = absl::InfiniteFuture();  // its deadline, after which no timing makes workers wait
   size_t folded_since_journal = 0;
+  uint64_t folded = 0;                     // since it was opened
+  uint64_t commits_made = 0;               // by this process, and the time they took
+  absl::Duration commit_time;
   bool quiescing = false;                  // folds wait in `held` until the partial is journalled
   bool journalling = false;
   std::vector<std::pair<UpdateId, ObjectKey>> held;

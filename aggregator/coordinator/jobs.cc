@@ -262,6 +262,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   job->hurry_at = job->runtime->round->deadline();
   job->in_flight = 0;
   job->folded_since_journal = 0;
+  job->folded = 0;
   job->next_journal = now + options_.journal_every;
   job->first_task = absl::InfinitePast();
   for (UpdateEntry& entry : entries) {

@@ -460,14 +460,29 @@ void PoolJob::AddWork(uint32_t worker, WorkerFleet::Owner::Work* work) const {
 void PoolJob::AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns, uint64_t* handled, SeatRole* role) const {
   for (const auto& [number, seat] : seats_) {
     if (seat.worker != worker) continue;
-    status->queued += static_cast<uint32_t>(queues_.at(seat.queue).entries.size());
+    SeatStatus here_status;
+    here_status.job = options_.job;
+    here_status.number = number;
+    here_status.queued = static_cast<uint32_t>(queues_.at(seat.queue).entries.size());
     for (const Edge& edge : edges_) {
-      if (edge.to == number && seats_.at(edge.from).complete && !tree_->merged(edge.node)) ++status->queued;
+      if (edge.to == number && seats_.at(edge.from).complete && !tree_->merged(edge.node)) ++here_status.queued;
+      if (edge.from == number && !tree_->merged(edge.node)) here_status.parent = edge.to;
     }
+    status->queued += here_status.queued;
     *busy_ns += seat.slab.header().busy_ns;
     *handled += seat.slab.header().handled;
     const SeatRole here = seat.role_lap != lap_ ? SeatRole::kParked : tree_ ? tree_->role(number) : seat.role;
     *role = std::max(*role, here);
+    here_status.role = SeatRoleName(here);
+    here_status.taken = seat.assigned;
+    if (seat.goal) here_status.goal = *seat.goal;
+    if (tree_ && here != SeatRole::kParked) {
+      const uint64_t children = tree_->children(number);
+      here_status.partials_goal = static_cast<uint32_t>(std::popcount(children));
+      here_status.partials_taken = static_cast<uint32_t>(std::popcount(children & seat.slab.header().total.merged));
+    }
+    here_status.pushed = seat.lane->pushed();
+    status->seats.push_back(std::move(here_status));
   }
 }
 

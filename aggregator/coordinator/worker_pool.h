@@ -35,6 +35,19 @@
 
 namespace tributary::aggregator {
 
+// One worker's part in one job.
+struct SeatStatus {
+  uint32_t job = 0;
+  std::string role;                // parked | range | leaf | middle | top
+  uint32_t queued = 0;             // updates and partials
+  uint64_t taken = 0;              // updates given to it in this lap
+  std::optional<uint64_t> goal;    // that it is to get
+  uint32_t partials_taken = 0, partials_goal = 0;
+  uint32_t number = 0;             // within its job
+  std::optional<uint32_t> parent;  // number of the seat that its partial goes to
+  uint64_t pushed = 0;             // descriptors through its lane, since it was made
+};
+
 struct WorkerStatus {
   uint32_t index = 0;
   int pid = 0;
@@ -44,6 +57,7 @@ struct WorkerStatus {
   std::string role;         // parked | range | leaf | middle | top: the highest, of all jobs
   double seconds_per_update = 0;   // E: mean time to fold an update or merge a partial; 0: none yet
   double updates_per_second = 0;   // k: arrivals, over about ten seconds
+  std::vector<SeatStatus> seats;   // by job
 };
 
 enum class PoolShape { kFlat, kShard, kTree };

@@ -37,6 +37,17 @@ absl::StatusOr<double> Number(const Setting& setting, double least, double most)
 
 bool IsLoopback(const std::string& host) { return host == "localhost" || host == "::1" || host == "[::1]" || host.starts_with("127."); }
 
+absl::Status Address(const Setting& setting, std::string* host, int* port) {
+  const size_t colon = setting.value.rfind(':');
+  *port = -1;
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(setting.value.substr(colon + 1), port) || *port < 0 || *port > 65535) {
+    return Bad(setting, "HOST:PORT");
+  }
+  *host = setting.value.substr(0, colon);
+  if (!IsLoopback(*host)) return Bad(setting, "a loopback address such as 127.0.0.1 (connections are not encrypted yet)");
+  return absl::OkStatus();
+}
+
 std::string EnvironmentName(const std::string& key) {
   std::string name = "TRIBUTARY_" + key;
   std::transform(name.begin(), name.end(), name.begin(), [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
@@ -60,6 +71,7 @@ std::vector<Setting> BuiltInSettings() {
   return {
       {"listen", SettingKind::kText, "HOST:PORT to serve gRPC on; port 0: the system chooses", "127.0.0.1:7070"},
       {"store", SettingKind::kText, "folder of the state store", (UserDataDir() / "aggregator").string()},
+      {"metrics", SettingKind::kText, "HOST:PORT to serve Prometheus metrics on, at /metrics; port 0: the system chooses; empty: none", ""},
       {"port_file", SettingKind::kText, "written with HOST:PORT once the aggregator serves", ""},
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
       {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
@@ -121,15 +133,10 @@ void ApplyEnvironment(const std::map<std::string, std::string>& environment, std
 
 absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   DaemonConfig config;
-  const Setting& listen = Find(settings, "listen");
-  const size_t colon = listen.value.rfind(':');
-  int port = -1;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtoi(listen.value.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return Bad(listen, "HOST:PORT");
+  TRIB_RETURN_IF_ERROR(Address(Find(settings, "listen"), &config.host, &config.port));
+  if (const Setting& metrics = Find(settings, "metrics"); !metrics.value.empty()) {
+    TRIB_RETURN_IF_ERROR(Address(metrics, &config.metrics_host, &config.metrics_port));
   }
-  config.host = listen.value.substr(0, colon);
-  config.port = port;
-  if (!IsLoopback(config.host)) return Bad(listen, "a loopback address such as 127.0.0.1 (connections are not encrypted yet)");
   config.store = Find(settings, "store").value;
   if (config.store.empty()) return Bad(Find(settings, "store"), "a folder");
   config.port_file = Find(settings, "port_file").value;

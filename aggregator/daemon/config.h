@@ -30,6 +30,8 @@ struct DaemonConfig {
   int port = 0;
   std::string store;
   std::string port_file;
+  std::string metrics_host;  // empty: no metrics
+  int metrics_port = 0;
   uint32_t workers = 0;
   size_t pool_bytes = 0;
   size_t grpc_quota_bytes = 0;

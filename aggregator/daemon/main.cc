@@ -16,6 +16,7 @@
 #include "aggregator/coordinator/coordinator.h"
 #include "aggregator/daemon/backend_adapter.h"
 #include "aggregator/daemon/config.h"
+#include "aggregator/daemon/metrics.h"
 #include "aggregator/ingress/server.h"
 #include "common/clock.h"
 #include "common/file.h"
@@ -103,7 +104,14 @@ int Serve(const DaemonConfig& config) {
   GrpcServer* const grpc = server->get();
   coordinator->SetJobEnded([grpc](const std::string& job) { grpc->ForgetJob(job); });
   const std::string address = fmt::format("{}:{}", config.host, grpc->port());
-  coordinator->SetAddress(address);
+  std::unique_ptr<MetricsServer> metrics;
+  if (!config.metrics_host.empty()) {
+    absl::StatusOr<std::unique_ptr<MetricsServer>> serving = MetricsServer::Start(config.metrics_host, config.metrics_port, coordinator.get());
+    if (!serving.ok()) return Report(serving.status(), "if the port is taken, choose another with --metrics HOST:PORT (port 0: any)", kFailed);
+    metrics = *std::move(serving);
+    TRIB_LOG(info, "metrics on http://{}/metrics", metrics->address());
+  }
+  coordinator->SetAddress(address, metrics == nullptr ? "" : metrics->address());
   grpc->SetServing(true);
   if (!config.port_file.empty()) {
     if (absl::Status written = WriteFileAtomically(config.port_file, std::string_view(address + "\n"), /*durable=*/false); !written.ok()) {
@@ -117,6 +125,7 @@ int Serve(const DaemonConfig& config) {
   }
   TRIB_LOG(info, "shutting down: a commit under way is finished; another signal ends at once");
   grpc->SetServing(false);
+  metrics.reset();
   coordinator->Drain(kDrain);
   grpc->Shutdown(kGrace);
   coordinator->SetJobEnded({});

@@ -1,4 +1,5 @@
 // Opening: directory lock, RocksDB, format and epoch, orphan sweep. Also the way every write takes.
+#include <absl/time/clock.h>
 #include <fcntl.h>
 #include <rocksdb/cache.h>
 #include <rocksdb/filter_policy.h>
@@ -18,6 +19,8 @@ namespace {
 
 constexpr const char* kMetaKey = "meta";
 constexpr uint64_t kMiB = 1 << 20;
+constexpr absl::Duration kLockPatience = absl::Seconds(1);
+constexpr absl::Duration kLockPoll = absl::Milliseconds(5);
 
 // Memory: write buffers 16 MiB + cache 8 MiB + one shard (4 MiB) in a table builder or reader + WAL and file buffers.
 constexpr uint64_t kWriteBuffers = 16 * kMiB;
@@ -121,8 +124,14 @@ absl::Status RocksStateStore::LockDirectory() {
   directory_lock_.Reset(::open(options_.dir.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (!directory_lock_.valid()) return ErrnoStatus(errno, fmt::format("state store '{}': open", options_.dir));
   const bool writer = options_.mode == Mode::kReadWrite;
-  if (::flock(directory_lock_.get(), (writer ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0) return absl::OkStatus();
-  if (errno != EWOULDBLOCK) return ErrnoStatus(errno, fmt::format("state store '{}': flock", options_.dir));
+  // A process that was killed while it spawned another leaves the lock with the child until that has come to its exec.
+  const absl::Time give_up = absl::Now() + kLockPatience;
+  while (true) {
+    if (::flock(directory_lock_.get(), (writer ? LOCK_EX : LOCK_SH) | LOCK_NB) == 0) return absl::OkStatus();
+    if (errno != EWOULDBLOCK) return ErrnoStatus(errno, fmt::format("state store '{}': flock", options_.dir));
+    if (absl::Now() >= give_up) break;
+    absl::SleepFor(kLockPoll);
+  }
   return Unavailable(
       "state store '{}' is in use by another process (an aggregator, or a tributary command); stop it, or ask it instead: "
       "without --store, commands read through the running aggregator",

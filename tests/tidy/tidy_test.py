@@ -37,6 +37,7 @@ HOMES = {
     'google/': ('proto', 'aggregator/state', 'aggregator/coordinator') + SERVICES,
     'CLI/': PROGRAMS,
     'hwy/': ('aggregator/core',),
+    'prometheus/': ('aggregator/daemon',),
     'Eigen/': ('aggregator/core',),
     'yaml-cpp/': ('common',), 'spdlog/': ('common',), 'openssl/': ('common',), 'xxhash': ('common',), 'isa-l': ('common',),
     'nlohmann/': ('common', 'client/data') + PROGRAMS,

@@ -25,6 +25,10 @@ STRIDE = ELEMENTS // 2 // CLIENTS
 TRAIN_MS = 15
 STRAGGLER_MS = 2600         # longer than the 2 s between two journals, so that partials are journalled before each commit
 JOB_TIMEOUT_S = 150
+# None of it may show in a reproducible model. The first is what a job gets that says nothing.
+HIERARCHIES = ["{}", '{shape: tree, plan: "static:2", timing: eager}', '{shape: tree, plan: "static:2", timing: lazy}',
+               "{shape: tree, plan: ewma, timing: jit, reuse: off}", "{shape: flat, timing: lazy}"]
+TREE_POINTS = ("role_", "partial_", "worker_before_merge", "worker_in_merge", "worker_before_partial", "worker_after_partial")
 
 
 class Chaos:
@@ -54,10 +58,10 @@ class Chaos:
         for i in range(len(self.names())):
             self.start_client(i)
 
-    def submit(self, versions):
+    def submit(self, versions, hierarchy=HIERARCHIES[0]):
         return self.federation.submit(
             f"name: chaos\nmodel: {{tensors: {self.work}/model.safetensors}}\nstrategy: fedavg\ncohort: {{size: {CLIENTS}}}\n"
-            f"stop: {{versions: {versions}}}\nreproducible: true\ndurability: {self.durability}\n")
+            f"stop: {{versions: {versions}}}\nreproducible: true\ndurability: {self.durability}\nhierarchy: {hierarchy}\n")
 
     def state(self, job):
         code, shown, _ = self.federation.cli("jobs", "show", job, check=False)
@@ -173,11 +177,13 @@ def random_kills(bin_dir, kills, seed):
     for number, (one_process, durability, straggler) in enumerate(modes):
         rng = random.Random(seed * 1000 + number)
         versions = 5 if straggler else 24
+        hierarchy = None
         chaos = Chaos(bin_dir, rng, one_process, durability, straggler)
         try:
             chaos.start()
             while sum(chaos.kills.values()) * len(modes) < kills:
-                job = chaos.submit(versions)
+                hierarchy = HIERARCHIES[(number + seed + jobs) % len(HIERARCHIES)]
+                job = chaos.submit(versions, hierarchy)
                 while True:
                     time.sleep(rng.uniform(0.01, 0.5))
                     shown = chaos.state(job)
@@ -192,7 +198,7 @@ def random_kills(bin_dir, kills, seed):
                 assert shown["model_sha256"] == references[versions], f"model {shown['model_sha256']}, undisturbed {references[versions]}"
                 jobs += 1
         except AssertionError:
-            print(f"seed {seed}, one process {one_process}, {durability}, straggler {straggler}, kills so far {chaos.kills}", file=sys.stderr)
+            print(f"seed {seed}, one process {one_process}, {durability}, straggler {straggler}, hierarchy {hierarchy}, kills so far {chaos.kills}", file=sys.stderr)
             raise
         finally:
             chaos.close()
@@ -205,7 +211,7 @@ def random_kills(bin_dir, kills, seed):
 CLIENT_POINTS = ("outbox_", "upload_", "client_")
 
 
-def start_and_submit(chaos, versions, env, on_client):
+def start_and_submit(chaos, versions, env, on_client, hierarchy):
     """(job, died): the point may already be passed while the aggregator starts, or in the middle of the submission."""
     def start_clients(client_env=None):
         for i in range(len(chaos.names())):
@@ -220,7 +226,7 @@ def start_and_submit(chaos, versions, env, on_client):
         return None, True
     start_clients(env if on_client else None)
     try:
-        return chaos.submit(versions), False
+        return chaos.submit(versions, hierarchy), False
     except AssertionError:
         assert not on_client and chaos.federation.aggregator.wait(10) == -signal.SIGKILL, "the submission failed by itself"
         return None, True
@@ -247,7 +253,8 @@ def crash_points(bin_dir, definition, seed):
         try:
             env = {"TRIBUTARY_CRASH": f"{name}:{1 if journal else rng.randint(1, 3)}"}
             on_client = name.startswith(CLIENT_POINTS)
-            job, died = start_and_submit(chaos, versions, env, on_client)
+            hierarchy = HIERARCHIES[1] if name.startswith(TREE_POINTS) else HIERARCHIES[0]
+            job, died = start_and_submit(chaos, versions, env, on_client, hierarchy)
             victim = chaos.federation.clients[chaos.names()[0]] if on_client else chaos.federation.aggregator
             workers = set(chaos.workers())
             end = time.time() + 6

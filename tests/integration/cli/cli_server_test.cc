@@ -66,7 +66,45 @@ class ScriptedAdmin final : public v1::Admin::Service {
   }
   grpc::Status GetNode(grpc::ServerContext*, const v1::GetNodeRequest*, v1::Node* node) override {
     node->set_address("127.0.0.1:1");
-    node->add_workers()->set_pid(42);
+    node->set_transport("ring");
+    node->set_transport_reason("because");
+    node->set_metrics("127.0.0.1:9");
+    // A tree of three leaves: worker 1 is the top, merges the partial of worker 0, and worker 2 has not sent its own yet.
+    v1::NodeJob* job = node->add_jobs();
+    job->set_job("n-123456");
+    job->set_shape("tree");
+    job->set_timing("batch:4");
+    job->set_plan("ewma");
+    job->set_leaves(3);
+    job->set_max_leaves(4);
+    job->set_load(5.25);
+    job->set_slots_used(2);
+    job->set_slots(8);
+    for (uint32_t i = 0; i < 3; ++i) {
+      v1::Worker* worker = node->add_workers();
+      worker->set_index(i);
+      worker->set_pid(42 + static_cast<int32_t>(i));
+      worker->set_role(i == 1 ? "top" : "leaf");
+      worker->set_queued(i);
+      worker->set_restarts(7 * i);
+      worker->set_seconds_per_update(0.0125);
+      worker->set_updates_per_second(8);
+      worker->set_load(0.1);
+      v1::Seat* seat = worker->add_seats();
+      seat->set_job("n-123456");
+      seat->set_number(i);
+      seat->set_role(worker->role());
+      seat->set_queued(i);
+      seat->set_taken(i + 1);
+      seat->set_goal(4);
+    }
+    node->mutable_workers(0)->mutable_seats(0)->set_parent(1);
+    v1::Seat* idle = node->mutable_workers(2)->add_seats();
+    idle->set_job("n-123456");
+    idle->set_number(3);
+    idle->set_role("parked");
+    node->mutable_workers(1)->mutable_seats(0)->set_partials_taken(1);
+    node->mutable_workers(1)->mutable_seats(0)->set_partials_goal(2);
     return grpc::Status::OK;
   }
 
@@ -239,6 +277,32 @@ TEST_F(CliServerTest, ListsAreDocumentsWithOneKey) {
   EXPECT_EQ(Run({"clients", "ls", "--json"}).json()["clients"][0]["id"], "edge-1");
   EXPECT_EQ(Run({"nodes", "ls", "--json"}).json()["nodes"][0]["workers"][0]["pid"], 42);
   EXPECT_EQ(Run({"nodes", "show", "--json"}).json()["address"], "127.0.0.1:1");
+}
+
+TEST_F(CliServerTest, NodesShowPrintsWorkersAndTheTreeOfEachJob) {
+  const Result text = Run({"nodes", "show"});
+  ASSERT_EQ(text.code, kDone);
+  EXPECT_THAT(text.out, HasSubstr("transport  ring (because)\n"));
+  EXPECT_THAT(text.out, HasSubstr("metrics    http://127.0.0.1:9/metrics\n"));
+  EXPECT_THAT(text.out, HasSubstr("     1       43 top          1    12.500      8.00   0.100         0        7\n"));
+  EXPECT_THAT(text.out, HasSubstr("job n-123456: tree of 3 out of 4 leaves, plan ewma, timing batch:4; Q 5.25; slots 2 of 8"));
+  EXPECT_THAT(text.out, HasSubstr("  top     worker 1   updates 2/4, partials 1/2, 1 queued\n"
+                                  "    leaf    worker 0   updates 1/4, 0 queued\n"
+                                  "  leaf    worker 2   updates 3/4, 2 queued\n"));
+  EXPECT_THAT(text.out, ::testing::Not(HasSubstr("parked"))) << "takes no part in the round";
+  const nlohmann::json node = Run({"nodes", "show", "--json"}).json();
+  for (const char* key : {"address", "software", "started_us", "epoch", "transport", "transport_reason", "workers", "pool_bytes", "pool_used_bytes", "store"}) {
+    EXPECT_TRUE(node.contains(key)) << key;
+  }
+  const nlohmann::json& top = node["workers"][1];
+  EXPECT_EQ(top["role"], "top");
+  EXPECT_EQ(top["seconds_per_update"], 0.0125);
+  EXPECT_EQ(top["seats"][0]["partials_goal"], 2);
+  EXPECT_EQ(top["seats"][0]["parent"], nullptr);
+  EXPECT_EQ(node["workers"][0]["seats"][0]["parent"], 1);
+  EXPECT_EQ(node["workers"][0]["seats"][0]["goal"], 4);
+  EXPECT_EQ(node["jobs"][0]["load"], 5.25);
+  EXPECT_EQ(node["jobs"][0]["planned_load"], nullptr) << "not known is not zero";
 }
 
 TEST_F(CliServerTest, WhatAClientSaysCannotWriteToTheTerminal) {

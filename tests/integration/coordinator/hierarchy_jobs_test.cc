@@ -1,4 +1,7 @@
 // A job's `hierarchy:` section, from its submission to the workers that carry it out.
+#include <algorithm>
+#include <map>
+
 #include "tests/integration/coordinator/federation_fixture.h"
 
 namespace tributary::aggregator {
@@ -139,6 +142,78 @@ TEST_F(HierarchyJobsTest, ATreeGoesOnWithAJournalledPartialAfterARestart) {
     EXPECT_EQ(Value(job, "w", 11, 1), 1.5f) << timing;
     EXPECT_EQ(coordinator_->GetJob(job)->updates_committed(), 4u) << timing;
   }
+}
+
+TEST_F(HierarchyJobsTest, TheNodeShowsTheTreeAsItStands) {
+  Restart(3);
+  const std::string job = Submit("hierarchy: {shape: tree, plan: \"static:2\", timing: lazy}\n", /*cohort=*/5, /*versions=*/2);
+  std::vector<TestClient> clients;
+  for (const char* name : {"a", "b", "c", "d", "e"}) clients.push_back(Attach(name));
+  for (int i = 0; i < 4; ++i) ASSERT_THAT(Send(MakeUpdate(clients[i], AwaitTask(clients[i]), 1)), IsOk());
+  v1::Node node;
+  // The first leaf has its three and may be the top by now, or its two; the other waits.
+  ASSERT_TRUE(Until([&] {
+    node = coordinator_->GetNode();
+    return node.jobs(0).promotions() == 1;
+  })) << node.DebugString();
+  ASSERT_EQ(node.jobs_size(), 1);
+  EXPECT_EQ(node.jobs(0).job(), job);
+  EXPECT_EQ(node.jobs(0).shape(), "tree");
+  EXPECT_EQ(node.jobs(0).timing(), "lazy");
+  EXPECT_EQ(node.jobs(0).plan(), "static:2");
+  EXPECT_EQ(node.jobs(0).leaves(), 2u);
+  ASSERT_EQ(node.workers_size(), 3);
+  std::map<std::string, int> roles;
+  uint64_t taken = 0, goal = 0;
+  for (const v1::Worker& worker : node.workers()) {
+    EXPECT_GT(worker.pid(), 0);
+    ++roles[worker.role()];
+    for (const v1::Seat& seat : worker.seats()) {
+      EXPECT_EQ(seat.job(), job);
+      taken += seat.taken();
+      goal += seat.goal();
+      if (seat.role() == "top") {
+        EXPECT_EQ(seat.partials_goal(), 1u);
+        EXPECT_EQ(seat.partials_taken(), 0u);
+      }
+    }
+  }
+  EXPECT_EQ(roles, (std::map<std::string, int>{{"top", 1}, {"leaf", 1}, {"parked", 1}}));
+  EXPECT_EQ(taken, 4u);
+  EXPECT_EQ(goal, 5u);
+  ASSERT_THAT(Send(MakeUpdate(clients[4], AwaitTask(clients[4]), 1)), IsOk());
+  ASSERT_TRUE(Until([&] { return coordinator_->GetJob(job)->version() == 1; }));
+  node = coordinator_->GetNode();
+  EXPECT_EQ(node.jobs(0).commits(), 1u);
+  EXPECT_GT(node.jobs(0).commit_seconds(), 0);
+  EXPECT_EQ(node.jobs(0).partials(), 1u);
+  EXPECT_EQ(node.jobs(0).folded(), 5u);
+}
+
+// One leaf for every two updates before anything is known; afterwards for every two in hand, of which lone updates make one.
+TEST_F(HierarchyJobsTest, TheLoadOfEarlierRoundsSetsTheLeavesOfLaterOnes) {
+  Restart(4);
+  const std::string job = Submit("hierarchy: {shape: tree, plan: {kind: ewma, period_s: 0.1, weight: 0}, timing: eager}\n", /*cohort=*/8, /*versions=*/3);
+  std::vector<TestClient> clients;
+  for (const char* name : {"a", "b", "c", "d", "e", "f", "g", "h"}) clients.push_back(Attach(name));
+  EXPECT_EQ(coordinator_->GetNode().jobs(0).leaves(), 4u);
+  EXPECT_EQ(coordinator_->GetNode().jobs(0).max_leaves(), 4u);
+  EXPECT_FALSE(coordinator_->GetNode().jobs(0).has_planned_load());
+  for (TestClient& client : clients) {
+    ASSERT_THAT(Send(MakeUpdate(client, AwaitTask(client), 1)), IsOk());
+    // Alone: the next one comes when it is folded.
+    ASSERT_TRUE(Until([&] {
+      const v1::Node node = coordinator_->GetNode();
+      return std::all_of(node.workers().begin(), node.workers().end(), [](const v1::Worker& worker) { return worker.queued() == 0; });
+    }));
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_TRUE(Until([&] { return coordinator_->GetJob(job)->version() == 1; }));
+  const v1::Node node = coordinator_->GetNode();
+  ASSERT_TRUE(node.jobs(0).has_planned_load());
+  EXPECT_GE(node.jobs(0).planned_load(), 0.9) << "while anything is in hand at least one is";
+  EXPECT_LE(node.jobs(0).planned_load(), 2.0);
+  EXPECT_EQ(node.jobs(0).leaves(), 1u);
 }
 
 }  // namespace

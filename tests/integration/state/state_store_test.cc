@@ -1,7 +1,11 @@
 #include "aggregator/state/state_store.h"
 
+#include <absl/time/clock.h>
+#include <fcntl.h>
 #include <rocksdb/db.h>
 #include <rocksdb/options.h>
+#include <sys/file.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <fstream>
@@ -273,6 +277,19 @@ TEST_F(StateStoreTest, ASecondOpenerOfEitherKindIsRefusedWithTheWayOut) {
   EXPECT_THAT(StateStore::Open({.dir = dir_.store()}), StatusIs(kUnavailable, HasSubstr("in use by another process")));
   EXPECT_THAT(StateStore::Open({.dir = dir_.store(), .mode = StateStore::Mode::kReadOnly}),
               StatusIs(kUnavailable, HasSubstr("without --store")));
+}
+
+// As of an aggregator that was killed while it started a worker: the child has its lock until its exec.
+TEST_F(StateStoreTest, ALockThatIsAboutToGoIsWaitedFor) {
+  store_.reset();
+  const int held = ::open(dir_.store().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  ASSERT_GE(held, 0);
+  ASSERT_EQ(::flock(held, LOCK_EX | LOCK_NB), 0);
+  std::jthread child([held] {
+    absl::SleepFor(absl::Milliseconds(100));
+    ::close(held);
+  });
+  EXPECT_THAT(StateStore::Open({.dir = dir_.store()}), IsOk());
 }
 
 TEST_F(StateStoreTest, ReadersShareAStoreWriteNothingAndKeepWritersOut) {

@@ -45,7 +45,7 @@ TEST(AppTest, HasTheCommandsOfTheContract) {
   std::set<std::string> paths;
   Walk(*app, "", [&](const CLI::App&, const std::string& path) { paths.insert(path); });
   for (const char* path : {" run", " submit", " jobs ls", " jobs show", " jobs cancel", " jobs resume", " jobs watch", " clients ls",
-                           " clients show", " nodes ls", " nodes show", " state ls", " state get", " state export", " state verify",
+                           " clients show", " nodes ls", " nodes show", " nodes calibrate", " state ls", " state get", " state export", " state verify",
                            " state diff", " aggregate", " strategies", " models", " datasets", " doctor", " completion"}) {
     EXPECT_EQ(paths.count(path), 1u) << path;
   }

@@ -1,0 +1,137 @@
+#include "aggregator/daemon/metrics.h"
+
+#include <prometheus/collectable.h>
+#include <prometheus/exposer.h>
+#include <prometheus/metric_family.h>
+
+#include <exception>
+#include <map>
+#include <utility>
+#include <vector>
+
+#include "aggregator/coordinator/coordinator.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr size_t kThreads = 2;      // scrapes at one time
+constexpr int kJobsKept = 100;      // the newest ones: a label's values must not grow for ever
+
+using Labels = std::vector<prometheus::ClientMetric::Label>;
+
+// Families in the order in which they are first named.
+class Families {
+ public:
+  void Counter(const char* name, const char* help, Labels labels, double value) {
+    Metric(name, help, prometheus::MetricType::Counter, std::move(labels)).counter.value = value;
+  }
+  void Gauge(const char* name, const char* help, Labels labels, double value) {
+    Metric(name, help, prometheus::MetricType::Gauge, std::move(labels)).gauge.value = value;
+  }
+  // A summary without quantiles: how many, and their sum.
+  void Summary(const char* name, const char* help, Labels labels, uint64_t count, double sum) {
+    prometheus::ClientMetric& metric = Metric(name, help, prometheus::MetricType::Summary, std::move(labels));
+    metric.summary.sample_count = count;
+    metric.summary.sample_sum = sum;
+  }
+  std::vector<prometheus::MetricFamily> Take() && { return std::move(all_); }
+
+ private:
+  prometheus::ClientMetric& Metric(const char* name, const char* help, prometheus::MetricType type, Labels labels) {
+    const auto [at, fresh] = places_.try_emplace(name, all_.size());
+    if (fresh) all_.push_back({name, help, type, {}});
+    prometheus::ClientMetric& metric = all_[at->second].metric.emplace_back();
+    metric.label = std::move(labels);
+    return metric;
+  }
+  std::vector<prometheus::MetricFamily> all_;
+  std::map<std::string, size_t> places_;
+};
+
+void AddNode(const v1::Node& node, Families* out) {
+  out->Gauge("tributary_node_info", "Always 1; what runs.", {{"software", node.software()}, {"transport", node.transport()}}, 1);
+  out->Gauge("tributary_node_start_time_seconds", "Start of the daemon, in seconds since 1970.", {}, static_cast<double>(node.started_us()) * 1e-6);
+  out->Gauge("tributary_pool_limit_bytes", "Shared memory for updates and sums, all jobs together.", {}, static_cast<double>(node.pool_bytes()));
+  out->Gauge("tributary_pool_used_bytes", "Of that, in use.", {}, static_cast<double>(node.pool_used_bytes()));
+  for (const v1::Worker& worker : node.workers()) {
+    const Labels labels = {{"worker", fmt::format("{}", worker.index())}};
+    out->Gauge("tributary_worker_queue_depth", "Updates and partials that wait for the worker or are under way.", labels, worker.queued());
+    out->Counter("tributary_worker_updates_folded_total", "Updates that the worker folded, whole or its range of them.", labels, static_cast<double>(worker.folded()));
+    out->Counter("tributary_worker_restarts_total", "Processes that were replaced.", labels, worker.restarts());
+    out->Gauge("tributary_worker_update_duration_seconds", "E: mean time to fold an update or merge a partial; 0 before the first.", labels, worker.seconds_per_update());
+    out->Gauge("tributary_worker_arrivals_per_second", "k: updates given to the worker, over about ten seconds.", labels, worker.updates_per_second());
+    for (const v1::Seat& seat : worker.seats()) {
+      const Labels place = {{"job", seat.job()}, {"worker", fmt::format("{}", worker.index())}, {"seat", fmt::format("{}", seat.number())}};
+      out->Gauge("tributary_lane_queue_depth", "Updates and partials on their way into one seat of a job.", place, seat.queued());
+      out->Counter("tributary_lane_descriptors_total", "Descriptors pushed into the seat's lane since it was made.", place, static_cast<double>(seat.pushed()));
+    }
+  }
+  for (const v1::NodeJob& job : node.jobs()) {
+    const Labels labels = {{"job", job.job()}};
+    out->Counter("tributary_updates_folded_total", "Updates that are in sums, since the daemon opened the job.", labels, static_cast<double>(job.folded()));
+    out->Gauge("tributary_job_slots", "Updates that the job has room for at one time.", labels, static_cast<double>(job.slots()));
+    out->Gauge("tributary_job_slots_used", "Of those, in use.", labels, static_cast<double>(job.slots_used()));
+    out->Gauge("tributary_job_sums_bytes", "Memory of the job's sums.", labels, static_cast<double>(job.sums_bytes()));
+    out->Summary("tributary_commit_duration_seconds", "Server step, hashes and store of a version, by this daemon.", labels, job.commits(), job.commit_seconds());
+    if (job.shape() == "tree") {
+      out->Gauge("tributary_tree_leaves", "Leaves planned for the open round.", labels, job.leaves());
+      out->Counter("tributary_tree_partials_merged_total", "Partials merged.", labels, static_cast<double>(job.partials()));
+      out->Counter("tributary_tree_promotions_total", "Roles taken over in place.", labels, static_cast<double>(job.promotions()));
+      out->Counter("tributary_tree_process_starts_total", "Processes started for a role.", labels, static_cast<double>(job.process_starts()));
+    }
+  }
+}
+
+void AddJobs(const std::vector<v1::Job>& jobs, Families* out) {
+  const size_t first = jobs.size() > kJobsKept ? jobs.size() - kJobsKept : 0;
+  for (size_t i = first; i < jobs.size(); ++i) {
+    const v1::Job& job = jobs[i];
+    const Labels labels = {{"job", job.id()}};
+    out->Counter("tributary_updates_committed_total", "Updates in committed versions.", labels, static_cast<double>(job.updates_committed()));
+    out->Counter("tributary_versions_committed_total", "Versions after the initial one.", labels, static_cast<double>(job.version()));
+    out->Counter("tributary_upload_bytes_total", "Payload taken in.", labels, static_cast<double>(job.bytes_up()));
+    out->Counter("tributary_download_bytes_total", "Models handed out.", labels, static_cast<double>(job.bytes_down()));
+    for (const auto& [reason, count] : std::map<std::string, uint64_t>(job.updates_rejected().begin(), job.updates_rejected().end())) {
+      out->Counter("tributary_updates_refused_total", "Updates refused, by reason.", {{"job", job.id()}, {"reason", reason}}, static_cast<double>(count));
+    }
+  }
+}
+
+class Source final : public prometheus::Collectable {
+ public:
+  explicit Source(Coordinator* coordinator) : coordinator_(coordinator) {}
+  std::vector<prometheus::MetricFamily> Collect() const override {
+    Families families;
+    AddNode(coordinator_->GetNode(), &families);
+    AddJobs(coordinator_->ListJobs(), &families);
+    families.Gauge("tributary_clients_connected", "Clients with an open control stream.", {}, static_cast<double>(coordinator_->ListClients(/*connected_only=*/true).size()));
+    return std::move(families).Take();
+  }
+
+ private:
+  Coordinator* const coordinator_;
+};
+
+}  // namespace
+
+MetricsServer::MetricsServer(std::unique_ptr<prometheus::Exposer> exposer, std::shared_ptr<prometheus::Collectable> source, std::string address)
+    : source_(std::move(source)), exposer_(std::move(exposer)), address_(std::move(address)) {}
+
+MetricsServer::~MetricsServer() {
+  exposer_.reset();  // no scrape any more; then its source
+}
+
+absl::StatusOr<std::unique_ptr<MetricsServer>> MetricsServer::Start(const std::string& host, int port, Coordinator* coordinator) {
+  try {
+    auto exposer = std::make_unique<prometheus::Exposer>(fmt::format("{}:{}", host, port), kThreads);
+    auto source = std::make_shared<Source>(coordinator);
+    exposer->RegisterCollectable(source);
+    const std::vector<int> ports = exposer->GetListeningPorts();
+    if (ports.empty()) return Unavailable("metrics: {}:{} cannot be listened on", host, port);
+    return std::unique_ptr<MetricsServer>(new MetricsServer(std::move(exposer), std::move(source), fmt::format("{}:{}", host, ports.front())));
+  } catch (const std::exception& error) {  // CivetException
+    return Unavailable("metrics: {}:{} cannot be listened on ({})", host, port, error.what());
+  }
+}
+
+}  // namespace tributary::aggregator
