@@ -332,12 +332,17 @@ void RunT20(const RigOptions& options) {
   }
   for (const size_t arm : {size_t{1}, size_t{2}}) {
     const bool alive = silence[arm] <= kDeadAfterSeconds;
+    nlohmann::json fact;
+    fact["what"] = fmt::format("false death: {:.1f} s of silence, {} tolerated", silence[arm], kDeadAfterSeconds);
+    fact["holds"] = alive;
+    nlohmann::json more;
+    more["fixed"] = nlohmann::json::array({fact});
+    more["beats"] = beats[arm];
+    more["longest_silence_s"] = silence[arm];
+    more["baseline_longest_silence_s"] = silence[0];
+    more["transfer_s"] = seconds[arm];
     PrintLine("T20", arm == 1 ? "heart-beat beside an update, tributary-client" : "heart-beat beside an update, connections apart", "p99 ms", &p99[0], p99[arm],
-              {{"fixed", {{{"what", fmt::format("false death: {:.1f} s of silence, {} tolerated", silence[arm], kDeadAfterSeconds)}, {"holds", alive}}}},
-               {"beats", beats[arm]},
-               {"longest_silence_s", silence[arm]},
-               {"baseline_longest_silence_s", silence[0]},
-               {"transfer_s", seconds[arm]}});
+              std::move(more));
   }
 }
 

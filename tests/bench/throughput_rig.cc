@@ -141,7 +141,9 @@ void RunT17(const RigOptions& options) {
     grpc.runs.push_back(d);
     folds.runs.push_back(e);
   }
-  const nlohmann::json facts = {{"clients", updates}, {"workers", node.WorkerPids().size()}};
+  nlohmann::json facts;
+  facts["clients"] = updates;
+  facts["workers"] = node.WorkerPids().size();
   PrintLine("T17", "in the pool", "updates/s", &numpy_memory, pool, facts);
   PrintLine("T17", "over TCP", "updates/s", &numpy_tcp, grpc, facts);
   PrintLine("T17", "folding alone", "updates/s", nullptr, folds, facts);
