@@ -179,7 +179,7 @@ class Runner:
         unseen = [case for case in what.rules if case not in {m.case for m in measurements}]
         if verdict != FAIL and unseen:
             verdict, why = (FEW_RUNS, "left out by --quick: " + ", ".join(unseen)) if self.options.quick else (FAIL, "no figures: " + ", ".join(unseen))
-        if verdict != FAIL and code != 0:  # a program that judges exits 1 for what it calls a fail, which its lines then say too
+        if code != 0 and not any(m.verdict == FAIL for m in measurements):  # a program that judges exits 1 for what it calls a fail, which its lines then say too
             verdict, why = FAIL, f"{what.program} ended with {code}"
         return Result(name, verdict, why, measurements=measurements)
 
