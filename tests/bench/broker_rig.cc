@@ -289,7 +289,7 @@ void RunT5(const RigOptions& options) {
     lane.runs.push_back(b);
   }
   PrintLine("T5", "64 pending updates of 8 MiB", "peak MiB above the idle process", &broker, lane,
-            {{"bound_mib", "64 updates of 8 MiB + 2 accumulators of 16 MiB = 544"}});
+            nlohmann::json::object({{"bound", "64 updates of 8 MiB + 2 accumulators of 16 MiB = 544 MiB"}}));
 }
 
 }  // namespace tributary::bench

@@ -4,8 +4,8 @@
 
 Runs for each id the program that measures it, judges its lines (dataplane_judge.py), writes DIR/table.md, DIR/lines.jsonl (what the programs
 said) and prints one JSON document on stdout. An id whose program does not exist is "not built". T5b, T13 and T15 are tests, run where crash
-points are compiled in (the dev build). --quick: three runs and smaller sizes, to see that everything works: nothing can pass by it where runs
-count. Exit: 0 every id asked for passed, 1 one failed, 3 none failed but one was not built, not run, or had too few runs; 2 usage.
+points are compiled in (the dev build). --quick: three runs and smaller sizes, to see that everything works; what counts runs cannot
+pass by it, and nothing of it is to be quoted. Exit: 0 every id asked for passed, 1 one failed, 3 none failed but one was not built, not run, or had too few runs; 2 usage.
 """
 import argparse
 import dataclasses
@@ -87,7 +87,8 @@ IDS = {
     "T19": worker("memory ceiling", "t19"),
     "T20": rig("head of line", {"heart-beat beside an update, tributary-client": [ceiling(100, strict=True)]}),
 }
-PROGRAM_SECONDS = 240
+PROGRAM_SECONDS = 300
+# T7 idles 4 s an arm and run, not the note's 10, and scales its threshold: three transports, two arms and five runs would take five minutes.
 
 
 @dataclasses.dataclass
@@ -142,7 +143,7 @@ class Runner:
     def fill(self, name, args):
         options = self.options
         values = {"worker": str(self.build / "bin" / "tributary-worker"), "id": name, "runs": str(options.runs), "quick": "--quick" if options.quick else "",
-                  "idle": "2" if options.quick else "10", "mib": "8" if options.quick else str(S_MIB), "seeds": "2" if options.quick else "5"}
+                  "idle": "2" if options.quick else "4", "mib": "8" if options.quick else str(S_MIB), "seeds": "2" if options.quick else "5"}
         return [text for text in (arg.format(**values) for arg in args) if text]
 
     def run_program(self, name, what):
@@ -151,7 +152,7 @@ class Runner:
             program = self.build / "tests" / what.program
             if not self.have(self.build, what.program, program):
                 return Result(name, NOT_BUILT, f"there is no {what.program}")
-            if not self.have(self.build, "tributary-worker", self.build / "bin" / "tributary-worker"):
+            if "{worker}" in what.args and not self.have(self.build, "tributary-worker", self.build / "bin" / "tributary-worker"):
                 return Result(name, NOT_BUILT, "there is no tributary-worker")
             self.codes[source], self.lines[source] = self.call([str(program)] + self.fill(source, what.args))
         code = self.codes[source]
@@ -178,7 +179,7 @@ class Runner:
         unseen = [case for case in what.rules if case not in {m.case for m in measurements}]
         if verdict != FAIL and unseen:
             verdict, why = (FEW_RUNS, "left out by --quick: " + ", ".join(unseen)) if self.options.quick else (FAIL, "no figures: " + ", ".join(unseen))
-        if verdict != FAIL and code != 0:  # a program that judges exits 1 for what it calls a fail, which its lines then say too
+        if code != 0 and not any(m.verdict == FAIL for m in measurements):  # a program that judges exits 1 for what it calls a fail, which its lines then say too
             verdict, why = FAIL, f"{what.program} ended with {code}"
         return Result(name, verdict, why, measurements=measurements)
 

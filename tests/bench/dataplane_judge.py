@@ -168,7 +168,7 @@ def measure(line, rules=None):
         rule = rule_of_text(result.threshold)
         verdicts = [(PASS, "") if line["pass"] else (FAIL, "the program says so")]
         if rule is not None and (baseline is not None if rule.kind == "at_least" else ours is not None):
-            verdicts.append(judge(rule, baseline, ours))
+            verdicts.insert(0, judge(rule, baseline, ours))  # its reason says more
         result.verdict, result.why = worst(verdicts)
     return result
 

@@ -75,6 +75,8 @@ constexpr size_t kPiece = 256 * 1024;
 
 UniqueFd Listen(const std::string& address, uint16_t port, uint16_t* bound) {
   UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const int on = 1;
+  ::setsockopt(listener.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
   sockaddr_in name = AddressOf(address, port);
   socklen_t length = sizeof name;
   TRIB_CHECK(::bind(listener.get(), reinterpret_cast<sockaddr*>(&name), length) == 0 && ::listen(listener.get(), 128) == 0 &&

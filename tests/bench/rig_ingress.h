@@ -16,7 +16,7 @@
 
 namespace tributary::bench {
 
-// Grants every upload a slot of `pool` (RESOURCE_EXHAUSTED with a delay of 10 ms where there is none) and hands the finished object on.
+// Grants every upload a slot of `pool` (RESOURCE_EXHAUSTED with a delay where there is none) and hands the finished object on.
 // on_message: each control message of a client, on gRPC's threads.
 class RigBackend final : public aggregator::FederationBackend {
  public:

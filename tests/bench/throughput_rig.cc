@@ -82,7 +82,7 @@ void RunT17(const RigOptions& options) {
   const PayloadFile file(payload);
   PoolHierarchy shard;
   shard.shape = PoolShape::kShard;
-  RigNode node({.worker_program = options.worker_program, .workers = static_cast<uint32_t>(std::min<size_t>(cores, 16)), .elements = elements, .slots = 16,
+  RigNode node({.worker_program = options.worker_program, .workers = static_cast<uint32_t>(std::min<size_t>(cores, 16)), .elements = elements, .slots = 32,
                 .hierarchy = shard});
   RigBackend backend(&node.objects(), [&node](WritableObject object) { node.Fold(std::move(object)); });
   const RigServer server("127.0.0.1:0", &backend);
@@ -141,7 +141,9 @@ void RunT17(const RigOptions& options) {
     grpc.runs.push_back(d);
     folds.runs.push_back(e);
   }
-  const nlohmann::json facts = {{"clients", updates}, {"workers", node.WorkerPids().size()}};
+  nlohmann::json facts;
+  facts["clients"] = updates;
+  facts["workers"] = node.WorkerPids().size();
   PrintLine("T17", "in the pool", "updates/s", &numpy_memory, pool, facts);
   PrintLine("T17", "over TCP", "updates/s", &numpy_tcp, grpc, facts);
   PrintLine("T17", "folding alone", "updates/s", nullptr, folds, facts);
