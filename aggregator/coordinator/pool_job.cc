@@ -30,8 +30,8 @@ absl::Status CheckHierarchy(const WorkerPool::JobOptions& options) {
   if (hierarchy.max_fold == 0 || hierarchy.max_fold > TB_MAX_BATCH) {
     return InvalidArgument("job {}: expected 1 to {} updates a pass, got {}", options.job, TB_MAX_BATCH, hierarchy.max_fold);
   }
-  if (hierarchy.timing.kind == PoolTiming::Kind::kBatch && hierarchy.timing.batch == 0) {
-    return InvalidArgument("job {}: timing batch: expected at least 1 update, got 0", options.job);
+  if (hierarchy.timing.batch < 1) {
+    return InvalidArgument("job {}: timing batch: expected at least 1 update, got {}", options.job, hierarchy.timing.batch);
   }
   if (hierarchy.shape != PoolShape::kTree) return absl::OkStatus();
   if (hierarchy.leaves == 0 || hierarchy.leaves > TreeState::kMaxLeaves) {
@@ -201,7 +201,8 @@ void PoolJob::TellSeat(uint32_t number) {
   message.slab_bytes = seat.slab_region.bytes.size();
   message.timing = static_cast<uint32_t>(hierarchy.timing.kind);
   message.batch = hierarchy.timing.batch;
-  message.batch_age_us = static_cast<uint32_t>(std::clamp<int64_t>(absl::ToInt64Microseconds(hierarchy.timing.age), 0, UINT32_MAX));
+  message.batch_age_ns = absl::ToInt64Nanoseconds(hierarchy.timing.age);  // saturates
+  message.slack_ns = absl::ToInt64Nanoseconds(hierarchy.timing.slack);
   message.max_fold = hierarchy.max_fold;
   std::memcpy(message.reducer, options_.strategy.data(), options_.strategy.size());  // length checked in Create
   context_->fleet->Tell(seat.worker, message, {seat.lane_region.fd.get(), seat.slab_region.fd.get()});
@@ -509,7 +510,7 @@ absl::Status PoolJob::Fold(const UpdateId& update, const ObjectKey& key) {
     waiting_.push_back({update, key, 0, ""});
   }
   // All slots are here: nothing more can come until something is folded.
-  if (options_.hierarchy.timing.kind != PoolTiming::Kind::kEager && queued_entries() >= objects_->capacity_slots()) Hurry();
+  if (options_.hierarchy.timing.kind != TimingKind::kEager && queued_entries() >= objects_->capacity_slots()) Hurry();
   return absl::OkStatus();
 }
 

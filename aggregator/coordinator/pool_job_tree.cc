@@ -1,5 +1,6 @@
 // Laps, roles and partials of a job: carries out what TreeState decides. Contract: pool_job.h.
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "aggregator/coordinator/pool_job.h"
@@ -107,6 +108,8 @@ void PoolJob::TellRole(const Seat& seat) {
   message.role = static_cast<uint32_t>(seat.role);
   message.hurry = hurry_ ? 1 : 0;
   message.children = seat.children;
+  message.deadline_ns = goals_.deadline == absl::InfiniteFuture() ? std::numeric_limits<int64_t>::max() : absl::ToUnixNanos(goals_.deadline);
+  message.depth = !tree_ || seat.role == SeatRole::kTop ? 0 : seat.role == SeatRole::kLeaf && tree_->has_middles() ? 2 : 1;
   // The top of a tree takes what is left over, to no goal.
   message.goal_known = seat.goal && !(tree_ && seat.role == SeatRole::kTop) ? 1 : 0;
   message.goal_cursor = seat.lap_base + seat.goal.value_or(0);

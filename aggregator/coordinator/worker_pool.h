@@ -27,6 +27,7 @@
 #include "aggregator/core/server_step.h"
 #include "aggregator/store/object_pool.h"
 #include "common/ids.h"
+#include "common/job_spec.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -45,20 +46,13 @@ struct WorkerStatus {
 
 enum class PoolShape { kFlat, kShard, kTree };
 
-// When a seat folds what is queued for it (aggregator/worker/fold_timing.h).
-struct PoolTiming {
-  enum class Kind { kEager, kLazy, kBatch } kind = Kind::kEager;
-  uint32_t batch = 4;                          // kBatch: when so many are queued, >= 1,
-  absl::Duration age = absl::Milliseconds(50); // or the oldest has waited so long
-};
-
 // How a job's updates become one sum inside this node.
 struct PoolHierarchy {
   PoolShape shape = PoolShape::kShard;
   uint32_t leaves = 2;        // tree: 1 to 32. More than there are workers: they share
   uint32_t fan_in = 0;        // tree: leaves to a middle, >= 2; 0: no middles, all partials go to the top
   bool reuse = true;          // tree: promote in place; false: a fresh process and slab for every role of every round
-  PoolTiming timing;
+  TimingSpec timing = {.kind = TimingKind::kEager};  // when a seat folds what is queued for it (aggregator/core/planners/timing.h)
   uint32_t max_fold = 8;      // updates in one pass over the accumulators, 1 to TB_MAX_BATCH
 };
 
@@ -70,6 +64,7 @@ uint32_t SlabCount(const PoolHierarchy& hierarchy);
 struct RoundGoals {
   uint64_t updates = 0;          // in all; 0: not known
   std::vector<uint32_t> leaves;  // tree: of each leaf (fewer entries: the others take no part); empty: equal shares
+  absl::Time deadline = absl::InfiniteFuture();  // on the boot clock: from then on no timing waits
 };
 
 class WorkerPool {

@@ -175,7 +175,7 @@ double Milliseconds(absl::Time start) { return absl::ToDoubleMilliseconds(absl::
 int T4(const HierarchyBench& options) {
   constexpr int kUpdates = 16;
   constexpr absl::Duration kApart = absl::Milliseconds(25);
-  const auto node_of = [&](PoolTiming::Kind kind) {
+  const auto node_of = [&](TimingKind kind) {
     PoolHierarchy hierarchy = Hierarchy(PoolShape::kFlat);
     hierarchy.timing.kind = kind;
     return std::make_unique<Node>(options.worker_program,
@@ -183,7 +183,7 @@ int T4(const HierarchyBench& options) {
   };
   std::vector<double> lazy, eager, one;
   for (int run = -1; run < options.runs; ++run) {  // the first is not counted
-    for (const PoolTiming::Kind kind : {PoolTiming::Kind::kLazy, PoolTiming::Kind::kEager}) {
+    for (const TimingKind kind : {TimingKind::kLazy, TimingKind::kEager}) {
       const auto node = node_of(kind);
       const std::vector<ObjectKey> keys = node->PublishMany(kUpdates);
       node->BeginRound(kUpdates);
@@ -196,8 +196,8 @@ int T4(const HierarchyBench& options) {
       node->WaitFolded(kUpdates);
       node->Sums();
       const double tail = Milliseconds(last);
-      if (run >= 0) (kind == PoolTiming::Kind::kLazy ? lazy : eager).push_back(tail);
-      if (kind == PoolTiming::Kind::kEager && run >= 0) {  // one more, alone: what one update costs
+      if (run >= 0) (kind == TimingKind::kLazy ? lazy : eager).push_back(tail);
+      if (kind == TimingKind::kEager && run >= 0) {  // one more, alone: what one update costs
         const std::vector<ObjectKey> single = node->PublishMany(1);
         const absl::Time start = absl::Now();
         node->Fold(single[0]);
@@ -338,7 +338,7 @@ int T18(const HierarchyBench& options) {
     PoolHierarchy hierarchy = Hierarchy(arm.shape);
     hierarchy.max_fold = arm.max_fold;
     // All 16 are there before the first is folded, as in the reference: what is compared is the folding.
-    hierarchy.timing.kind = PoolTiming::Kind::kLazy;
+    hierarchy.timing.kind = TimingKind::kLazy;
     arm.node = std::make_unique<Node>(options.worker_program,
                                       Node::Options{.workers = 2, .elements = Elements(options), .slots = kUpdates + 1, .hierarchy = hierarchy});
   }
@@ -389,7 +389,7 @@ int T19(const HierarchyBench& options) {
   for (const bool tree : {false, true}) {
     const PoolHierarchy hierarchy = Hierarchy(tree ? PoolShape::kTree : PoolShape::kShard);
     PoolHierarchy collect = hierarchy;
-    collect.timing.kind = PoolTiming::Kind::kLazy;
+    collect.timing.kind = TimingKind::kLazy;
     const std::string shape = tree ? "tree" : "shard";
     std::vector<double> all, flat;
     for (const int updates : {25, 50, 100, 200}) {

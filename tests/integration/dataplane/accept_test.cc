@@ -20,7 +20,7 @@ double Median(std::vector<double> values) {
 
 // ---- T4: the work left after the last arrival ----
 
-double LastArrivalToResult(PoolTiming::Kind kind) {
+double LastArrivalToResult(TimingKind kind) {
   constexpr int kUpdates = 16;
   PoolRig rig({.elements = 1 << 20, .slots = kUpdates, .lane_capacity = 32, .hierarchy = Timed(Shape(PoolShape::kFlat), kind)});
   rig.BeginRound(1, {.updates = kUpdates, .leaves = {}});
@@ -46,8 +46,8 @@ double LastArrivalToResult(PoolTiming::Kind kind) {
 TEST(T4, EagerLeavesOneUpdateOfWorkAfterTheLastArrivalAndLazyAll) {
   std::vector<double> eager, lazy;
   for (int run = 0; run < 5; ++run) {
-    eager.push_back(LastArrivalToResult(PoolTiming::Kind::kEager));
-    lazy.push_back(LastArrivalToResult(PoolTiming::Kind::kLazy));
+    eager.push_back(LastArrivalToResult(TimingKind::kEager));
+    lazy.push_back(LastArrivalToResult(TimingKind::kLazy));
   }
   std::printf("last arrival to result, 16 updates of 4 MiB, 8 ms apart: eager %.2f ms, lazy %.2f ms\n", Median(eager), Median(lazy));
   // The threshold of 5 is for the full size in a quiet process (worker_bench t4); here machines are shared and builds not optimised.
@@ -195,7 +195,7 @@ TEST(T19, TwoHundredUpdatesThroughEightSlotsNeedNoMoreMemoryThanFifty) {
     const auto many = static_cast<double>(PeakBytes(hierarchy, 8, 200));
     EXPECT_NEAR(many / few, 1.0, 0.05);
     // The baseline keeps what came until all is there.
-    const auto all = static_cast<double>(PeakBytes(Timed(hierarchy, PoolTiming::Kind::kLazy), 200, 200));
+    const auto all = static_cast<double>(PeakBytes(Timed(hierarchy, TimingKind::kLazy), 200, 200));
     std::printf("peak MiB: %.1f at 50, %.1f at 200; collecting all 200: %.1f\n", few / 1048576, many / 1048576, all / 1048576);
     EXPECT_GT(all, 4 * many);
   }

@@ -51,7 +51,7 @@ inline PoolHierarchy Shape(PoolShape shape) {
   hierarchy.shape = shape;
   return hierarchy;
 }
-inline PoolHierarchy Timed(PoolHierarchy hierarchy, PoolTiming::Kind kind) {
+inline PoolHierarchy Timed(PoolHierarchy hierarchy, TimingKind kind) {
   hierarchy.timing.kind = kind;
   hierarchy.timing.age = absl::Milliseconds(5);
   return hierarchy;

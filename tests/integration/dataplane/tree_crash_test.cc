@@ -243,7 +243,7 @@ TEST_P(TreeRandomKillTest, ChangeNoBitAndLoseNoUpdate) {
 INSTANTIATE_TEST_SUITE_P(Shapes, TreeRandomKillTest,
                          ::testing::Values(KillPlan{"flat", Shape(PoolShape::kFlat), 1, 60, 1}, KillPlan{"shard", Shape(PoolShape::kShard), 2, 60, 2},
                                            KillPlan{"tree", Tree(3), 3, 120, 3}, KillPlan{"tree_with_middles", Tree(4, 2), 4, 120, 4},
-                                           KillPlan{"tree_on_two_workers_lazy", Timed(Tree(4), PoolTiming::Kind::kLazy), 2, 80, 5},
+                                           KillPlan{"tree_on_two_workers_lazy", Timed(Tree(4), TimingKind::kLazy), 2, 80, 5},
                                            KillPlan{"tree_without_reuse", Tree(2, 0, false), 1, 60, 6}),
                          ::testing::PrintToStringParamName());
 

@@ -3,6 +3,7 @@
 #include <fstream>
 
 #include "aggregator/core/kernels.h"
+#include "common/clock.h"
 #include "tests/integration/dataplane/pool_rig.h"
 
 namespace tributary::aggregator {
@@ -24,14 +25,16 @@ std::ostream& operator<<(std::ostream& out, const ShapeCase& c) { return out << 
 std::vector<ShapeCase> Shapes() {
   return {
       {"flat", Shape(PoolShape::kFlat), 2},
-      {"flat_lazy", Timed(Shape(PoolShape::kFlat), PoolTiming::Kind::kLazy), 2},
+      {"flat_lazy", Timed(Shape(PoolShape::kFlat), TimingKind::kLazy), 2},
       {"shard", Shape(PoolShape::kShard), 2},
-      {"shard_batch", Timed(Shape(PoolShape::kShard), PoolTiming::Kind::kBatch), 3},
-      {"shard_lazy", Timed(Shape(PoolShape::kShard), PoolTiming::Kind::kLazy), 3},
+      {"shard_batch", Timed(Shape(PoolShape::kShard), TimingKind::kBatch), 3},
+      {"shard_jit", Timed(Shape(PoolShape::kShard), TimingKind::kJit), 2},
+      {"shard_lazy", Timed(Shape(PoolShape::kShard), TimingKind::kLazy), 3},
       {"tree_of_one", Tree(1), 1},
       {"tree_of_two", Tree(2), 2},
-      {"tree_of_two_lazy", Timed(Tree(2), PoolTiming::Kind::kLazy), 2},
-      {"tree_of_three_batch", Timed(Tree(3), PoolTiming::Kind::kBatch), 3},
+      {"tree_of_two_lazy", Timed(Tree(2), TimingKind::kLazy), 2},
+      {"tree_of_two_jit", Timed(Tree(2), TimingKind::kJit), 2},
+      {"tree_of_three_batch", Timed(Tree(3), TimingKind::kBatch), 3},
       {"tree_of_five_on_two_workers", Tree(5), 2},
       {"tree_with_middles", Tree(4, 2), 4},
       {"tree_with_uneven_middles", Tree(5, 2), 3},
@@ -238,7 +241,7 @@ TEST(TreeTest, NamesWhatCannotBe) {
   hierarchy.max_fold = 17;
   EXPECT_THAT(open(hierarchy), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("17")));
   hierarchy = {};
-  hierarchy.timing = {.kind = PoolTiming::Kind::kBatch, .batch = 0};
+  hierarchy.timing = {.kind = TimingKind::kBatch, .batch = 0};
   EXPECT_THAT(open(hierarchy), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("batch")));
   EXPECT_THAT(rig.pool->BeginRound(PoolRig::kJob, 2, {.updates = 0, .leaves = {1, 2, 3}}),
               StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("goals for at most 2 leaves")));
@@ -260,7 +263,7 @@ TEST(TreeTest, SlabMemoryIsOneModelsSumsForEachLeaf) {
 // ---- timing ----
 
 TEST(TimingTest, LazyWaitsForTheGoalAndFoldsAllAtOnce) {
-  PoolRig rig({.workers = 2, .elements = kThreeBlocks, .slots = 16, .lane_capacity = 16, .hierarchy = Timed(Shape(PoolShape::kShard), PoolTiming::Kind::kLazy)});
+  PoolRig rig({.workers = 2, .elements = kThreeBlocks, .slots = 16, .lane_capacity = 16, .hierarchy = Timed(Shape(PoolShape::kShard), TimingKind::kLazy)});
   rig.BeginRound(1, {.updates = 6, .leaves = {}});
   for (int i = 0; i < 5; ++i) rig.FoldRandom();
   EXPECT_FALSE(rig.WaitFoldedBeyond(0, absl::Milliseconds(100)));
@@ -271,7 +274,7 @@ TEST(TimingTest, LazyWaitsForTheGoalAndFoldsAllAtOnce) {
 
 TEST(TimingTest, LazyGivesInWhenNoSlotIsLeftToWaitWith) {
   for (const PoolHierarchy& hierarchy : {Shape(PoolShape::kFlat), Tree(2)}) {
-    PoolRig rig({.workers = 2, .elements = 100, .slots = 8, .hierarchy = Timed(hierarchy, PoolTiming::Kind::kLazy)});
+    PoolRig rig({.workers = 2, .elements = 100, .slots = 8, .hierarchy = Timed(hierarchy, TimingKind::kLazy)});
     rig.BeginRound(1, {.updates = 100, .leaves = {}});
     for (int i = 0; i < 100; ++i) rig.FoldRandom();
     ASSERT_TRUE(rig.WaitSettled());
@@ -281,7 +284,7 @@ TEST(TimingTest, LazyGivesInWhenNoSlotIsLeftToWaitWith) {
 
 TEST(TimingTest, ABatchIsFoldedWhenItIsFullOrOld) {
   PoolHierarchy hierarchy = Shape(PoolShape::kFlat);
-  hierarchy.timing = {.kind = PoolTiming::Kind::kBatch, .batch = 4, .age = absl::Hours(1)};
+  hierarchy.timing = {.kind = TimingKind::kBatch, .batch = 4, .age = absl::Hours(1)};
   {
     PoolRig rig({.elements = 100, .slots = 16, .hierarchy = hierarchy});
     for (int i = 0; i < 3; ++i) rig.FoldRandom();
@@ -297,10 +300,33 @@ TEST(TimingTest, ABatchIsFoldedWhenItIsFullOrOld) {
   rig.ExpectSumsEqualReference();
 }
 
+TEST(TimingTest, NothingWaitsBeyondTheDeadlineOfTheRound) {
+  for (const TimingKind kind : {TimingKind::kLazy, TimingKind::kJit}) {
+    for (const PoolHierarchy& hierarchy : {Shape(PoolShape::kFlat), Tree(2)}) {
+      PoolRig rig({.workers = 2, .elements = 100, .slots = 16, .hierarchy = Timed(hierarchy, kind)});
+      rig.BeginRound(1, {.updates = 9, .leaves = {}, .deadline = BootClock().Now() + absl::Milliseconds(300)});
+      rig.FoldRandom();
+      EXPECT_FALSE(rig.WaitFoldedBeyond(0, absl::Milliseconds(100)));
+      EXPECT_TRUE(rig.WaitFoldedBeyond(0, absl::Seconds(20)));
+      rig.ExpectSumsEqualReference();
+    }
+  }
+}
+
+TEST(TimingTest, JustInTimeFoldsAtOnceWhenAllIsThere) {
+  PoolRig rig({.workers = 2, .elements = 100, .slots = 16, .hierarchy = Timed(Shape(PoolShape::kShard), TimingKind::kJit)});
+  rig.BeginRound(1, {.updates = 2, .leaves = {}, .deadline = BootClock().Now() + absl::Hours(1)});
+  rig.FoldRandom();
+  EXPECT_FALSE(rig.WaitFoldedBeyond(0, absl::Milliseconds(50)));
+  rig.FoldRandom();
+  ASSERT_TRUE(rig.WaitSettled());
+  rig.ExpectSumsEqualReference();
+}
+
 // ---- figures ----
 
 TEST(StatusTest, TellsRoleQueueMeanTimeAndRateOfEveryWorker) {
-  PoolHierarchy hierarchy = Timed(Shape(PoolShape::kShard), PoolTiming::Kind::kLazy);
+  PoolHierarchy hierarchy = Timed(Shape(PoolShape::kShard), TimingKind::kLazy);
   PoolRig rig({.workers = 2, .elements = kThreeBlocks, .slots = 16, .lane_capacity = 16, .hierarchy = hierarchy});
   rig.BeginRound(1, {.updates = 10, .leaves = {}});
   for (int i = 0; i < 9; ++i) rig.FoldRandom();
