@@ -179,7 +179,6 @@ class HeaderHandler final : public nlohmann::json_sax<json> {
   bool Unexpected(const std::string& got) {
     switch (state_) {
       case kStart:
-        return Fail("expected an object, got {}", got);
       case kTop:
         return Fail("expected an object, got {}", got);
       case kMetadata:

@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# Benchmarks. `round` prints one JSON document on stdout.
+# Benchmarks. `round` and `dataplane` print one JSON document on stdout.
 #   scripts/bench.sh round K SIZE_MB ROUNDS [options of tests/bench/round_bench.py]   a round of K clients that return SIZE_MB MiB
 #   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags,
 #                                                                                     worker also t4|t4b|t11|t18|t19|recovery [RUNS] [MIB]
+#   scripts/bench.sh dataplane [T1 … T20] [--runs N] [--quick] [--out DIR]             the data plane's acceptance measurements, judged: a table
+#                                                                                     in DIR (build/dataplane-DATE) and a JSON document
 #   scripts/bench.sh planner [T4|T8|T8b|T10|T10b|sweep|ladder ...] [--seeds N]        the control plane, one JSON line a measurement
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,8p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
+# Builds what it needs by itself, which is little of the product.
+if [ "$name" = dataplane ]; then
+  [ -f "$build/build.ninja" ] || "$root/scripts/deps.sh" >&2
+  exec python3 "$root/tests/bench/dataplane_bench.py" --build "$build" --dev-build "${TRIBUTARY_DEV_BUILD:-$root/build/dev}" "$@"
+fi
 if [ ! -x "$build/bin/tributary-aggregator" ] || [ ! -x "$build/bin/trib-scripted-client" ]; then
   "$root/scripts/deps.sh" >&2
   (cd "$root" && cmake --preset release && cmake --build --preset release) >&2

@@ -15,7 +15,7 @@ readonly venv_dir=$cache/venv
 readonly wheels=$cache/wheels
 
 packages=(
-  ca-certificates git g++ cmake ninja-build ccache clang clang-tidy pkg-config
+  ca-certificates git g++ cmake ninja-build ccache clang clang-tidy pkg-config bpftool libbpf-dev
   protobuf-compiler protobuf-compiler-grpc libgrpc++-dev libprotobuf-dev libabsl-dev
   librocksdb-dev libsnappy-dev liblz4-dev libbz2-dev
   libgtest-dev libgmock-dev libbenchmark-dev

@@ -60,7 +60,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (layout.float_dtype() != spec.dtype) {
       return InvalidArgument("dtype: the job says {}, its {} are {}", DTypeName(spec.dtype), origin, DTypeName(layout.float_dtype()));
     }
-    absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, layout);
+    absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, layout, options_.find_strategy(spec.strategy.name), Limits());
     // An unknown strategy is a wrong job, not a missing one.
     if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));
     if (!made.ok()) return made.status();

@@ -191,8 +191,9 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
     }
   }
   if (job->Open()) {
-    const absl::Status begun = workers_->BeginRound(job->runtime->number, static_cast<uint32_t>(++job->round_number));
+    const absl::Status begun = BeginRound(*job, *job->runtime, ++job->round_number, 0);
     Post(job, VersionCommitted{commit.version});
+    if (job->Open()) job->hurry_at = job->runtime->round->deadline();
     if (!begun.ok() && job->Open() && !job->finishing) LoseAggregate(job, MessageOf(begun));
   }
   MarkChanged(*job, /*persist=*/job->Final());
@@ -206,6 +207,8 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   // The commit that is about to come makes the partial superfluous.
   if (!draining_ && static_cast<int64_t>(round.updates_in()) >= round.updates_expected()) return;
   if (job->in_flight > 0) {
+    // Lazy workers would wait for those that would wait for them. Their clients keep the updates; the journal comes when all is folded.
+    if (!draining_ && MayRest(*job->runtime)) return;
     job->quiescing = true;  // what comes meanwhile waits; the folds under way end soon
     return;
   }

@@ -106,7 +106,11 @@ void Coordinator::Drain(absl::Duration timeout) {
     message.mutable_draining()->set_reason("the aggregator is shutting down");
     SendTo(client, std::move(message));
   }
-  for (const JobPtr& job : jobs_) job->next_journal = absl::InfinitePast();  // keep what is folded, where the job is durable
+  for (const JobPtr& job : jobs_) {
+    job->next_journal = absl::InfinitePast();  // keep what is folded, where the job is durable
+    job->hurry_at = absl::InfinitePast();      // and fold what is here
+    HurryIfDue(*job, clock_->Now());
+  }
   loop_wake_.Signal();
   const absl::Time give_up = absl::Now() + timeout;
   const auto busy = [&]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
@@ -144,7 +148,7 @@ absl::Time Coordinator::NextWake() const {
   absl::Time next = next_client_scan_;
   for (const JobPtr& job : jobs_) {
     if (!job->Open()) continue;
-    next = std::min(next, job->wake);
+    next = std::min({next, job->wake, job->hurry_at});
     if (job->finishing) next = std::min(next, job->finish_by);
     if (job->folded_since_journal > 0 && !job->journalling && !job->quiescing && job->spec.durability == Durability::kDurable &&
         static_cast<int64_t>(job->runtime->round->updates_in()) < job->runtime->round->updates_expected()) {
@@ -294,6 +298,7 @@ void Coordinator::CloseRuntimes() {
 void Coordinator::RunTimers(absl::Time now) {
   for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
     if (!job->Open()) continue;
+    HurryIfDue(*job, now);
     if (job->wake <= now) {
       job->wake = absl::InfiniteFuture();
       Post(job, Tick{});

@@ -31,6 +31,7 @@
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
+#include "aggregator/core/strategy.h"
 #include "aggregator/state/state_store.h"
 #include "common/clock.h"
 #include "tributary/v1/admin.pb.h"
@@ -48,6 +49,7 @@ struct CoordinatorOptions {
   absl::Duration refused_grace = absl::Seconds(2);     // for another update of a task whose update was refused
   absl::Duration poll = absl::Milliseconds(250);       // longest sleep of the loop; matters under a fake clock only
   size_t max_clients = 100'000;
+  const StrategyEntry* (*find_strategy)(std::string_view name) = FindStrategy;  // tests bring traits that no strategy has yet
   std::string software = "tributary-aggregator";
 };
 
@@ -131,8 +133,15 @@ class Coordinator {
   // Reads the job's state from the store and starts its engine. The caller has set job->opening and the budget.
   absl::Status OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime> runtime, size_t pool_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status LoadJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);   // metrics and timings, for people
-  absl::StatusOr<std::vector<RoundContributor>> RestorePartial(const Job& job, const JobRuntime& runtime, uint64_t version, std::vector<UpdateEntry>* entries);
+  absl::StatusOr<std::vector<RoundContributor>> RestorePartial(Job& job, JobRuntime& runtime, uint64_t version, std::vector<UpdateEntry>* entries);
   void OpenQueuedJobs() ABSL_LOCKS_EXCLUDED(mutex_);
+  PlannerLimits Limits() const;
+  // The workers' next round, of which `done` updates are in the sums already or will be restored.
+  absl::Status BeginRound(Job& job, JobRuntime& runtime, uint64_t number, uint64_t done);
+  // Whether updates may wait with the workers for others to come, for longer than anybody should wait for them.
+  static bool MayRest(const JobRuntime& runtime);
+  // Once workers need not wait any more: the deadline has passed, or the server goes away.
+  void HurryIfDue(Job& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Finalize(Job& job, v1::JobState state, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MarkChanged(Job& job, bool persist) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Record(const Job& job, const std::string& kind, const std::string& client, uint64_t task, const std::string& text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

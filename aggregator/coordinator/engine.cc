@@ -183,7 +183,8 @@ void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
   // Held folds belong to the lost aggregate too.
   for (const auto& [update, key] : job->held) job->runtime->pool->Release(key);
   job->held.clear();
-  const absl::Status begun = workers_->BeginRound(job->runtime->number, static_cast<uint32_t>(++job->round_number));
+  const absl::Status begun = BeginRound(*job, *job->runtime, ++job->round_number, 0);
+  job->hurry_at = job->runtime->round->deadline();
   if (!begun.ok()) return Finalize(*job, v1::JOB_STATE_FAILED, fmt::format("the workers cannot start a new aggregate: {}", MessageOf(begun)));
   // What was handed over, or waits for the lost commit, must be sent again; what waits for the next version in `arriving` is kept.
   std::vector<UpdateKeyRef> lost;

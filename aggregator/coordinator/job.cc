@@ -122,7 +122,8 @@ v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLa
   return row;
 }
 
-absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout) {
+absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout, const StrategyEntry* entry,
+                                                        const PlannerLimits& limits) {
   auto runtime = std::make_shared<JobRuntime>();
   runtime->layout = layout;
   runtime->fingerprint = layout.Fingerprint();
@@ -133,8 +134,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
-  TRIB_RETURN_IF_ERROR(ResolveHierarchy(spec.hierarchy, spec.strategy.name, FindStrategy(spec.strategy.name)->trait).status());
+  if (entry == nullptr) return Internal("strategy '{}': it can be made but is not in the table", spec.strategy.name);
+  TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, entry->trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
+  runtime->planner = std::make_unique<RoundPlanner>(hierarchy, limits, spec.cohort.size, std::max<size_t>(1, WorkerBytes(*runtime)));
   runtime->shelf = std::make_shared<ModelBuffer::Shelf>(layout.total_bytes());
   return runtime;
 }
@@ -143,6 +146,6 @@ size_t WorkerBytes(const JobRuntime& runtime) {
   return runtime.layout.float_count() * runtime.reducer->state_bytes_per_element() + runtime.layout.counter_count() * 8;
 }
 
-size_t SlabMemory(const JobRuntime& runtime) { return WorkerBytes(runtime) * SlabCount(runtime.hierarchy); }
+size_t SlabMemory(const JobRuntime& runtime) { return WorkerBytes(runtime) * SlabCount(runtime.planner->pool()); }
 
 }  // namespace tributary::aggregator

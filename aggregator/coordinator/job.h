@@ -25,6 +25,7 @@
 #include <absl/synchronization/mutex.h>
 
 #include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/server_step.h"
@@ -117,7 +118,7 @@ struct JobRuntime {
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
-  PoolHierarchy hierarchy;                 // how the workers share the work
+  std::unique_ptr<RoundPlanner> planner;   // how the workers share the work; under the mutex once the job is open
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::shared_ptr<ModelBuffer::Shelf> shelf;
   std::unique_ptr<Round> round;            // under the mutex
@@ -164,6 +165,7 @@ struct Job {
   std::string commit_trouble;              // the state store's last answer while a commit is tried again
   size_t in_flight = 0;                    // handed to the workers, not reported yet
   uint64_t round_number = 0;               // workers' round
+  absl::Time hurry_at = absl::InfiniteFuture();  // its deadline, after which no timing makes workers wait
   size_t folded_since_journal = 0;
   bool quiescing = false;                  // folds wait in `held` until the partial is journalled
   bool journalling = false;
@@ -194,8 +196,9 @@ v1::Job ToProto(const Job& job);
 // Row of a new job. `id` is "<name>-<6 hex>".
 v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLayout& layout, const std::string& artifact_sha256);
 
-// Layout, strategy, reducer of a job; no pool, workers or engine yet.
-absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout);
+// Layout, strategy, reducer of a job; no pool, workers or engine yet. `entry`: of the job's strategy, or null where there is none.
+absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout, const StrategyEntry* entry,
+                                                        const PlannerLimits& limits);
 
 // Bytes of the job's sums: of a journalled partial, and of a worker's slab that holds them all.
 size_t WorkerBytes(const JobRuntime& runtime);

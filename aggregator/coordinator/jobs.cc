@@ -14,6 +14,7 @@ constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
 constexpr size_t kMaxStoredEvents = 10'000;
 constexpr size_t kPage = 4096;
+constexpr absl::Duration kLongRest = absl::Seconds(1);
 constexpr double kMiB = 1024.0 * 1024.0;
 
 size_t SlotBytes(const JobRuntime& runtime) {
@@ -27,6 +28,40 @@ size_t Coordinator::UsedBudget() const {
   for (const JobPtr& job : jobs_) used += job->budget_bytes;
   for (const auto& runtime : retired_) used += runtime->pool->committed_bytes();
   return used;
+}
+
+PlannerLimits Coordinator::Limits() const {
+  // Half of the pool for the sums of one job: the rest is for updates, and for other jobs.
+  return {.workers = options_.workers.workers, .sums_bytes = options_.pool_bytes / 2};
+}
+
+absl::Status Coordinator::BeginRound(Job& job, JobRuntime& runtime, uint64_t number, uint64_t done) {
+  const absl::Time now = clock_->Now();
+  RoundPlanner& planner = *runtime.planner;
+  if (planner.EstimateDue(now)) {
+    TRIB_ASSIGN_OR_RETURN(const auto estimate, workers_->LoadOf(runtime.number));
+    planner.OnEstimate(now, estimate);
+  }
+  const int64_t left = job.spec.cohort.size - static_cast<int64_t>(done);
+  TRIB_ASSIGN_OR_RETURN(const RoundGoals goals, planner.Next(number, std::max<int64_t>(0, left)));
+  return workers_->BeginRound(runtime.number, static_cast<uint32_t>(number), goals);
+}
+
+bool Coordinator::MayRest(const JobRuntime& runtime) {
+  const TimingSpec& timing = runtime.planner->pool().timing;
+  switch (timing.kind) {
+    case TimingKind::kEager: return false;
+    case TimingKind::kBatch: return timing.age > kLongRest;
+    case TimingKind::kLazy:
+    case TimingKind::kJit: return true;
+  }
+  return true;
+}
+
+void Coordinator::HurryIfDue(Job& job, absl::Time now) {
+  if (!job.Open() || job.hurry_at > now) return;
+  job.hurry_at = absl::InfiniteFuture();
+  workers_->Hurry(job.runtime->number);
 }
 
 void Coordinator::OpenQueuedJobs() {
@@ -53,7 +88,7 @@ void Coordinator::OpenQueuedJobs() {
     bool fits = true;
     if (absl::StatusOr<TensorLayout> layout = LayoutFromProto(layout_row); !layout.ok()) {
       status = layout.status();
-    } else if (auto made = MakeRuntime(job->spec, *layout); !made.ok()) {
+    } else if (auto made = MakeRuntime(job->spec, *layout, options_.find_strategy(job->spec.strategy.name), Limits()); !made.ok()) {
       status = made.status();
     } else {
       runtime = *std::move(made);
@@ -112,7 +147,7 @@ absl::Status Coordinator::LoadJob(const JobPtr& job) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(const Job& job, const JobRuntime& runtime, uint64_t version,
+absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& job, JobRuntime& runtime, uint64_t version,
                                                                           std::vector<UpdateEntry>* entries) {
   std::vector<RoundContributor> restored;
   if (job.spec.durability != Durability::kDurable) return restored;
@@ -132,6 +167,7 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(const 
   }
   std::vector<int64_t> counters(runtime.layout.counter_count());
   if (counters_bytes > 0) std::memcpy(counters.data(), partial->sums.data() + (expected - counters_bytes), counters_bytes);
+  TRIB_RETURN_IF_ERROR(BeginRound(job, runtime, 1, static_cast<uint64_t>(partial->row.contributors_size())));
   TRIB_RETURN_IF_ERROR(workers_->WriteSums(runtime.number, std::span<const std::byte>(partial->sums).first(expected - counters_bytes), counters));
   for (int i = 0; i < partial->row.contributors_size(); ++i) {
     const v1::Contributor& row = partial->row.contributors(i);
@@ -193,10 +229,10 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   worker_options.strategy = job->spec.strategy.name;
   worker_options.layout = runtime->layout;
   worker_options.arithmetic = runtime->arithmetic;
-  worker_options.hierarchy = runtime->hierarchy;
+  worker_options.hierarchy = runtime->planner->pool();
   TRIB_RETURN_IF_ERROR(workers_->OpenJob(worker_options, runtime->pool.get()));
   std::vector<UpdateEntry> entries;
-  absl::Status status = workers_->BeginRound(runtime->number, 1);
+  absl::Status status = BeginRound(*job, *runtime, 1, 0);
   RoundOptions round_options;
   if (status.ok()) {
     absl::StatusOr<std::vector<RoundContributor>> restored = RestorePartial(*job, *runtime, version, &entries);
@@ -206,7 +242,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
       // Contributors that were told JOURNALED learn UNKNOWN when they attach, and send again.
       TRIB_LOG(error, "job {}: {}", job->id, MessageOf(restored.status()));
       entries.clear();
-      status = workers_->BeginRound(runtime->number, 1);
+      status = BeginRound(*job, *runtime, 1, 0);
     }
   }
   if (!status.ok()) {
@@ -223,6 +259,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   job->runtime = std::move(runtime);
   job->model = std::move(current);
   job->round_number = 1;
+  job->hurry_at = job->runtime->round->deadline();
   job->in_flight = 0;
   job->folded_since_journal = 0;
   job->next_journal = now + options_.journal_every;

@@ -30,8 +30,12 @@ absl::Status CheckHierarchy(const WorkerPool::JobOptions& options) {
   if (hierarchy.max_fold == 0 || hierarchy.max_fold > TB_MAX_BATCH) {
     return InvalidArgument("job {}: expected 1 to {} updates a pass, got {}", options.job, TB_MAX_BATCH, hierarchy.max_fold);
   }
-  if (hierarchy.timing.batch < 1) {
-    return InvalidArgument("job {}: timing batch: expected at least 1 update, got {}", options.job, hierarchy.timing.batch);
+  if (hierarchy.timing.batch < 1 || hierarchy.timing.batch > TB_MAX_LANE_CAPACITY) {
+    return InvalidArgument("job {}: timing batch: expected at least 1 update and at most {}, got {}", options.job, TB_MAX_LANE_CAPACITY,
+                           hierarchy.timing.batch);
+  }
+  if (hierarchy.load_window <= absl::ZeroDuration()) {
+    return InvalidArgument("job {}: expected a load window above 0, got {}", options.job, absl::FormatDuration(hierarchy.load_window));
   }
   if (hierarchy.shape != PoolShape::kTree) return absl::OkStatus();
   if (hierarchy.leaves == 0 || hierarchy.leaves > TreeState::kMaxLeaves) {
@@ -141,7 +145,9 @@ absl::Status PoolJob::MakeSeats() {
     }
     return absl::OkStatus();
   }
-  const auto ranges = SplitRange(options_.layout.float_count(), hierarchy.shape == PoolShape::kFlat ? 1 : context_->workers);
+  uint32_t shards = hierarchy.shards == 0 ? context_->workers : std::min(hierarchy.shards, context_->workers);
+  if (hierarchy.shape == PoolShape::kFlat) shards = 1;
+  const auto ranges = SplitRange(options_.layout.float_count(), shards);
   for (uint32_t i = 0; i < ranges.size(); ++i) {
     SlabShape shape = WholeShape();
     shape.first_element = ranges[i].first;
@@ -200,9 +206,10 @@ void PoolJob::TellSeat(uint32_t number) {
   message.lane_bytes = seat.lane_region.bytes.size();
   message.slab_bytes = seat.slab_region.bytes.size();
   message.timing = static_cast<uint32_t>(hierarchy.timing.kind);
-  message.batch = hierarchy.timing.batch;
-  message.batch_age_ns = absl::ToInt64Nanoseconds(hierarchy.timing.age);  // saturates
-  message.slack_ns = absl::ToInt64Nanoseconds(hierarchy.timing.slack);
+  const auto microseconds = [](absl::Duration d) { return static_cast<uint32_t>(std::clamp<int64_t>(absl::ToInt64Microseconds(d), 0, UINT32_MAX)); };
+  message.batch = static_cast<uint32_t>(hierarchy.timing.batch);  // in range: checked in Create
+  message.batch_age_us = microseconds(hierarchy.timing.age);
+  message.slack_us = microseconds(hierarchy.timing.slack);
   message.max_fold = hierarchy.max_fold;
   std::memcpy(message.reducer, options_.strategy.data(), options_.strategy.size());  // length checked in Create
   context_->fleet->Tell(seat.worker, message, {seat.lane_region.fd.get(), seat.slab_region.fd.get()});
@@ -273,6 +280,7 @@ void PoolJob::Lose(std::string reason) {
   seats_.clear();
   queues_.clear();
   edges_.clear();
+  CountInHand(context_->clock.Now());
   context_->reports->push_back({PoolReport::Kind::kLost, options_.job, {}, std::move(reason)});
 }
 
@@ -304,7 +312,12 @@ void PoolJob::Enqueue(uint32_t number, Entry entry) {
     ++seat.assigned;
     context_->tallies[seat.worker].arrivals.Count(now);
   }
+  CountInHand(now);  // before this one: a rest may be over by now
+  entry.arrived = now;
   queue.entries.push_back(std::move(entry));
+  queue.arrivals.OnArrival(now);
+  if (queue.entries.size() == 1 || queue.resting) Judge(queue, now);  // otherwise the seats are at work: it is in hand
+  CountInHand(now);
   Pump(queue);
 }
 
@@ -363,6 +376,12 @@ void PoolJob::Complete(Queue& queue) {
                               std::popcount(entry.refused_by), queue.seats.size(), entry.reason));
     }
   }
+  if (passed == 0) return;
+  const absl::Time now = context_->clock.Now();
+  CountInHand(now);
+  load_.OnFolded(now, static_cast<int64_t>(passed));
+  Judge(queue, now);
+  CountInHand(now);
 }
 
 bool PoolJob::Settle() {
@@ -493,6 +512,10 @@ void PoolJob::Hurry() {
   for (auto& [number, seat] : seats_) {
     if (seat.role_lap == lap_ && seat.role != SeatRole::kParked) SetRole(number, seat.role, seat.children);
   }
+  const absl::Time now = context_->clock.Now();
+  CountInHand(now);
+  for (auto& [number, queue] : queues_) Judge(queue, now);
+  CountInHand(now);
 }
 
 absl::Status PoolJob::Fold(const UpdateId& update, const ObjectKey& key) {
@@ -505,7 +528,10 @@ absl::Status PoolJob::Fold(const UpdateId& update, const ObjectKey& key) {
   if (tree_ && tree_->closed()) BeginLap(tree_->top());
   const std::optional<uint32_t> seat = ChooseSeat();
   if (seat) {
+    // Nobody knows how many more come to a top, and nothing is awaited for whom lazy timing could wait.
+    const bool beyond = tree_ && tree_->top() == seat && options_.hierarchy.timing.kind != TimingKind::kEager;
     Enqueue(*seat, {update, key, 0, ""});
+    if (beyond) Hurry();
   } else {
     waiting_.push_back({update, key, 0, ""});
   }

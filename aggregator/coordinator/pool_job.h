@@ -83,6 +83,7 @@ class PoolJob {
   // Of one worker: changes with all it does here; is something queued for it.
   void AddWork(uint32_t worker, WorkerFleet::Owner::Work* work) const;
   void AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns, uint64_t* handled, SeatRole* role) const;
+  std::optional<LoadEstimator::Estimate> Load();
   const WorkerPool::TreeStats& stats() const { return stats_; }
   ObjectPool* objects() const { return objects_; }
 
@@ -92,6 +93,7 @@ class PoolJob {
     ObjectKey key;
     uint64_t refused_by = 0;  // a bit for each seat of the queue
     std::string reason;
+    absl::Time arrived{};
   };
   // Updates on their way to some seats, one lane each. Every lane gets the same descriptors in the same order: entries[i] has lane
   // cursor base + i in all of them.
@@ -100,6 +102,10 @@ class PoolJob {
     std::deque<Entry> entries;
     size_t pushed = 0;  // entries[0, pushed) are in the lanes
     uint32_t base = 0;
+    // What its seats' timing makes of it, as far as we can tell from here:
+    bool resting = false;                              // entries wait because the timing wants them to,
+    absl::Time rest_until = absl::InfiniteFuture();    // at most until then
+    LastArrivalEstimator arrivals;
   };
   // One worker's part of the job.
   struct Seat {
@@ -143,7 +149,11 @@ class PoolJob {
   };
 
   PoolJob(const WorkerPool::JobOptions& options, ObjectPool* objects, PoolContext* context)
-      : options_(options), objects_(objects), context_(context) {}
+      : options_(options),
+        objects_(objects),
+        context_(context),
+        timing_(MakeTimingPolicy(options.hierarchy.timing)),
+        load_(options.hierarchy.load_window) {}
 
   // Seats.
   absl::Status MakeSeats();  // fresh lanes and slabs
@@ -163,6 +173,11 @@ class PoolJob {
   size_t queued_entries() const;
   absl::Status CheckOpen() const;  // FAILED_PRECONDITION before BeginRound or after Lose
   std::string CheckTotals(const Seat& seat) const;  // empty, or what is wrong
+
+  // Load (pool_job_load.cc): whether the queue rests, after something about it changed; and what is in hand, of all queues.
+  void Judge(Queue& queue, absl::Time now);
+  void CountInHand(absl::Time now);
+  uint32_t Depth(SeatRole role) const;
 
   // Laps and the tree (pool_job_tree.cc).
   void BeginLap(std::optional<uint32_t> holder);
@@ -198,6 +213,8 @@ class PoolJob {
   std::vector<Edge> edges_;
   std::deque<Entry> waiting_;         // tree: beyond all goals, until there is a top
   WorkerPool::TreeStats stats_;
+  const std::unique_ptr<TimingPolicy> timing_;
+  LoadEstimator load_;
 };
 
 }  // namespace tributary::aggregator

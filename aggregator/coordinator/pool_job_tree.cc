@@ -1,6 +1,5 @@
 // Laps, roles and partials of a job: carries out what TreeState decides. Contract: pool_job.h.
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "aggregator/coordinator/pool_job.h"
@@ -65,11 +64,19 @@ void PoolJob::BeginLap(std::optional<uint32_t> holder) {
     seat.promised.reset();
     ++at;
   }
+  const auto open_queues = [this] {
+    const absl::Time now = context_->clock.Now();
+    for (auto& [number, queue] : queues_) {
+      queue.resting = false;
+      queue.arrivals.OnRoundOpened(now, seats_.at(queue.seats.front()).goal.value_or(0));
+    }
+  };
   if (!tree_) {
     for (auto& [number, seat] : seats_) {
       if (goals_.updates > counted_.updates) seat.goal = static_cast<uint32_t>(goals_.updates - counted_.updates);
       SetRole(number, options_.hierarchy.shape == PoolShape::kFlat ? SeatRole::kTop : SeatRole::kRange, 0);
     }
+    open_queues();
     return;
   }
   const std::vector<std::optional<uint32_t>> goals = LeafGoals(holder);
@@ -83,6 +90,7 @@ void PoolJob::BeginLap(std::optional<uint32_t> holder) {
     seats_.at(0).goal.reset();
     used[0] = true;
   }
+  open_queues();
   Execute(tree_->Begin(used, holder));
 }
 
@@ -108,8 +116,7 @@ void PoolJob::TellRole(const Seat& seat) {
   message.role = static_cast<uint32_t>(seat.role);
   message.hurry = hurry_ ? 1 : 0;
   message.children = seat.children;
-  message.deadline_ns = goals_.deadline == absl::InfiniteFuture() ? std::numeric_limits<int64_t>::max() : absl::ToUnixNanos(goals_.deadline);
-  message.depth = !tree_ || seat.role == SeatRole::kTop ? 0 : seat.role == SeatRole::kLeaf && tree_->has_middles() ? 2 : 1;
+  message.depth = Depth(seat.role);
   // The top of a tree takes what is left over, to no goal.
   message.goal_known = seat.goal && !(tree_ && seat.role == SeatRole::kTop) ? 1 : 0;
   message.goal_cursor = seat.lap_base + seat.goal.value_or(0);
@@ -161,6 +168,7 @@ void PoolJob::Execute(const std::vector<TreeAction>& actions) {
     Entry entry = std::move(waiting_.front());
     waiting_.pop_front();
     Enqueue(*top, std::move(entry));
+    if (waiting_.empty() && options_.hierarchy.timing.kind != TimingKind::kEager) Hurry();  // as in Fold
   }
 }
 

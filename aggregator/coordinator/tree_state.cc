@@ -8,7 +8,8 @@ namespace tributary::aggregator {
 
 void TreeState::Build() {
   nodes_.assign(options_.leaves, {});
-  const uint32_t middles = has_middles() ? (options_.leaves + options_.fan_in - 1) / options_.fan_in : 0;
+  const uint32_t groups = options_.fan_in == 0 ? 1 : (options_.leaves + options_.fan_in - 1) / options_.fan_in;
+  const uint32_t middles = groups > 1 ? groups : 0;
   const uint32_t top = options_.leaves + middles;
   nodes_.resize(top + 1);
   nodes_[top].role = SeatRole::kTop;

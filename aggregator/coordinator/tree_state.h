@@ -69,7 +69,6 @@ class TreeState {
   uint64_t children(uint32_t seat) const;
   bool merged(uint32_t node) const { return nodes_[node].merged; }
   uint32_t leaves() const { return options_.leaves; }
-  bool has_middles() const { return options_.fan_in != 0 && options_.fan_in < options_.leaves; }
 
  private:
   struct Node {

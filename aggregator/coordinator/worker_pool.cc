@@ -313,6 +313,12 @@ std::vector<WorkerStatus> WorkerPool::Status() const {
   return all;
 }
 
+absl::StatusOr<std::optional<LoadEstimator::Estimate>> WorkerPool::LoadOf(uint32_t job) {
+  absl::MutexLock lock(&impl_->mutex);
+  TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
+  return found->Load();
+}
+
 absl::StatusOr<WorkerPool::TreeStats> WorkerPool::StatsOf(uint32_t job) const {
   absl::MutexLock lock(&impl_->mutex);
   TRIB_ASSIGN_OR_RETURN(const PoolJob* const found, impl_->Find(job));

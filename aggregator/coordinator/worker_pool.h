@@ -20,14 +20,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "aggregator/core/planners/capacity.h"
+#include "aggregator/core/planners/timing.h"
 #include "aggregator/core/reducer.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/store/object_pool.h"
 #include "common/ids.h"
-#include "common/job_spec.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -49,11 +51,13 @@ enum class PoolShape { kFlat, kShard, kTree };
 // How a job's updates become one sum inside this node.
 struct PoolHierarchy {
   PoolShape shape = PoolShape::kShard;
+  uint32_t shards = 0;        // shard: ranges at most; 0: one for each worker
   uint32_t leaves = 2;        // tree: 1 to 32. More than there are workers: they share
   uint32_t fan_in = 0;        // tree: leaves to a middle, >= 2; 0: no middles, all partials go to the top
   bool reuse = true;          // tree: promote in place; false: a fresh process and slab for every role of every round
-  TimingSpec timing = {.kind = TimingKind::kEager};  // when a seat folds what is queued for it (aggregator/core/planners/timing.h)
+  TimingSpec timing{.kind = TimingKind::kEager};  // when a seat folds what is queued for it (core/planners/timing.h)
   uint32_t max_fold = 8;      // updates in one pass over the accumulators, 1 to TB_MAX_BATCH
+  absl::Duration load_window = absl::Seconds(30);  // of LoadOf, > 0
 };
 
 // How many models' sums such a job keeps at one time: 1 for flat and shard, one a leaf for a tree, and without reuse one a parent too.
@@ -64,7 +68,6 @@ uint32_t SlabCount(const PoolHierarchy& hierarchy);
 struct RoundGoals {
   uint64_t updates = 0;          // in all; 0: not known
   std::vector<uint32_t> leaves;  // tree: of each leaf (fewer entries: the others take no part); empty: equal shares
-  absl::Time deadline = absl::InfiniteFuture();  // on the boot clock: from then on no timing waits
 };
 
 class WorkerPool {
@@ -122,6 +125,8 @@ class WorkerPool {
   absl::Status WriteSums(uint32_t job, std::span<const std::byte> state, std::span<const int64_t> counters);
 
   std::vector<WorkerStatus> Status() const;
+  // What the job's updates have cost lately: the planner's k, E and Q. nullopt: nothing was folded in the window.
+  absl::StatusOr<std::optional<LoadEstimator::Estimate>> LoadOf(uint32_t job);
   // Of a job's tree, since OpenJob.
   struct TreeStats {
     uint64_t promotions = 0;           // roles taken over in place

@@ -102,6 +102,7 @@ class Round {
   bool finished() const { return finished_; }
   size_t updates_in() const;        // taken for the open aggregate
   int64_t updates_expected() const;
+  absl::Time deadline() const { return opened_ + spec_.cohort.deadline; }  // of the open version; InfiniteFuture: none
   // Why nothing moves, in words: "waiting for 3 more of 8 updates: 4 clients training (oldest 41 s); deadline in 19 s";
   // "waiting for clients: 2 of 10 connected"; "" when nothing waits (a fold or a commit is under way).
   std::string WaitingFor(absl::Time now) const;

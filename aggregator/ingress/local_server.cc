@@ -64,21 +64,20 @@ void LocalServer::Run() {
 }
 
 void LocalServer::Serve(int connection) {
+  // Read also what will be refused: closing with unread bytes would take the answer away from the client.
+  const absl::StatusOr<ReceivedRecord> record = ReceiveRecord(connection, kMaxRequestBytes, kTimeout, kWhat);
   const absl::StatusOr<uid_t> user = PeerUser(connection);
+  v1::LocalRequest request;
   v1::LocalAnswer answer;
   UniqueFd fd;
   if (!user.ok() || *user != ::geteuid()) {
     answer = Failed(PermissionDenied("{}: expected a client of user {}, got one of user {}", kWhat, ::geteuid(), user.ok() ? *user : -1));
+  } else if (!record.ok()) {
+    answer = Failed(record.status());
+  } else if (!request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size()))) {
+    answer = Failed(InvalidArgument("{}: malformed request", kWhat));
   } else {
-    const absl::StatusOr<ReceivedRecord> record = ReceiveRecord(connection, kMaxRequestBytes, kTimeout, kWhat);
-    v1::LocalRequest request;
-    if (!record.ok()) {
-      answer = Failed(record.status());
-    } else if (!request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size()))) {
-      answer = Failed(InvalidArgument("{}: malformed request", kWhat));
-    } else {
-      answer = Answer(request, record->fds, &fd);
-    }
+    answer = Answer(request, record->fds, &fd);
   }
   const std::string bytes = answer.SerializeAsString();
   const int fds[] = {fd.get()};

@@ -53,17 +53,15 @@ struct WorkerMessage {
   uint32_t code = 0;                          // kRefused, kFailed: absl::StatusCode
   char reason[96] = {};                       // kRefused, kFailed: for people, NUL-terminated
   char reducer[32] = {};                      // kOpenJob: strategy name whose reducer to run
-  uint32_t timing = 0;                        // kOpenJob: TimingKind, and what its spec says
-  int64_t batch = 0, batch_age_ns = 0, slack_ns = 0;
-  uint32_t max_fold = 0;                      // kOpenJob: updates per pass at most
+  uint32_t timing = 0, batch = 0, max_fold = 0;  // kOpenJob: TimingKind and its B; updates per pass at most
+  uint32_t batch_age_us = 0, slack_us = 0;    // kOpenJob: of batch and of jit
   uint32_t lap = 0;                           // kRole, kChild, kParent, kComplete, kMerged
   uint32_t epoch = 0;                         // kRole, kRoleTaken, kComplete: of the seat, rising
   uint32_t role = 0;                          // kRole: SeatRole
   uint32_t goal_known = 0, goal_cursor = 0;   // kRole: cursor of the update lane at which all updates are there that are expected. A
                                               // leaf or middle takes no more; for the others it only is what lazy folding waits for
   uint32_t hurry = 0;                         // kRole: 1: wait for nothing, whatever the timing
-  int64_t deadline_ns = 0;                    // kRole: of the round, on CLOCK_BOOTTIME; INT64_MAX: none
-  uint32_t depth = 0;                         // kRole: levels of merging above it
+  uint32_t depth = 0;                         // kRole: merges above the seat, for jit
   uint64_t children = 0;                      // kRole: whose partials the role needs, a bit each
   uint32_t child = 0, child_seat = 0;         // kChild, kMerged: its bit; kChild: its seat, whose slab is mapped only once
   uint32_t lane = 0, src = 0, dst = 0;        // kChild, kParent: number of the lane; kParent: ends of its descriptors

@@ -14,6 +14,8 @@
 namespace tributary::aggregator {
 namespace {
 
+constexpr int64_t kUnknownGoal = std::numeric_limits<int64_t>::max() / 2;  // never reached, and nothing added to it overflows
+
 void CopyText(char* to, size_t size, const std::string& text) {
   const size_t count = std::min(size - 1, text.size());
   std::memcpy(to, text.data(), count);
@@ -56,15 +58,12 @@ absl::Status Seat::Open(const WorkerMessage& message, UniqueFd lane, UniqueFd sl
     return InvalidArgument("seat {}: expected to fold 1 to {} updates a pass, got {}", number_, TB_MAX_BATCH, message.max_fold);
   }
   max_fold_ = message.max_fold;
-  if (message.timing > static_cast<uint32_t>(TimingKind::kJit) || message.batch < 1) {
-    return InvalidArgument("seat {}: timing {} with a batch of {} does not exist", number_, message.timing, message.batch);
+  if (message.timing > static_cast<uint32_t>(TimingKind::kJit)) {
+    return InvalidArgument("seat {}: expected timing eager, lazy, batch or jit, got kind {}", number_, message.timing);
   }
-  TimingSpec timing;
-  timing.kind = static_cast<TimingKind>(message.timing);
-  timing.batch = message.batch;
-  timing.age = absl::Nanoseconds(message.batch_age_ns);
-  timing.slack = absl::Nanoseconds(message.slack_ns);
-  timing_ = MakeTimingPolicy(timing);
+  if (message.batch == 0) return InvalidArgument("seat {}: timing batch: expected at least 1 update, got 0", number_);
+  timing_ = MakeTimingPolicy({.kind = static_cast<TimingKind>(message.timing), .batch = message.batch,
+                              .age = absl::Microseconds(message.batch_age_us), .slack = absl::Microseconds(message.slack_us)});
   dtype_ = static_cast<DType>(message.dtype);
   float_bytes_ = message.float_count * DTypeBytes(dtype_);
   payload_bytes_ = float_bytes_ + message.counter_count * 8;
@@ -115,20 +114,18 @@ absl::Status Seat::SetRole(const WorkerMessage& message) {
   }
   TRIB_CRASH_POINT(role_before_change);
   if (message.epoch > role_.epoch) {  // otherwise a repetition
-    const bool goal_known = message.goal_known != 0;
     if (message.lap != role_.lap) {
-      arrivals_.OnRoundOpened(clock_.Now(), goal_known ? static_cast<int32_t>(message.goal_cursor - consumer_->tail()) : 0);
+      const int32_t expected = message.goal_known != 0 ? static_cast<int32_t>(message.goal_cursor - consumer_->tail()) : 0;
+      arrivals_.OnRoundOpened(clock_.Now(), std::max(expected, 0));
     }
     role_.lap = message.lap;
     role_.epoch = message.epoch;
     role_.role = static_cast<SeatRole>(message.role);
-    role_.goal_known = goal_known;
+    role_.goal_known = message.goal_known != 0;
     role_.goal_cursor = message.goal_cursor;
     role_.hurry = message.hurry != 0;
-    role_.deadline = message.deadline_ns == std::numeric_limits<int64_t>::max() ? absl::InfiniteFuture()
-                                                                                 : absl::FromUnixNanos(message.deadline_ns);
-    role_.depth = message.depth;
     role_.children = message.children;
+    role_.depth = message.depth;
     std::erase_if(children_, [&](const Child& child) { return child.lap != role_.lap; });
     if (parent_ && parent_->lap != role_.lap) parent_.reset();
     const SlabFold::State now = fold_->state();
@@ -298,54 +295,45 @@ void Seat::Disarm(bool timed_out) {
 
 // ---- folding ----
 
-// What the timing has to know of the updates that wait.
-TimingInput Seat::Waited(absl::Time now) const {
-  TimingInput input;
-  input.now = now;
-  input.queued = static_cast<int64_t>(pending_.size());
-  // Relative to what is folded. Without a goal none is the last one.
-  input.goal = std::numeric_limits<int64_t>::max();
-  if (role_.goal_known) input.goal = input.queued + std::max(0, static_cast<int32_t>(role_.goal_cursor - consumer_->tail()));
-  if (!pending_.empty()) input.oldest = pending_.front().arrived;
-  input.deadline = role_.deadline;
-  if (role_.goal_known) input.predicted_last = arrivals_.Predict(now);
-  input.update_time = update_time_.value();
-  input.merge_time = merge_time_.value();
-  input.depth = role_.depth;
-  return input;
-}
-
 absl::StatusOr<bool> Seat::Process() {
   look_at_ = absl::InfiniteFuture();
   if (!InLap()) return false;
   bool worked = false;
-  const absl::Time now = clock_.Now();
+  const SlabFold::State state = fold_->state();
+  TimingInput input;
+  input.now = clock_.Now();
+  if (state.handled > 0) input.update_time = absl::Nanoseconds(static_cast<double>(state.busy_ns) / static_cast<double>(state.handled));
+  input.merge_time = input.update_time;  // not told apart
+  input.depth = role_.depth;
   if (!pending_.empty()) {
-    if (due_ <= 0) {
-      const TimingDecision decision = timing_->Decide(Waited(now));
-      due_ = role_.hurry || pending_.size() >= lane_capacity_ ? static_cast<int64_t>(pending_.size()) : decision.fold;
-      if (due_ <= 0) look_at_ = decision.wait_until;
+    input.queued = static_cast<int64_t>(pending_.size());
+    input.goal = kUnknownGoal;
+    if (role_.goal_known) {
+      input.goal = input.queued + std::max(0, static_cast<int32_t>(role_.goal_cursor - consumer_->tail()));
+      input.predicted_last = arrivals_.Predict(input.now);
     }
-    if (due_ > 0) {
+    input.oldest = pending_.front().arrived;
+    const TimingDecision decision = timing_->Decide(input);
+    if (decision.fold > 0 || role_.hurry || pending_.size() >= lane_capacity_) {
       TRIB_RETURN_IF_ERROR(FoldBatch());
       worked = true;
+    } else {
+      look_at_ = decision.wait_until;
     }
   }
-  TimingInput partials;
-  partials.now = now;
-  partials.deadline = role_.deadline;
-  partials.update_time = partials.merge_time = merge_time_.value();
-  partials.depth = role_.depth;
+  input.queued = 0;
+  input.oldest = absl::InfiniteFuture();
+  input.predicted_last.reset();  // who is the last child to be complete, and when, nobody has an idea of
   uint64_t missing = role_.children & ~fold_->state().total.merged;
   for (const Child& child : children_) {
     if (!child.taken || child.merged) continue;
-    ++partials.queued;
-    partials.oldest = std::min(partials.oldest, child.waiting.arrived);
+    ++input.queued;
+    input.oldest = std::min(input.oldest, child.waiting.arrived);
     missing &= ~(uint64_t{1} << child.number);
   }
-  partials.goal = partials.queued + std::popcount(missing);
-  if (partials.queued > 0) {
-    const TimingDecision decision = timing_->Decide(partials);
+  input.goal = input.queued + std::popcount(missing);
+  if (input.queued > 0) {
+    const TimingDecision decision = timing_->Decide(input);
     if (decision.fold > 0 || role_.hurry) {
       TRIB_RETURN_IF_ERROR(MergeWaiting());
       worked = true;
@@ -359,8 +347,7 @@ absl::StatusOr<bool> Seat::Process() {
 
 absl::Status Seat::FoldBatch() {
   const absl::Time start = clock_.Now();
-  const size_t count = std::min({pending_.size(), static_cast<size_t>(due_), size_t{max_fold_}});
-  due_ -= static_cast<int64_t>(count);
+  const size_t count = std::min<size_t>(pending_.size(), max_fold_);
   const uint32_t begin = consumer_->tail() - static_cast<uint32_t>(pending_.size());
   const uint32_t end = begin + static_cast<uint32_t>(count);
   std::vector<FoldInput> inputs;
@@ -380,9 +367,7 @@ absl::Status Seat::FoldBatch() {
   } else {
     TRIB_RETURN_IF_ERROR(FoldOrRefuse(inputs, cursors, end));
   }
-  const absl::Duration took = clock_.Now() - start;
-  fold_->CountTime(static_cast<uint64_t>(absl::ToInt64Nanoseconds(took)), count);
-  update_time_.Count(took / static_cast<int64_t>(count));
+  fold_->CountTime(static_cast<uint64_t>(absl::ToInt64Nanoseconds(clock_.Now() - start)), count);
   Done(end);
   return absl::OkStatus();
 }
@@ -482,9 +467,7 @@ absl::Status Seat::MergeWaiting() {
     merging.push_back(&child);
   }
   if (fold_->Merge(inputs) != FoldResult::kFolded) return DataLoss("a merged sum leaves the range of the accumulators");
-  const absl::Duration took = clock_.Now() - start;
-  fold_->CountTime(static_cast<uint64_t>(absl::ToInt64Nanoseconds(took)), inputs.size());
-  merge_time_.Count(took / static_cast<int64_t>(inputs.size()));
+  fold_->CountTime(static_cast<uint64_t>(absl::ToInt64Nanoseconds(clock_.Now() - start)), inputs.size());
   for (Child* child : merging) TRIB_RETURN_IF_ERROR(TellMerged(*child));
   return absl::OkStatus();
 }

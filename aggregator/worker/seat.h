@@ -87,18 +87,8 @@ class Seat {
     bool goal_known = false;
     uint32_t goal_cursor = 0;
     bool hurry = false;
-    absl::Time deadline = absl::InfiniteFuture();
-    int64_t depth = 0;
     uint64_t children = 0;
-  };
-  // Of the last few.
-  class MeanTime {
-   public:
-    void Count(absl::Duration each) { mean_ = mean_ == absl::ZeroDuration() ? each : mean_ + (each - mean_) / 5; }
-    absl::Duration value() const { return mean_; }
-
-   private:
-    absl::Duration mean_;
+    uint32_t depth = 0;
   };
 
   absl::Status Say(const WorkerMessage& message);
@@ -113,7 +103,6 @@ class Seat {
 
   bool InLap() const { return role_.lap != 0 && role_.lap == fold_->state().lap; }
   size_t Room() const;  // how many updates may be taken off the lane
-  TimingInput Waited(absl::Time now) const;
   absl::Status FoldBatch();
   absl::Status FoldOrRefuse(std::span<const FoldInput> inputs, std::span<const uint32_t> cursors, uint32_t end);
   absl::Status MergeWaiting();
@@ -131,8 +120,7 @@ class Seat {
   std::unique_ptr<LaneConsumer> consumer_;
   std::unique_ptr<SlabFold> fold_;
   std::unique_ptr<TimingPolicy> timing_;
-  LastArrivalEstimator arrivals_;
-  MeanTime update_time_, merge_time_;
+  LastArrivalEstimator arrivals_;               // of updates in this lap
   uint32_t max_fold_ = 0;
   uint32_t lane_capacity_ = 0;
   DType dtype_ = DType::kF32;
@@ -143,7 +131,6 @@ class Seat {
   Role role_;
   uint32_t told_epoch_ = 0;                     // of the last kComplete
   std::deque<Waiting> pending_;                 // taken off the lane, not folded
-  int64_t due_ = 0;                             // of them, to be folded without asking again
   std::vector<Child> children_;
   std::map<uint32_t, ReadOnlyRegion> slabs_;    // of children, by their seat: kept from lap to lap
   std::unique_ptr<Parent> parent_;

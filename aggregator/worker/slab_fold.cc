@@ -63,6 +63,8 @@ SlabFold::State SlabFold::state() const {
   state.published = shared.lap != 0 && shared.published == shared.lap;
   state.completed_cursor = shared.completed_cursor;
   state.total = shared.total;
+  state.busy_ns = shared.busy_ns;
+  state.handled = shared.handled;
   return state;
 }
 

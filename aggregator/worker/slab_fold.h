@@ -77,6 +77,7 @@ class SlabFold {
     bool fresh = false, published = false;
     uint32_t completed_cursor = 0;
     tb_slab_totals total{};
+    uint64_t busy_ns = 0, handled = 0;
   };
   State state() const;
   uint32_t round() const { return slab_.header().round; }

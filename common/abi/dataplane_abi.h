@@ -15,7 +15,8 @@ extern "C" {
 #define TB_ABI_VERSION 2u
 #define TB_MAX_LANE_CAPACITY 4096u
 
-enum tb_kind { TB_KIND_UPDATE = 1, TB_KIND_PARTIAL = 2 };
+/* The last two are wake-ups: records of SK_MSG transports that never lie in a lane. */
+enum tb_kind { TB_KIND_UPDATE = 1, TB_KIND_PARTIAL = 2, TB_KIND_DOORBELL = 3, TB_KIND_CREDIT = 4 };
 
 /* Names one object and where it goes. dst and src are issued centrally and never reused within a job. */
 struct tb_desc {
@@ -26,6 +27,32 @@ struct tb_desc {
   uint16_t kind, lane;
 };
 TB_STATIC_ASSERT(sizeof(struct tb_desc) == 32);
+
+/* What the kernel's verdict program knows (ebpf/README.md). The daemon writes both; nobody else can. */
+#define TB_MAX_SOCKETS 4096u
+#define TB_MAX_ROUTES 16384u
+struct tb_identity { /* of a socket: who speaks through it */
+  uint32_t id, domain;
+};
+TB_STATIC_ASSERT(sizeof(struct tb_identity) == 8);
+enum tb_route_flag { TB_ROUTE_REMOTE = 1, TB_ROUTE_PAUSED = 2 };
+struct tb_route { /* of a destination: where its records go. epoch: of the anchor behind it; a stale owner is told by a lower one */
+  uint32_t domain, sock, flags, epoch;
+};
+TB_STATIC_ASSERT(sizeof(struct tb_route) == 16);
+/* What became of a record, and the index of its counter. Everything but OK arrives at the daemon's end of the sender's anchor. */
+enum tb_verdict {
+  TB_VERDICT_OK = 0,
+  TB_VERDICT_BAD_SIZE = 1, /* not one record of 32 bytes */
+  TB_VERDICT_NO_IDENT = 2, /* the socket has no identity */
+  TB_VERDICT_FORGED = 3,   /* src is not the socket's identity */
+  TB_VERDICT_NO_ROUTE = 4,
+  TB_VERDICT_DOMAIN = 5,   /* the destination belongs to another domain */
+  TB_VERDICT_REMOTE = 6,   /* lives on another node: the daemon forwards */
+  TB_VERDICT_PAUSED = 7,   /* being moved or removed */
+  TB_VERDICT_DEAD = 8,     /* has a route and no socket: cold, or dead */
+  TB_VERDICTS = 9
+};
 
 enum tb_object_state { TB_FREE = 0, TB_WRITING = 1, TB_PUBLISHED = 2, TB_RETIRED = 3 };
 

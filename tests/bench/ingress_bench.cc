@@ -41,7 +41,7 @@ class BenchBackend final : public FederationBackend {
   void OnMessage(uint64_t, const v1::ClientMessage&) override {}
   void Detach(uint64_t) override {}
   absl::StatusOr<Blob> Model(const std::string&, const std::string&, uint64_t) override {
-    return Blob{std::as_bytes(std::span(model_->data(), model_->size())), sha256_, model_};
+    return Blob{.bytes = std::as_bytes(std::span(model_->data(), model_->size())), .sha256 = sha256_, .xxh3_128 = "", .owner = model_};
   }
   absl::StatusOr<Blob> Artifact(const std::string&, const std::string&) override { return NotFound("no artifact"); }
   void CountDownload(const std::string&, uint64_t) override {}

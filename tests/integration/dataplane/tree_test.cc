@@ -3,7 +3,6 @@
 #include <fstream>
 
 #include "aggregator/core/kernels.h"
-#include "common/clock.h"
 #include "tests/integration/dataplane/pool_rig.h"
 
 namespace tributary::aggregator {
@@ -28,8 +27,8 @@ std::vector<ShapeCase> Shapes() {
       {"flat_lazy", Timed(Shape(PoolShape::kFlat), TimingKind::kLazy), 2},
       {"shard", Shape(PoolShape::kShard), 2},
       {"shard_batch", Timed(Shape(PoolShape::kShard), TimingKind::kBatch), 3},
-      {"shard_jit", Timed(Shape(PoolShape::kShard), TimingKind::kJit), 2},
       {"shard_lazy", Timed(Shape(PoolShape::kShard), TimingKind::kLazy), 3},
+      {"shard_jit", Timed(Shape(PoolShape::kShard), TimingKind::kJit), 3},
       {"tree_of_one", Tree(1), 1},
       {"tree_of_two", Tree(2), 2},
       {"tree_of_two_lazy", Timed(Tree(2), TimingKind::kLazy), 2},
@@ -300,27 +299,45 @@ TEST(TimingTest, ABatchIsFoldedWhenItIsFullOrOld) {
   rig.ExpectSumsEqualReference();
 }
 
-TEST(TimingTest, NothingWaitsBeyondTheDeadlineOfTheRound) {
-  for (const TimingKind kind : {TimingKind::kLazy, TimingKind::kJit}) {
-    for (const PoolHierarchy& hierarchy : {Shape(PoolShape::kFlat), Tree(2)}) {
-      PoolRig rig({.workers = 2, .elements = 100, .slots = 16, .hierarchy = Timed(hierarchy, kind)});
-      rig.BeginRound(1, {.updates = 9, .leaves = {}, .deadline = BootClock().Now() + absl::Milliseconds(300)});
-      rig.FoldRandom();
-      EXPECT_FALSE(rig.WaitFoldedBeyond(0, absl::Milliseconds(100)));
-      EXPECT_TRUE(rig.WaitFoldedBeyond(0, absl::Seconds(20)));
-      rig.ExpectSumsEqualReference();
-    }
-  }
-}
-
-TEST(TimingTest, JustInTimeFoldsAtOnceWhenAllIsThere) {
-  PoolRig rig({.workers = 2, .elements = 100, .slots = 16, .hierarchy = Timed(Shape(PoolShape::kShard), TimingKind::kJit)});
-  rig.BeginRound(1, {.updates = 2, .leaves = {}, .deadline = BootClock().Now() + absl::Hours(1)});
+TEST(TimingTest, JitWaitsForTheLastArrivalThatEarlierRoundsPredict) {
+  PoolHierarchy hierarchy = Shape(PoolShape::kFlat);
+  hierarchy.timing = {.kind = TimingKind::kJit, .slack = absl::ZeroDuration()};
+  PoolRig rig({.elements = 100, .slots = 16, .hierarchy = hierarchy});
+  // A round whose last update comes late: the next one is expected to be like it.
+  rig.BeginRound(1, {.updates = 3, .leaves = {}});
+  for (int i = 0; i < 2; ++i) rig.FoldRandom();
+  absl::SleepFor(absl::Milliseconds(400));
   rig.FoldRandom();
-  EXPECT_FALSE(rig.WaitFoldedBeyond(0, absl::Milliseconds(50)));
+  ASSERT_TRUE(rig.WaitSettled());
+  rig.BeginRound(2, {.updates = 3, .leaves = {}});
+  for (int i = 0; i < 2; ++i) rig.FoldRandom();
+  EXPECT_FALSE(rig.WaitFoldedBeyond(3, absl::Milliseconds(100))) << "far from the predicted last arrival";
+  EXPECT_TRUE(rig.WaitFoldedBeyond(4, absl::Seconds(10))) << "then it begins, though one is missing";
   rig.FoldRandom();
   ASSERT_TRUE(rig.WaitSettled());
   rig.ExpectSumsEqualReference();
+}
+
+// ---- load ----
+
+TEST(LoadTest, WhatWaitsForAFullBatchIsNotInHand) {
+  PoolHierarchy hierarchy = Shape(PoolShape::kFlat);
+  hierarchy.timing = {.kind = TimingKind::kLazy};
+  hierarchy.load_window = absl::Seconds(60);
+  PoolRig rig({.elements = 100, .slots = 16, .hierarchy = hierarchy});
+  EXPECT_EQ(rig.pool->LoadOf(PoolRig::kJob).value(), std::nullopt) << "nothing was folded";
+  rig.BeginRound(1, {.updates = 8, .leaves = {}});
+  for (int i = 0; i < 7; ++i) rig.FoldRandom();
+  absl::SleepFor(absl::Milliseconds(300));  // of idling, by policy
+  rig.FoldRandom();
+  ASSERT_TRUE(rig.WaitSettled());
+  const std::optional<LoadEstimator::Estimate> load = rig.pool->LoadOf(PoolRig::kJob).value();
+  ASSERT_TRUE(load.has_value());
+  EXPECT_GT(load->seconds, 0);
+  EXPECT_LT(load->seconds, 0.25) << "the 300 ms of waiting are not in it";
+  EXPECT_GT(load->load, 1) << "eight at once";
+  EXPECT_LE(load->load, 8.01);
+  EXPECT_NEAR(load->load, load->rate * load->seconds, 1e-6) << "Little's law";
 }
 
 // ---- figures ----

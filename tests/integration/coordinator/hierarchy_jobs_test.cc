@@ -1,0 +1,145 @@
+// A job's `hierarchy:` section, from its submission to the workers that carry it out.
+#include "tests/integration/coordinator/federation_fixture.h"
+
+namespace tributary::aggregator {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+class HierarchyJobsTest : public FederationTest {
+ protected:
+  void Restart(uint32_t workers) {
+    Stop();
+    options_.workers.workers = workers;
+    Start();
+  }
+
+  // Two versions of four updates each; the model's digest.
+  std::string Run(const std::string& hierarchy) {
+    const std::string job = Submit("reproducible: true\nhierarchy: " + hierarchy + "\n", /*cohort=*/4, /*versions=*/2);
+    std::vector<TestClient> clients;
+    for (const char* name : {"a", "b", "c", "d"}) clients.push_back(Attach(name));
+    for (int version = 0; version < 2; ++version) {
+      for (int i = 0; i < 4; ++i) {
+        const v1::TrainTask task = AwaitTask(clients[i]);
+        EXPECT_EQ(task.version(), static_cast<uint64_t>(version)) << hierarchy;
+        EXPECT_THAT(Send(MakeUpdate(clients[i], task, 0.1f * static_cast<float>(i) + static_cast<float>(version) / 3, 1 + 7 * i, i)), IsOk());
+      }
+    }
+    AwaitState(job, v1::JOB_STATE_DONE);
+    for (const TestClient& client : clients) coordinator_->Detach(client.session);
+    return coordinator_->GetJob(job)->model_sha256();
+  }
+};
+
+TEST_F(HierarchyJobsTest, EveryShapeTimingAndWorkerCountGivesTheSameBits) {
+  std::map<std::string, std::string> digests;
+  for (const uint32_t workers : {1u, 2u, 4u}) {
+    Restart(workers);
+    for (const char* shape : {"flat", "shard", "tree"}) {
+      for (const char* timing : {"eager", "lazy", "batch:4", "jit"}) {
+        const std::string hierarchy = fmt::format("{{shape: {}, plan: \"static:2\", timing: \"{}\"}}", shape, timing);
+        digests[fmt::format("{} workers, {}", workers, hierarchy)] = Run(hierarchy);
+        ASSERT_FALSE(HasFailure()) << workers << " workers, " << hierarchy;
+      }
+    }
+  }
+  ASSERT_EQ(digests.size(), 36u);
+  const std::string& first = digests.begin()->second;
+  EXPECT_EQ(first.size(), 64u);
+  for (const auto& [how, digest] : digests) EXPECT_EQ(digest, first) << how;
+}
+
+TEST_F(HierarchyJobsTest, ReuseAndThePlannersPeriodChangeNoBit) {
+  Restart(4);
+  const std::string reference = Run("{shape: flat}");
+  EXPECT_EQ(Run("{shape: tree, plan: \"static:3\", reuse: off}"), reference);
+  EXPECT_EQ(Run("{shape: tree, plan: {kind: ewma, period_s: 0.1}}"), reference);
+  EXPECT_EQ(Run("{}"), reference);
+}
+
+TEST_F(HierarchyJobsTest, AStrategyThatNeedsAllUpdatesIsRefusedATreeWhenItIsSubmitted) {
+  // No strategy of the table has the trait yet: the mean is given it.
+  options_.find_strategy = [](std::string_view name) -> const StrategyEntry* {
+    static const StrategyEntry entry = [] {
+      StrategyEntry copy = *FindStrategy("fedavg");
+      copy.trait = StrategyTrait::kNeedsAll;
+      return copy;
+    }();
+    return name == "fedavg" ? &entry : nullptr;
+  };
+  Restart(2);
+  const auto submit = [&](const std::string& hierarchy) {
+    std::vector<std::byte> flat(layout_.total_bytes());
+    std::string tensors = SerializeSafetensors(layout_, flat).value();
+    v1::SubmitHeader header;
+    header.set_spec_yaml("name: test\nmodel: {tensors: m.safetensors}\ncohort: {size: 2}\nstop: {versions: 1}\nhierarchy: " + hierarchy + "\n");
+    header.set_tensors_bytes(tensors.size());
+    return coordinator_->SubmitJob(header, std::move(tensors), "").status();
+  };
+  EXPECT_THAT(submit("{shape: tree}"), StatusIs(absl::StatusCode::kInvalidArgument,
+                                                AllOf(HasSubstr("hierarchy.shape"), HasSubstr("'fedavg' needs all updates at once"))));
+  EXPECT_THAT(submit("{shape: flat, timing: eager}"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("hierarchy.timing")));
+  EXPECT_TRUE(coordinator_->ListJobs().empty());
+  EXPECT_THAT(submit("{}"), IsOk());
+}
+
+TEST_F(HierarchyJobsTest, LazyWorkersFoldWhatIsThereWhenTheDeadlinePasses) {
+  for (const char* shape : {"flat", "shard", "tree"}) {
+    std::vector<std::byte> flat(layout_.total_bytes());
+    std::string tensors = SerializeSafetensors(layout_, flat).value();
+    v1::SubmitHeader header;
+    header.set_spec_yaml(fmt::format("name: late\nmodel: {{tensors: m.safetensors}}\ncohort: {{size: 3, quorum: 2, deadline_s: 0.4}}\n"
+                                     "stop: {{versions: 1}}\nhierarchy: {{shape: {}, plan: \"static:2\", timing: lazy}}\n", shape));
+    header.set_tensors_bytes(tensors.size());
+    const absl::StatusOr<v1::SubmitJobResponse> submitted = coordinator_->SubmitJob(header, std::move(tensors), "");
+    ASSERT_THAT(submitted, IsOk());
+    std::vector<TestClient> clients = {Attach("a"), Attach("b"), Attach("c")};
+    for (int i = 0; i < 2; ++i) ASSERT_THAT(Send(MakeUpdate(clients[i], AwaitTask(clients[i]), static_cast<float>(1 + i))), IsOk());
+    AwaitState(submitted->job(), v1::JOB_STATE_DONE);
+    EXPECT_EQ(Value(submitted->job(), "w", 3, 1), 1.5f) << shape;
+    for (const TestClient& client : clients) coordinator_->Detach(client.session);
+  }
+}
+
+TEST_F(HierarchyJobsTest, AJournalIsNotWaitedForByLazyWorkers) {
+  options_.journal_every = absl::Milliseconds(1);
+  Restart(2);
+  const std::string job = Submit("hierarchy: {shape: tree, plan: \"static:2\", timing: lazy}\n", /*cohort=*/3);
+  std::vector<TestClient> clients = {Attach("a"), Attach("b"), Attach("c")};
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_THAT(Send(MakeUpdate(clients[i], AwaitTask(clients[i]), static_cast<float>(i))), IsOk());
+    if (i < 2) absl::SleepFor(absl::Milliseconds(30));  // many journal periods
+  }
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Value(job, "w", 0, 1), 1.0f);
+}
+
+TEST_F(HierarchyJobsTest, ATreeGoesOnWithAJournalledPartialAfterARestart) {
+  for (const char* timing : {"eager", "lazy", "batch:4", "jit"}) {
+    options_.journal_every = absl::Milliseconds(1);
+    Restart(2);
+    // Lazy workers fold nothing midway, so there is nothing to journal: their clients send everything again.
+    const bool rests = std::string_view(timing) == "lazy" || std::string_view(timing) == "jit";
+    const std::string job = Submit(fmt::format("reproducible: true\nhierarchy: {{shape: tree, plan: \"static:2\", timing: \"{}\"}}\n", timing), /*cohort=*/4);
+    std::vector<TestClient> clients = {Attach("a"), Attach("b"), Attach("c"), Attach("d")};
+    std::vector<Upload> uploads;
+    for (int i = 0; i < 4; ++i) uploads.push_back(MakeUpdate(clients[i], AwaitTask(clients[i]), static_cast<float>(i)));
+    for (int i = 0; i < 2; ++i) ASSERT_THAT(Send(uploads[i]), IsOk());
+    if (!rests) {
+      ASSERT_TRUE(Until([&] { return Query(uploads[0]).state() == v1::UPDATE_STATE_JOURNALED && Query(uploads[1]).state() == v1::UPDATE_STATE_JOURNALED; })) << timing;
+    }
+    Restart(2);
+    for (int i = 0; i < 4; ++i) clients[i] = Attach(clients[i].name, {Key(uploads[i])});
+    for (int i = rests ? 0 : 2; i < 4; ++i) ASSERT_THAT(Send(uploads[i]), IsOk()) << timing;
+    AwaitState(job, v1::JOB_STATE_DONE);
+    EXPECT_EQ(Value(job, "w", 11, 1), 1.5f) << timing;
+    EXPECT_EQ(coordinator_->GetJob(job)->updates_committed(), 4u) << timing;
+  }
+}
+
+}  // namespace
+}  // namespace tributary::aggregator

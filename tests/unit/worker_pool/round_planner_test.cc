@@ -1,0 +1,100 @@
+#include "aggregator/coordinator/round_planner.h"
+
+#include <gmock/gmock.h>
+
+#include "tests/support/status_matchers.h"
+
+namespace tributary::aggregator {
+namespace {
+
+using ::testing::ElementsAre;
+
+constexpr uint64_t kSlab = 1 << 20;
+const PlannerLimits kRoomy{.workers = 8, .sums_bytes = 64 * kSlab};
+const absl::Time kStart = absl::FromUnixSeconds(5000);
+
+Hierarchy MakeHierarchy(HierarchyShape shape, PlanSpec plan) {
+  Hierarchy hierarchy;
+  hierarchy.shape = shape;
+  hierarchy.placement = FindPlanner("bestfit");
+  hierarchy.plan = plan;
+  return hierarchy;
+}
+PlanSpec Static(int64_t leaves) { return {.kind = PlanKind::kStatic, .leaves = leaves}; }
+PlanSpec Ewma(double weight = 0, absl::Duration period = absl::Seconds(30)) { return {.kind = PlanKind::kEwma, .weight = weight, .period = period}; }
+
+std::vector<uint32_t> Leaves(RoundPlanner& planner, int64_t updates) { return planner.Next(1, updates).value().leaves; }
+
+TEST(RoundPlannerTest, AStaticTreeSharesTheRoundsUpdatesAmongItsLeaves) {
+  RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Static(3)), kRoomy, 10, kSlab);
+  EXPECT_EQ(planner.pool().shape, PoolShape::kTree);
+  EXPECT_EQ(planner.pool().leaves, 3u);
+  EXPECT_THAT(Leaves(planner, 10), ElementsAre(4, 3, 3));
+  EXPECT_THAT(Leaves(planner, 2), ElementsAre(1, 1)) << "a leaf without an update would never finish";
+  EXPECT_EQ(planner.Next(2, 0)->leaves.size(), 0u) << "nothing more is to come: no plan";
+  EXPECT_FALSE(planner.EstimateDue(kStart));
+}
+
+TEST(RoundPlannerTest, BeforeTheFirstEstimateEveryUpdateCountsAsInHand) {
+  RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), kRoomy, 10, kSlab);
+  EXPECT_TRUE(planner.EstimateDue(kStart));
+  planner.OnEstimate(kStart, std::nullopt);
+  EXPECT_EQ(planner.load(), std::nullopt);
+  EXPECT_THAT(Leaves(planner, 10), ElementsAre(2, 2, 2, 2, 2)) << "two updates a leaf";
+}
+
+TEST(RoundPlannerTest, TheLoadSetsTheNumberOfLeavesOncePerPeriod) {
+  RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma(0.5)), kRoomy, 12, kSlab);
+  planner.OnEstimate(kStart, LoadEstimator::Estimate{.load = 5.5});
+  EXPECT_EQ(Leaves(planner, 12).size(), 3u);
+  EXPECT_FALSE(planner.EstimateDue(kStart + absl::Seconds(29)));
+  EXPECT_TRUE(planner.EstimateDue(kStart + absl::Seconds(30)));
+  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 1.5});
+  EXPECT_EQ(planner.load(), 3.5);
+  EXPECT_EQ(Leaves(planner, 12).size(), 2u);
+  planner.OnEstimate(kStart + absl::Seconds(60), std::nullopt);
+  EXPECT_EQ(planner.load(), 3.5) << "a rest teaches nothing";
+  EXPECT_EQ(planner.leaves(), 2);
+}
+
+TEST(RoundPlannerTest, WorkersAndMemoryBoundTheLeaves) {
+  const auto leaves = [](const PlannerLimits& limits, PlanSpec plan, bool reuse = true) {
+    Hierarchy hierarchy = MakeHierarchy(HierarchyShape::kTree, plan);
+    hierarchy.reuse = reuse;
+    RoundPlanner planner(hierarchy, limits, 100, kSlab);
+    EXPECT_EQ(Leaves(planner, 100).size(), planner.pool().leaves) << "no plan asks for more than the pool has made";
+    return planner.pool().leaves;
+  };
+  EXPECT_EQ(leaves({.workers = 2, .sums_bytes = 64 * kSlab}, Static(5)), 2u);
+  EXPECT_EQ(leaves({.workers = 2, .sums_bytes = 64 * kSlab}, Ewma()), 2u);
+  EXPECT_EQ(leaves({.workers = 8, .sums_bytes = 3 * kSlab}, Ewma()), 3u);
+  EXPECT_EQ(leaves({.workers = 8, .sums_bytes = 3 * kSlab}, Ewma(), /*reuse=*/false), 2u) << "the third holds the top's sums";
+  EXPECT_EQ(leaves({.workers = 8, .sums_bytes = 0}, Static(8)), 1u);
+  EXPECT_EQ(leaves({.workers = 64, .sums_bytes = 64 * kSlab}, Static(64)), 32u);
+}
+
+TEST(RoundPlannerTest, ShardAndFlatHaveNoLeavesToPlan) {
+  RoundPlanner shard(MakeHierarchy(HierarchyShape::kShard, Static(3)), kRoomy, 10, kSlab);
+  EXPECT_EQ(shard.pool().shape, PoolShape::kShard);
+  EXPECT_EQ(shard.pool().shards, 3u);
+  EXPECT_FALSE(shard.EstimateDue(kStart));
+  RoundPlanner flat(MakeHierarchy(HierarchyShape::kFlat, Ewma()), kRoomy, 10, kSlab);
+  EXPECT_EQ(flat.pool().shape, PoolShape::kFlat);
+  EXPECT_FALSE(flat.EstimateDue(kStart));
+  const RoundGoals goals = flat.Next(1, 7).value();
+  EXPECT_EQ(goals.updates, 7u);
+  EXPECT_EQ(goals.leaves.size(), 0u);
+}
+
+TEST(RoundPlannerTest, TimingReuseAndTheWindowOfThePeriodReachThePool) {
+  Hierarchy hierarchy = MakeHierarchy(HierarchyShape::kTree, Ewma(0.7, absl::Minutes(2)));
+  hierarchy.timing = {.kind = TimingKind::kJit, .slack = absl::Milliseconds(7)};
+  hierarchy.reuse = false;
+  const RoundPlanner planner(hierarchy, kRoomy, 10, kSlab);
+  EXPECT_EQ(planner.pool().timing, hierarchy.timing);
+  EXPECT_FALSE(planner.pool().reuse);
+  EXPECT_EQ(planner.pool().load_window, absl::Minutes(2));
+}
+
+}  // namespace
+}  // namespace tributary::aggregator
