@@ -305,7 +305,7 @@ absl::StatusOr<bool> Seat::Process() {
   if (state.handled > 0) input.update_time = absl::Nanoseconds(static_cast<double>(state.busy_ns) / static_cast<double>(state.handled));
   input.merge_time = input.update_time;  // not told apart
   input.depth = role_.depth;
-  if (!pending_.empty()) {
+  if (!pending_.empty() && due_ == 0) {
     input.queued = static_cast<int64_t>(pending_.size());
     input.goal = kUnknownGoal;
     if (role_.goal_known) {
@@ -314,12 +314,12 @@ absl::StatusOr<bool> Seat::Process() {
     }
     input.oldest = pending_.front().arrived;
     const TimingDecision decision = timing_->Decide(input);
-    if (decision.fold > 0 || role_.hurry || pending_.size() >= lane_capacity_) {
-      TRIB_RETURN_IF_ERROR(FoldBatch());
-      worked = true;
-    } else {
-      look_at_ = decision.wait_until;
-    }
+    due_ = role_.hurry || pending_.size() >= lane_capacity_ ? pending_.size() : static_cast<size_t>(decision.fold);
+    if (due_ == 0) look_at_ = decision.wait_until;
+  }
+  if (due_ > 0) {
+    TRIB_RETURN_IF_ERROR(FoldBatch());
+    worked = true;
   }
   input.queued = 0;
   input.oldest = absl::InfiniteFuture();
@@ -347,7 +347,8 @@ absl::StatusOr<bool> Seat::Process() {
 
 absl::Status Seat::FoldBatch() {
   const absl::Time start = clock_.Now();
-  const size_t count = std::min<size_t>(pending_.size(), max_fold_);
+  const size_t count = std::min({pending_.size(), due_, size_t{max_fold_}});
+  due_ -= count;
   const uint32_t begin = consumer_->tail() - static_cast<uint32_t>(pending_.size());
   const uint32_t end = begin + static_cast<uint32_t>(count);
   std::vector<FoldInput> inputs;

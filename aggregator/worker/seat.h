@@ -131,6 +131,7 @@ class Seat {
   Role role_;
   uint32_t told_epoch_ = 0;                     // of the last kComplete
   std::deque<Waiting> pending_;                 // taken off the lane, not folded
+  size_t due_ = 0;                              // of them, to be folded without asking the timing again
   std::vector<Child> children_;
   std::map<uint32_t, ReadOnlyRegion> slabs_;    // of children, by their seat: kept from lap to lap
   std::unique_ptr<Parent> parent_;

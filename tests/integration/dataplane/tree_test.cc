@@ -340,6 +340,17 @@ TEST(LoadTest, WhatWaitsForAFullBatchIsNotInHand) {
   EXPECT_NEAR(load->load, load->rate * load->seconds, 1e-6) << "Little's law";
 }
 
+// What the timing lets go is more than one pass takes, and its rest must not wait to become a batch of its own.
+TEST(TimingTest, AllThatIsDueIsFoldedAlsoInSeveralPasses) {
+  PoolHierarchy hierarchy = Shape(PoolShape::kFlat);
+  hierarchy.timing = {.kind = TimingKind::kBatch, .batch = 5, .age = absl::Hours(1)};
+  hierarchy.max_fold = 2;
+  PoolRig rig({.elements = 100, .slots = 16, .hierarchy = hierarchy});
+  for (int i = 0; i < 5; ++i) rig.FoldRandom();
+  ASSERT_TRUE(rig.WaitSettled());
+  rig.ExpectSumsEqualReference();
+}
+
 // ---- figures ----
 
 TEST(StatusTest, TellsRoleQueueMeanTimeAndRateOfEveryWorker) {
