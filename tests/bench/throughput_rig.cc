@@ -82,7 +82,7 @@ void RunT17(const RigOptions& options) {
   const PayloadFile file(payload);
   PoolHierarchy shard;
   shard.shape = PoolShape::kShard;
-  RigNode node({.worker_program = options.worker_program, .workers = static_cast<uint32_t>(std::min<size_t>(cores, 16)), .elements = elements, .slots = 32,
+  RigNode node({.worker_program = options.worker_program, .workers = static_cast<uint32_t>(std::min<size_t>(cores, 16)), .elements = elements, .slots = static_cast<size_t>(updates),
                 .hierarchy = shard});
   RigBackend backend(&node.objects(), [&node](WritableObject object) { node.Fold(std::move(object)); });
   const RigServer server("127.0.0.1:0", &backend);
