@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/transport/transport.h"
 #include "common/digest.h"
 #include "common/log.h"
 #include "common/safetensors.h"
@@ -281,8 +282,8 @@ v1::Node Coordinator::GetNode() {
   v1::Node node;
   node.set_software(options_.software);
   node.set_started_us(started_us_);
-  node.set_transport("ring");
-  node.set_transport_reason("shared-memory lanes; SK_MSG is not built");
+  node.set_transport(std::string(NameOf(options_.workers.transport)));
+  node.set_transport_reason(options_.transport_reason);
   node.set_store(options_.store.dir);
   node.set_epoch(store_->epoch());
   absl::MutexLock lock(&mutex_);

@@ -51,6 +51,7 @@ struct CoordinatorOptions {
   size_t max_clients = 100'000;
   const StrategyEntry* (*find_strategy)(std::string_view name) = FindStrategy;  // tests bring traits that no strategy has yet
   std::string software = "tributary-aggregator";
+  std::string transport_reason = "configured";  // why workers.transport; for people
 };
 
 class Coordinator {

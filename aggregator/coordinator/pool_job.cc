@@ -72,6 +72,9 @@ absl::StatusOr<std::unique_ptr<PoolJob>> PoolJob::Create(const WorkerPool::JobOp
   TRIB_RETURN_IF_ERROR(CheckHierarchy(options));
   std::unique_ptr<PoolJob> job(new PoolJob(options, objects, context));
   job->reducer_ = strategy->MakeReducer(options.layout.float_dtype(), options.arithmetic);
+  absl::StatusOr<std::unique_ptr<JobWiring>> wiring = JobWiring::Open(context->wiring);
+  if (!wiring.ok()) return Annotate(wiring.status(), fmt::format("job {}", options.job));
+  job->wiring_ = *std::move(wiring);
   TRIB_RETURN_IF_ERROR(Annotate(job->MakeSeats(), fmt::format("job {}", options.job)));
   return job;
 }
@@ -94,7 +97,7 @@ SlabShape PoolJob::WholeShape() const {
           static_cast<uint32_t>(options_.layout.counter_count())};
 }
 
-absl::StatusOr<PoolJob::Seat> PoolJob::MakeSeat(std::optional<uint32_t> worker, const SlabShape& shape) {
+absl::StatusOr<PoolJob::Seat> PoolJob::MakeSeat(uint32_t number, std::optional<uint32_t> worker, const SlabShape& shape) {
   Seat seat;
   seat.wire = context_->next_wire++;
   seat.shape = shape;
@@ -111,13 +114,16 @@ absl::StatusOr<PoolJob::Seat> PoolJob::MakeSeat(std::optional<uint32_t> worker, 
     context_->tallies[seat.worker] = {};
     ++stats_.starts;
   }
-  absl::StatusOr<std::unique_ptr<LaneProducer>> lane =
-      AttachRingProducer(seat.lane_region.bytes, {.wait_fd = context_->progress_fd, .ring_fd = context_->fleet->doorbell(seat.worker)});
-  if (!lane.ok()) {
+  const auto connect = [&]() -> absl::Status {
+    TRIB_ASSIGN_OR_RETURN(seat.id, wiring_->AddSeat(seat.worker));
+    TRIB_ASSIGN_OR_RETURN(seat.lane, wiring_->OpenUpdates(seat.lane_region.bytes, seat.id, static_cast<uint16_t>(number),
+                                                          context_->fleet->doorbell(seat.worker)));
+    return absl::OkStatus();
+  };
+  if (absl::Status connected = connect(); !connected.ok()) {
     if (seat.own_worker) context_->fleet->Retire(seat.worker);
-    return lane.status();
+    return connected;
   }
-  seat.lane = *std::move(lane);
   return seat;
 }
 
@@ -134,7 +140,7 @@ absl::Status PoolJob::MakeSeats() {
     tree_ = std::make_unique<TreeState>(
         TreeState::Options{.leaves = hierarchy.leaves, .fan_in = hierarchy.fan_in, .reuse = hierarchy.reuse});
     for (uint32_t i = 0; i < hierarchy.leaves; ++i) {
-      absl::StatusOr<Seat> seat = MakeSeat(hierarchy.reuse ? std::optional(worker_of(i)) : std::nullopt, WholeShape());
+      absl::StatusOr<Seat> seat = MakeSeat(i, hierarchy.reuse ? std::optional(worker_of(i)) : std::nullopt, WholeShape());
       if (!seat.ok()) {
         EndSeats();
         return seat.status();
@@ -153,7 +159,7 @@ absl::Status PoolJob::MakeSeats() {
     shape.first_element = ranges[i].first;
     shape.elements = ranges[i].second;
     if (i != 0) shape.counters = 0;
-    TRIB_ASSIGN_OR_RETURN(seats_[i], MakeSeat(worker_of(i), shape));
+    TRIB_ASSIGN_OR_RETURN(seats_[i], MakeSeat(i, worker_of(i), shape));
     queues_[0].seats.push_back(i);
   }
   return absl::OkStatus();
@@ -184,9 +190,23 @@ void PoolJob::TellSegment(const Seat& seat, const Segment& segment) {
   context_->fleet->Tell(seat.worker, message, {segment.fd});
 }
 
-// Segments and children first: a replacement may have to go on with a batch the moment it has lane and slab.
+// A process that has the seat begins with an anchor of its own.
+void PoolJob::TellAnchor(const Seat& seat) {
+  if (wiring_->kind() == TransportKind::kRing || context_->fleet->pid(seat.worker) == 0) return;
+  const absl::StatusOr<UniqueFd> anchor = wiring_->NewAnchor(seat.id);
+  if (!anchor.ok()) return context_->fleet->Kill(seat.worker, anchor.status());  // out of descriptors; its replacement may have more luck
+  WorkerMessage message;
+  message.kind = WorkerMessageKind::kAnchor;
+  message.job = seat.wire;
+  message.transport = static_cast<uint32_t>(wiring_->kind());
+  message.dst = seat.id.value();
+  context_->fleet->Tell(seat.worker, message, {anchor->get()});
+}
+
+// Anchor, segments and children first: a replacement may have to go on with a batch the moment it has lane and slab.
 void PoolJob::TellSeat(uint32_t number) {
   const Seat& seat = seats_.at(number);
+  TellAnchor(seat);
   for (const Segment& segment : segments_) TellSegment(seat, segment);
   for (const Edge& edge : edges_) {
     if (edge.to == number) TellChild(edge);
@@ -203,6 +223,8 @@ void PoolJob::TellSeat(uint32_t number) {
   message.float_count = layout.float_count();
   message.counter_count = layout.counter_count();
   message.folds_counters = seat.shape.counters != 0 ? 1 : 0;
+  message.lane = static_cast<uint16_t>(number);
+  message.src = wiring_->daemon_id();
   message.lane_bytes = seat.lane_region.bytes.size();
   message.slab_bytes = seat.slab_region.bytes.size();
   message.timing = static_cast<uint32_t>(hierarchy.timing.kind);
@@ -296,9 +318,9 @@ void PoolJob::Pump(Queue& queue) {
     const Entry& entry = queue.entries[queue.pushed];
     for (const uint32_t number : queue.seats) {
       Seat& seat = seats_.at(number);
-      const tb_desc desc{.dst = seat.worker + 1, .src = 0, .key_hi = entry.key.hi, .key_lo = entry.key.lo, .round = round_,
+      const tb_desc desc{.dst = seat.id.value(), .src = wiring_->daemon_id(), .key_hi = entry.key.hi, .key_lo = entry.key.lo, .round = round_,
                          .kind = TB_KIND_UPDATE, .lane = static_cast<uint16_t>(number)};
-      if (absl::Status status = seat.lane->Push(desc); !status.ok()) return Lose(MessageOf(status));
+      if (absl::Status status = wiring_->Push(*seat.lane, desc); !status.ok()) return Lose(MessageOf(status));
     }
     ++queue.pushed;
   }
@@ -397,6 +419,21 @@ bool PoolJob::Settle() {
 
 bool PoolJob::HasSeat(uint32_t wire) const {
   return std::any_of(seats_.begin(), seats_.end(), [wire](const auto& item) { return item.second.wire == wire; });
+}
+
+void PoolJob::Hear(const SeatWiring::News& news) {
+  const auto at = std::find_if(seats_.begin(), seats_.end(), [&](const auto& item) { return item.second.id.value() == news.id; });
+  if (at == seats_.end() || !opened_) return;
+  const Seat& seat = at->second;
+  if (news.kind == SeatWiring::News::Kind::kOffender) {
+    TRIB_LOG(warn, "job {}: worker {} sent other than records; it gets a new anchor", options_.job, seat.worker);
+    return TellAnchor(seat);
+  }
+  // Its process is dead, and the replacement will replay the lanes from the start; or it runs, and is to look at them now.
+  WorkerMessage message;
+  message.kind = WorkerMessageKind::kReplay;
+  message.job = seat.wire;
+  context_->fleet->Tell(seat.worker, message);
 }
 
 absl::Status PoolJob::Hear(uint32_t worker, const WorkerMessage& message) {

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "aggregator/coordinator/pool_report.h"
+#include "aggregator/coordinator/seat_wiring.h"
 #include "aggregator/coordinator/tree_state.h"
 #include "aggregator/coordinator/worker_fleet.h"
 #include "aggregator/coordinator/worker_pool.h"
@@ -33,9 +34,9 @@ namespace tributary::aggregator {
 struct PoolContext {
   uint32_t workers = 0;              // that are always there: 0 to workers - 1 of the fleet
   uint32_t lane_capacity = 0;
-  int progress_fd = -1;              // rung by the workers' lanes
   BootClock clock;
   WorkerFleet* fleet = nullptr;
+  SeatWiring* wiring = nullptr;
   std::vector<PoolReport>* reports = nullptr;
   std::map<uint32_t, WorkerTally> tallies;  // by worker
   uint32_t next_wire = 1;
@@ -77,6 +78,7 @@ class PoolJob {
   bool HasSeat(uint32_t wire) const;
   // An error is the worker's fault.
   absl::Status Hear(uint32_t worker, const WorkerMessage& message);
+  void Hear(const SeatWiring::News& news);  // of any job
   void Lose(std::string reason);
   bool lost() const { return lost_; }
 
@@ -112,6 +114,7 @@ class PoolJob {
     uint32_t worker = 0;
     bool own_worker = false;  // a process of its own, which ends with the seat
     uint32_t wire = 0;        // its number on the channel, never used again
+    SeatId id;                // in the job's domain: the ends of descriptors
     SlabShape shape;
     SharedRegion lane_region, slab_region;
     std::unique_ptr<LaneProducer> lane;
@@ -157,10 +160,12 @@ class PoolJob {
 
   // Seats.
   absl::Status MakeSeats();  // fresh lanes and slabs
-  absl::StatusOr<Seat> MakeSeat(std::optional<uint32_t> worker, const SlabShape& shape);  // no worker: one of its own
+  // `number`: of its lane. No worker: one of its own.
+  absl::StatusOr<Seat> MakeSeat(uint32_t number, std::optional<uint32_t> worker, const SlabShape& shape);
   SlabShape WholeShape() const;
   void EndSeats();  // tells their workers; those of their own end
   void EndSeat(Seat& seat);
+  void TellAnchor(const Seat& seat);
   void TellSegment(const Seat& seat, const Segment& segment);
   void TellSeat(uint32_t number);
   void TellRole(const Seat& seat);
@@ -205,6 +210,7 @@ class PoolJob {
   uint32_t lap_ = 0;     // of all rounds
   RoundGoals goals_;
   Counted counted_;      // in this round: folded, as reported
+  std::unique_ptr<JobWiring> wiring_;  // before the seats, which it outlives
   std::map<uint32_t, Seat> seats_;
   std::vector<Seat> lost_seats_;
   std::vector<Segment> segments_;

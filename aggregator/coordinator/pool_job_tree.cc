@@ -174,7 +174,7 @@ void PoolJob::Execute(const std::vector<TreeAction>& actions) {
 
 absl::Status PoolJob::StartSeat(uint32_t number) {
   const absl::Time now = context_->clock.Now();
-  TRIB_ASSIGN_OR_RETURN(Seat seat, MakeSeat(std::nullopt, WholeShape()));
+  TRIB_ASSIGN_OR_RETURN(Seat seat, MakeSeat(number, std::nullopt, WholeShape()));
   seat.queue = number;
   seat.slab.BeginLap(round_, lap_, /*keep_sums=*/false);
   seat.goal = 0;
@@ -216,6 +216,7 @@ void PoolJob::TellChild(const Edge& edge) {
   message.lap = lap_;
   message.child = edge.node;
   message.child_seat = from.wire;
+  message.src = from.id.value();
   message.lane = edge.lane;
   message.lane_bytes = edge.region.bytes.size();
   message.slab_bytes = from.slab_region.bytes.size();
@@ -231,8 +232,8 @@ void PoolJob::TellParent(const Edge& edge) {
   message.lap = lap_;
   message.lane = edge.lane;
   message.lane_bytes = edge.region.bytes.size();
-  message.src = from.worker + 1;
-  message.dst = to.worker + 1;
+  message.src = from.id.value();
+  message.dst = to.id.value();
   context_->fleet->Tell(from.worker, message, {edge.region.fd.get(), context_->fleet->doorbell(to.worker)});
 }
 

@@ -15,6 +15,7 @@
 
 #include "aggregator/coordinator/pool_job.h"
 #include "aggregator/coordinator/pool_report.h"
+#include "aggregator/coordinator/seat_wiring.h"
 #include "aggregator/coordinator/worker_fleet.h"
 #include "aggregator/transport/transport.h"
 
@@ -34,12 +35,16 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
     Impl* impl ABSL_GUARDED_BY(mutex) = nullptr;
   };
 
-  explicit Impl(const Options& o, Callbacks c, UniqueFd doorbell)
-      : options(o), callbacks(std::move(c)), progress(std::move(doorbell)), fleet(o.worker_program, progress.get(), this) {
+  Impl(const Options& o, Callbacks c, UniqueFd doorbell, std::unique_ptr<SeatWiring> seat_wiring)
+      : options(o),
+        callbacks(std::move(c)),
+        progress(std::move(doorbell)),
+        wiring(std::move(seat_wiring)),
+        fleet(o.worker_program, progress.get(), this) {
     context.workers = options.workers;
-    context.lane_capacity = options.lane_capacity;
-    context.progress_fd = progress.get();
+    context.lane_capacity = wiring->LaneCapacity(options.lane_capacity);
     context.fleet = &fleet;
+    context.wiring = wiring.get();
     context.reports = &reports;
   }
 
@@ -49,6 +54,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   std::shared_ptr<Gate> gate = std::make_shared<Gate>();
 
   mutable absl::Mutex mutex;
+  const std::unique_ptr<SeatWiring> wiring ABSL_PT_GUARDED_BY(mutex);
   WorkerFleet fleet ABSL_GUARDED_BY(mutex);
   std::map<uint32_t, std::unique_ptr<PoolJob>> jobs ABSL_GUARDED_BY(mutex);
   std::vector<PoolReport> reports ABSL_GUARDED_BY(mutex);
@@ -88,8 +94,12 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   // Everything that is to be done now. Returns how long to sleep.
   absl::Duration Turn() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     // Cursors first, then channels: a refusal is sent before the cursor passes its descriptor.
+    const absl::Time now = absl::Now();
+    for (const SeatWiring::News& news : wiring->Take(now)) {
+      for (auto& [number, job] : jobs) job->Hear(news);
+    }
     for (auto& [number, job] : jobs) job->ReadCursors();
-    absl::Duration sleep = fleet.Turn(absl::Now());
+    absl::Duration sleep = std::min(fleet.Turn(now), wiring->NextCheck(now));
     for (auto& [number, job] : jobs) {
       const bool again = job->Settle();
       if (job->under_way()) sleep = std::min(sleep, kSafetyTimeout);
@@ -109,6 +119,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
         sleep = Turn();
         said.swap(reports);
         fds.push_back({progress.get(), POLLIN, 0});
+        fds.push_back({wiring->wait_fd(), POLLIN, 0});  // poll() passes over a negative fd
         fleet.AddPollFds(&fds);
       }
       for (const PoolReport& report : said) Say(report);
@@ -167,7 +178,8 @@ absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Start(const Options& opt
   }
   UniqueFd progress(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!progress.valid()) return ErrnoStatus(errno, "worker pool: eventfd");
-  auto impl = std::make_unique<Impl>(options, std::move(callbacks), std::move(progress));
+  TRIB_ASSIGN_OR_RETURN(std::unique_ptr<SeatWiring> wiring, SeatWiring::Create(options.transport, progress.get(), options.pin_folder));
+  auto impl = std::make_unique<Impl>(options, std::move(callbacks), std::move(progress), std::move(wiring));
   {
     absl::MutexLock lock(&impl->mutex);
     for (uint32_t i = 0; i < options.workers; ++i) TRIB_RETURN_IF_ERROR(impl->fleet.Add().status());

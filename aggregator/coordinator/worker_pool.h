@@ -18,6 +18,7 @@
 #include <absl/time/time.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -29,6 +30,7 @@
 #include "aggregator/core/reducer.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/store/object_pool.h"
+#include "aggregator/transport/transport.h"
 #include "common/ids.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -90,7 +92,9 @@ class WorkerPool {
   struct Options {
     std::string worker_program;     // path of tributary-worker
     uint32_t workers = 1;           // 1 to kMaxWorkers
-    uint32_t lane_capacity = 256;   // a power of two, <= TB_MAX_LANE_CAPACITY
+    uint32_t lane_capacity = 256;   // a power of two, <= TB_MAX_LANE_CAPACITY; `skmsg-inline` takes less (skmsg_endpoint.h)
+    TransportKind transport = TransportKind::kRing;  // as ChooseTransport says (probe.h): nothing is probed here
+    std::filesystem::path pin_folder = {};  // of the verdict program (ebpf/verdict_program.h); empty: nothing is pinned
   };
   struct Callbacks {
     // Every worker has folded the object; it was released from the pool already.

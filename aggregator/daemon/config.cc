@@ -74,6 +74,8 @@ std::vector<Setting> BuiltInSettings() {
       {"metrics", SettingKind::kText, "HOST:PORT to serve Prometheus metrics on, at /metrics; port 0: the system chooses; empty: none", ""},
       {"port_file", SettingKind::kText, "written with HOST:PORT once the aggregator serves", ""},
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
+      {"transport", SettingKind::kText, "how workers are told of updates: auto, skmsg-inline, skmsg or ring; auto: skmsg where a probe finds that it works", "auto"},
+      {"pin_folder", SettingKind::kText, "folder in a bpffs (or one to be mounted) that keeps the program of skmsg from start to start; empty: not kept", ""},
       {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
       {"local_transfer", SettingKind::kText, "on or off: clients of this host and user pass models and updates as file descriptors", "on"},
@@ -142,6 +144,11 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   config.port_file = Find(settings, "port_file").value;
   TRIB_ASSIGN_OR_RETURN(const int64_t workers, Integer(Find(settings, "workers"), 1, 64));
   config.workers = static_cast<uint32_t>(workers);
+  const Setting& transport = Find(settings, "transport");
+  const std::vector<std::string> transports = {"auto", "skmsg-inline", "skmsg", "ring"};
+  if (std::find(transports.begin(), transports.end(), transport.value) == transports.end()) return Bad(transport, "auto, skmsg-inline, skmsg or ring");
+  config.transport = transport.value;
+  config.pin_folder = Find(settings, "pin_folder").value;
   TRIB_ASSIGN_OR_RETURN(const int64_t pool_mb, Integer(Find(settings, "pool_mb"), 1, int64_t{1} << 24));
   config.pool_bytes = static_cast<size_t>(pool_mb) << 20;
   TRIB_ASSIGN_OR_RETURN(const int64_t quota_mb, Integer(Find(settings, "grpc_quota_mb"), 16, int64_t{1} << 16));

@@ -3,6 +3,8 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include <absl/strings/strip.h>
+
 #include <CLI/CLI.hpp>
 
 #include <atomic>
@@ -18,6 +20,7 @@
 #include "aggregator/daemon/config.h"
 #include "aggregator/daemon/metrics.h"
 #include "aggregator/ingress/server.h"
+#include "aggregator/transport/probe.h"
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/log.h"
@@ -86,6 +89,15 @@ int Serve(const DaemonConfig& config) {
   options.store.dir = config.store;
   options.workers.worker_program = (ExecutableDir() / "tributary-worker").string();
   options.workers.workers = config.workers;
+  const absl::StatusOr<TransportChoice> transport = ChooseTransport(config.transport);
+  if (!transport.ok()) return Report(transport.status(), "choose another with --transport, or auto", kFailed);
+  TRIB_LOG(info, "{}", transport->reason);
+  if (transport->kind != TransportKind::kRing) {
+    TRIB_LOG(info, "workers run as this process's user: between jobs the security domains of {} contain accidents, not attacks", NameOf(transport->kind));
+  }
+  options.workers.transport = transport->kind;
+  options.workers.pin_folder = config.pin_folder;
+  options.transport_reason = std::string(absl::StripPrefix(transport->reason, fmt::format("transport {}: ", NameOf(transport->kind))));
   options.pool_bytes = config.pool_bytes;
   options.heartbeat = config.heartbeat;
   options.journal_every = config.journal_every;

@@ -55,9 +55,11 @@ int FdsOf(WorkerMessageKind kind) {
     case WorkerMessageKind::kParent:
       return 2;
     case WorkerMessageKind::kSegment:
+    case WorkerMessageKind::kAnchor:
       return 1;
     case WorkerMessageKind::kCloseJob:
     case WorkerMessageKind::kStop:
+    case WorkerMessageKind::kReplay:
     case WorkerMessageKind::kReady:
     case WorkerMessageKind::kRefused:
     case WorkerMessageKind::kFailed:

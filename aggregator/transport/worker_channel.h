@@ -25,6 +25,8 @@ enum class WorkerMessageKind : uint32_t {
   kRole = 6,         // what a seat is to do in a lap. Repeatable: a seat takes an epoch once
   kChild = 7,        // fds: lane, slab (read-only): the partial of `child` will come there. May come before kOpenJob
   kParent = 8,       // fds: lane, doorbell of its consumer: where the partial goes once it is complete
+  kAnchor = 9,       // fd: anchor (SK_MSG transports). Before everything else of the seat; repeated: instead of the last one
+  kReplay = 10,      // something sent to the seat did not arrive: look at its lanes
   // worker -> daemon
   kReady = 16,
   kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite. Sent before the lane's `done` passes it
@@ -64,7 +66,9 @@ struct WorkerMessage {
   uint32_t depth = 0;                         // kRole: merges above the seat, for jit
   uint64_t children = 0;                      // kRole: whose partials the role needs, a bit each
   uint32_t child = 0, child_seat = 0;         // kChild, kMerged: its bit; kChild: its seat, whose slab is mapped only once
-  uint32_t lane = 0, src = 0, dst = 0;        // kChild, kParent: number of the lane; kParent: ends of its descriptors
+  uint32_t lane = 0, src = 0, dst = 0;        // kOpenJob, kChild, kParent: number of the lane, who produces; kParent, kAnchor: who
+                                              // consumes, or whose it is (ids as in descriptors)
+  uint32_t transport = 0;                     // kAnchor: TransportKind
   uint64_t folded = 0;                        // kComplete
 };
 

@@ -34,6 +34,28 @@ absl::Status Seat::Say(const WorkerMessage& message) {
 
 // ---- what the daemon says ----
 
+absl::Status Seat::SetAnchor(const WorkerMessage& message, UniqueFd anchor) {
+  if (anchor_ != nullptr) return anchor_->ReplaceSocket(std::move(anchor));
+  if (endpoint_) return InvalidArgument("seat {}: an anchor after its first lane", number_);
+  if (message.transport != static_cast<uint32_t>(TransportKind::kSkMsg) && message.transport != static_cast<uint32_t>(TransportKind::kSkMsgInline)) {
+    return InvalidArgument("seat {}: expected an SK_MSG transport, got kind {}", number_, message.transport);
+  }
+  TRIB_ASSIGN_OR_RETURN(auto made, SkMsgEndpoint::Create(std::move(anchor), message.dst, static_cast<TransportKind>(message.transport)));
+  anchor_ = made.get();
+  endpoint_ = std::move(made);
+  return absl::OkStatus();
+}
+
+TransportEndpoint& Seat::Endpoint(int doorbell_fd) {
+  if (!endpoint_) endpoint_ = MakeRingEndpoint(0, doorbell_fd);
+  return *endpoint_;
+}
+
+LaneOptions Seat::Other(uint32_t peer, uint32_t lane, int ring_fd) const {
+  if (anchor_ == nullptr) return {.ring_fd = ring_fd};
+  return {.peer = peer, .lane = static_cast<uint16_t>(lane)};
+}
+
 absl::Status Seat::AddSegment(const WorkerMessage& message, UniqueFd fd) {
   if (message.pool > std::numeric_limits<uint16_t>::max() || message.segment > std::numeric_limits<uint16_t>::max()) {
     return InvalidArgument("seat {}: segment {} of pool {}: expected 16-bit numbers", number_, message.segment, message.pool);
@@ -79,7 +101,7 @@ absl::Status Seat::Open(const WorkerMessage& message, UniqueFd lane, UniqueFd sl
   shape_ = {message.first_element, message.elements, static_cast<uint32_t>(reducer_->state_bytes_per_element()),
             folds_counters_ ? static_cast<uint32_t>(message.counter_count) : 0u};
   TRIB_ASSIGN_OR_RETURN(const Slab attached, Slab::Attach(slab_.bytes, shape_));
-  TRIB_ASSIGN_OR_RETURN(consumer_, AttachRingConsumer(lane_.bytes, {.wait_fd = doorbell_fd, .ring_fd = progress_fd}));
+  TRIB_ASSIGN_OR_RETURN(consumer_, Endpoint(doorbell_fd).OpenConsumer(lane_.bytes, Other(message.src, message.lane, progress_fd)));
   lane_capacity_ = static_cast<uint32_t>((message.lane_bytes - sizeof(tb_lane_header)) / sizeof(tb_desc));
   fold_ = std::make_unique<SlabFold>(attached, reducer_.get());
   return Recover();
@@ -101,7 +123,7 @@ absl::Status Seat::AddChild(const WorkerMessage& message, UniqueFd lane, UniqueF
   child.seat = message.child_seat;
   TRIB_ASSIGN_OR_RETURN(child.region, SharedRegion::Receive(std::move(lane), message.lane_bytes));
   child.region.fd.Reset();
-  TRIB_ASSIGN_OR_RETURN(child.consumer, AttachRingConsumer(child.region.bytes, {.wait_fd = doorbell_fd, .ring_fd = progress_fd}));
+  TRIB_ASSIGN_OR_RETURN(child.consumer, Endpoint(doorbell_fd).OpenConsumer(child.region.bytes, Other(message.src, message.lane, progress_fd)));
   child.lane = static_cast<uint16_t>(message.lane);
   children_.push_back(std::move(child));
   return absl::OkStatus();
@@ -141,8 +163,9 @@ absl::Status Seat::SetRole(const WorkerMessage& message) {
   return Say(taken);
 }
 
-absl::Status Seat::SetParent(const WorkerMessage& message, UniqueFd lane, UniqueFd doorbell, int progress_fd) {
+absl::Status Seat::SetParent(const WorkerMessage& message, UniqueFd lane, UniqueFd doorbell, int doorbell_fd) {
   if (!opened()) return InvalidArgument("seat {}: a parent before it was opened", number_);
+  parent_.reset();
   auto parent = std::make_unique<Parent>();
   parent->lap = message.lap;
   parent->lane = static_cast<uint16_t>(message.lane);
@@ -151,8 +174,8 @@ absl::Status Seat::SetParent(const WorkerMessage& message, UniqueFd lane, Unique
   TRIB_ASSIGN_OR_RETURN(parent->region, SharedRegion::Receive(std::move(lane), message.lane_bytes));
   parent->region.fd.Reset();
   parent->doorbell = std::move(doorbell);
-  TRIB_ASSIGN_OR_RETURN(parent->producer, AttachRingProducer(parent->region.bytes,
-                                                             {.wait_fd = progress_fd, .ring_fd = parent->doorbell.get()}));
+  TRIB_ASSIGN_OR_RETURN(parent->producer, Endpoint(doorbell_fd).OpenProducer(parent->region.bytes,
+                                                                             Other(message.dst, message.lane, parent->doorbell.get())));
   parent_ = std::move(parent);
   return Ship();
 }
@@ -278,7 +301,16 @@ bool Seat::Arm() {
   for (Child& child : children_) {
     if (InLap() && child.lap == role_.lap && !child.taken && !child.merged) work = child.consumer->Arm() || work;
   }
+  // A record for which there was no room is tried again; whether the parent has moved on is nothing to stay awake for.
+  if (anchor_ != nullptr && anchor_->kind() == TransportKind::kSkMsgInline && parent_ && parent_->producer->Done().value_or(0) != parent_->producer->pushed()) {
+    static_cast<void>(parent_->producer->ArmProgress());
+  }
   return work;
+}
+
+void Seat::Replay() {
+  if (consumer_) consumer_->Replay();
+  for (Child& child : children_) child.consumer->Replay();
 }
 
 void Seat::Disarm(bool timed_out) {

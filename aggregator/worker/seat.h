@@ -7,7 +7,7 @@
 // Leaf, middle and top are one program: a role is only which inputs are expected (SetRole), and may change at any moment. A promoted
 // seat keeps its slab: its partial is the parent's first input. Partials are read where their leaf wrote them, through a read-only
 // map, and merged exactly once: the slab's record says which are in.
-// A replacement is told the same things in the same order (segments, children, Open, role, parent) and goes on where the record says.
+// A replacement is told the same things in the same order (anchor, segments, children, Open, role, parent) and goes on where the record says.
 //
 // Borrows the channel and the doorbells. Thread-compatible. Errors end the seat: the worker says kFailed and drops it.
 #pragma once
@@ -26,6 +26,7 @@
 #include "aggregator/core/reducer.h"
 #include "aggregator/store/object_pool.h"
 #include "aggregator/store/slab.h"
+#include "aggregator/transport/skmsg_endpoint.h"
 #include "aggregator/transport/transport.h"
 #include "aggregator/transport/worker_channel.h"
 #include "aggregator/worker/slab_fold.h"
@@ -39,11 +40,13 @@ class Seat {
  public:
   Seat(uint32_t number, WorkerChannel* channel) : number_(number), channel_(channel) {}
 
+  // `ring` unless it is given an anchor, before all else. A second one takes the first one's place.
+  absl::Status SetAnchor(const WorkerMessage& message, UniqueFd anchor);
   absl::Status AddSegment(const WorkerMessage& message, UniqueFd fd);
   absl::Status AddChild(const WorkerMessage& message, UniqueFd lane, UniqueFd slab, int doorbell_fd, int progress_fd);
   absl::Status Open(const WorkerMessage& message, UniqueFd lane, UniqueFd slab, int doorbell_fd, int progress_fd);
   absl::Status SetRole(const WorkerMessage& message);
-  absl::Status SetParent(const WorkerMessage& message, UniqueFd lane, UniqueFd doorbell, int progress_fd);
+  absl::Status SetParent(const WorkerMessage& message, UniqueFd lane, UniqueFd doorbell, int doorbell_fd);
   bool opened() const { return fold_ != nullptr; }
 
   // Takes what has come. True: something did. The channel is drained between Take and Process: the segment a descriptor names was
@@ -56,6 +59,10 @@ class Seat {
   bool Arm();
   void Disarm(bool timed_out);
   absl::Time look_at() const { return look_at_; }
+  // Of its anchor: what to sleep on besides the worker's doorbell (-1: nothing), and what to call when it is readable.
+  int wait_fd() const { return anchor_ != nullptr ? anchor_->wait_fd() : -1; }
+  void Drain() { endpoint_->Drain(); }
+  void Replay();
 
  private:
   struct Waiting {
@@ -91,6 +98,9 @@ class Seat {
     uint32_t depth = 0;
   };
 
+  TransportEndpoint& Endpoint(int doorbell_fd);
+  // `ring_fd`: the eventfd of the other end.
+  LaneOptions Other(uint32_t peer, uint32_t lane, int ring_fd) const;
   absl::Status Say(const WorkerMessage& message);
   absl::Status Recover();
   absl::Status TakeUpTo(uint32_t cursor);
@@ -113,6 +123,8 @@ class Seat {
   const uint32_t number_;
   WorkerChannel* const channel_;
   const BootClock clock_;
+  std::unique_ptr<TransportEndpoint> endpoint_;  // before its lanes, which it outlives
+  SkMsgEndpoint* anchor_ = nullptr;              // it, if it is one
   SegmentMap segments_;
   SharedRegion lane_, slab_;
   SlabShape shape_;

@@ -4,7 +4,6 @@
 #include <poll.h>
 
 #include <algorithm>
-#include <array>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -60,6 +59,9 @@ absl::StatusOr<WorkerRuntime::Next> WorkerRuntime::Handle(WorkerChannel::Receive
       if (!doorbell_.valid()) return InvalidArgument("worker channel: a seat before the doorbells");
       status = SeatOf(message.job).Open(message, std::move(received.fds[0]), std::move(received.fds[1]), doorbell_.get(), progress_.get());
       break;
+    case WorkerMessageKind::kAnchor:
+      status = SeatOf(message.job).SetAnchor(message, std::move(received.fds[0]));
+      break;
     case WorkerMessageKind::kSegment:
       status = SeatOf(message.job).AddSegment(message, std::move(received.fds[0]));
       break;
@@ -74,9 +76,12 @@ absl::StatusOr<WorkerRuntime::Next> WorkerRuntime::Handle(WorkerChannel::Receive
       if (seat == seats_.end()) return Next::kGoOn;
       status = message.kind == WorkerMessageKind::kRole
                    ? seat->second->SetRole(message)
-                   : seat->second->SetParent(message, std::move(received.fds[0]), std::move(received.fds[1]), progress_.get());
+                   : seat->second->SetParent(message, std::move(received.fds[0]), std::move(received.fds[1]), doorbell_.get());
       break;
     }
+    case WorkerMessageKind::kReplay:
+      if (const auto seat = seats_.find(message.job); seat != seats_.end()) seat->second->Replay();
+      return Next::kGoOn;
     case WorkerMessageKind::kCloseJob:
       seats_.erase(message.job);
       return Next::kGoOn;
@@ -130,20 +135,28 @@ void WorkerRuntime::Sleep() {
   bool work = false;
   bool open = false;
   absl::Time look_at = absl::InfiniteFuture();
+  std::vector<pollfd> fds = {{channel_.fd(), POLLIN, 0}, {doorbell_.get(), POLLIN, 0}};
+  std::vector<Seat*> anchored;  // fds[2 + i] is the anchor of anchored[i]
   for (auto& [number, seat] : seats_) {
     if (!seat->opened()) continue;
     open = true;
+    if (const int fd = seat->wait_fd(); fd >= 0) {
+      fds.push_back({fd, POLLIN, 0});
+      anchored.push_back(seat.get());
+    }
     work = seat->Arm() || work;
     look_at = std::min(look_at, seat->look_at());
   }
   bool timed_out = false;
   if (!work) {
-    std::array<pollfd, 2> fds = {pollfd{channel_.fd(), POLLIN, 0}, pollfd{doorbell_.get(), POLLIN, 0}};
     const absl::Duration until = look_at == absl::InfiniteFuture() ? absl::InfiniteDuration() : look_at - BootClock().Now();
     const timespec limit = absl::ToTimespec(std::clamp(until, absl::ZeroDuration(), kSafetyTimeout));
     // Parked without a seat: nothing can be missed, so no timeout either.
     timed_out = ::ppoll(fds.data(), fds.size(), open ? &limit : nullptr, nullptr) == 0;
     if ((fds[1].revents & POLLIN) != 0) DrainEventFd(doorbell_.get());
+    for (size_t i = 0; i < anchored.size(); ++i) {
+      if (fds[2 + i].revents != 0) anchored[i]->Drain();
+    }
   }
   for (auto& [number, seat] : seats_) {
     if (seat->opened()) seat->Disarm(timed_out);

@@ -135,6 +135,7 @@ def main():
     parser.add_argument("--transfer", choices=["local", "grpc"], default="local")
     parser.add_argument("--bin", type=Path, default=Path(__file__).resolve().parents[2] / "build/release/bin")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--transport", default="auto", help="of the aggregator: auto, ring, skmsg or skmsg-inline")
     parser.add_argument("--pool-mb", type=int, default=512)
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("--keep", action="store_true", help="keep the working folder with all logs")
@@ -171,7 +172,7 @@ def main():
         busy0, own0, t0 = busy_seconds(), sum(os.times()[:4]), time.time()
         sampler.start()
         start("server", "aggregator.log", a.bin / "tributary-aggregator", "--listen", "127.0.0.1:0", "--store", work / "store",
-              "--port-file", work / "port", "--workers", a.workers, "--pool-mb", a.pool_mb, "--log-level", "warn",
+              "--port-file", work / "port", "--workers", a.workers, "--pool-mb", a.pool_mb, "--transport", a.transport, "--log-level", "warn",
               "--local-transfer", "on" if a.transfer == "local" else "off")
         while not (work / "port").exists():
             if processes[0].poll() is not None or time.time() - t0 > 20:

@@ -47,6 +47,23 @@ def free_gib(path):
     return shutil.disk_usage(path).free / 2**30
 
 
+def transports(bin_dir):
+    """Those that work here. TRIBUTARY_REQUIRE=bpf: all of them, or the test fails."""
+    found = ["ring"]
+    for name in ("skmsg", "skmsg-inline"):
+        with Federation(bin_dir, aggregator_flags=["--transport", name]) as federation:
+            try:
+                federation.start_aggregator()
+                found.append(name)
+            except AssertionError:
+                reason = federation.log("aggregator.log").strip()
+                if "cannot be used" not in reason:
+                    raise
+                assert "bpf" not in os.environ.get("TRIBUTARY_REQUIRE", "").split(","), f"TRIBUTARY_REQUIRE has bpf: {reason}"
+                print(f"not over {name}: {reason}", flush=True)
+    return found
+
+
 class Federation:
     """An aggregator with its store, and clients. `bin_dir` holds the built programs."""
 

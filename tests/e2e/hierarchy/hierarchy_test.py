@@ -1,5 +1,5 @@
-"""A job's shape, timing and number of workers are invisible in a reproducible model: 36 combinations over real daemons give one hash,
-that of `tributary aggregate` from the same files.
+"""A job's shape, timing, transport and number of workers are invisible in a reproducible model: 36 combinations for each transport over
+real daemons give one hash, that of `tributary aggregate` from the same files.
 
 usage: hierarchy_test.py BIN_DIR
 """
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-from harness import Federation, f32, write_safetensors  # noqa: E402
+from harness import Federation, f32, transports, write_safetensors  # noqa: E402
 
 ELEMENTS = 40_000  # more than two blocks of the accumulators, so that ranges differ with the number of workers
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
@@ -41,13 +41,15 @@ def main():
         make_files(folder)
         reference = expected_hash(scratch, folder)
         runs = 0
-        for workers in (1, 2, 4):
-            with Federation(bin_dir, workers=workers) as federation:
+        ways = transports(bin_dir)
+        for transport, workers in itertools.product(ways, (1, 2, 4)):
+            with Federation(bin_dir, workers=workers, aggregator_flags=["--transport", transport]) as federation:
                 federation.start_aggregator()
+                assert federation.cli("nodes", "show")["transport"] == transport
                 for i, weight in enumerate(WEIGHTS):  # training times spread the arrivals
                     federation.start_client(f"site-{i}", "--learner", "file", "--updates", folder, "--weight", weight, "--train-ms", 15 * i)
                 for shape, timing in itertools.product(SHAPES, TIMINGS):
-                    what = f"{workers} workers, shape {shape}, timing {timing}"
+                    what = f"{transport}, {workers} workers, shape {shape}, timing {timing}"
                     job = federation.submit(
                         f"name: h\nmodel: {{tensors: {folder}/model.safetensors}}\ncohort: {{size: {len(WEIGHTS)}}}\nstop: {{versions: 1}}\n"
                         f"reproducible: true\nhierarchy: {{shape: {shape}, plan: \"static:2\", timing: \"{timing}\"}}\n")
@@ -56,8 +58,8 @@ def main():
                     assert shown["updates_committed"] == len(WEIGHTS), (what, shown)
                     assert shown["model_sha256"] == reference, f"{what}: {shown['model_sha256']}, expected {reference}"
                     runs += 1
-        assert runs == 36, runs
-    print(f"{runs} combinations of shape, timing and workers: one hash, {reference[:16]}…")
+        assert runs == 36 * len(ways), runs
+    print(f"{runs} combinations of shape, timing, workers and transport ({', '.join(ways)}): one hash, {reference[:16]}…")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 // A worker pool with real worker processes, one job, and a reference that folds the same updates in this process, one after the
 // other. The small language of the worker tests.
+// Every test of a program runs over the transport that POOL_TRANSPORT names (ring without it): ctest runs each over all three.
 #pragma once
 
 #include <absl/synchronization/mutex.h>
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -16,9 +18,32 @@
 
 #include "aggregator/store/object_pool.h"
 #include "aggregator/coordinator/worker_pool.h"
+#include "aggregator/transport/probe.h"
+#include "tests/support/require.h"
 #include "tests/support/status_matchers.h"
 
 namespace tributary::aggregator {
+
+// What POOL_TRANSPORT says.
+inline TransportKind PoolTransport() {
+  const char* name = std::getenv("POOL_TRANSPORT");
+  for (const TransportKind kind : {TransportKind::kRing, TransportKind::kSkMsg, TransportKind::kSkMsgInline}) {
+    if (NameOf(kind) == (name == nullptr ? "ring" : name)) return kind;
+  }
+  ADD_FAILURE() << "POOL_TRANSPORT: expected ring, skmsg or skmsg-inline, got " << name;
+  return TransportKind::kRing;
+}
+
+// Skips every test of the program where its transport does not work here.
+class NeedsTransport final : public ::testing::Environment {
+ public:
+  void SetUp() override {
+    if (PoolTransport() == TransportKind::kRing) return;
+    const absl::Status probed = ProbeSkMsg();
+    TRIB_REQUIRE_OR_SKIP("bpf", probed.ok() ? std::string() : MessageOf(probed));
+  }
+};
+inline ::testing::Environment* const kNeedsTransport = ::testing::AddGlobalTestEnvironment(new NeedsTransport);
 
 struct RigOptions {
   uint32_t workers = 1;
@@ -79,7 +104,8 @@ class PoolRig {
       reason_ = reason;
     };
     auto started = WorkerPool::Start(
-        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity}, callbacks);
+        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport()},
+        callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);
     const absl::Status opened = pool->OpenJob(
