@@ -14,7 +14,8 @@ namespace tributary::aggregator {
 namespace {
 
 constexpr uint32_t kAnchorsKey = 0;  // in the epoll set; the others are ids, never 0
-constexpr int kPushTries = 8;        // each makes room for thousands of records
+constexpr int kPushTries = 8;
+constexpr int kReadsForRoom = 256;   // of 16 KiB an anchor: all that a socket may hold
 
 }  // namespace
 
@@ -144,7 +145,7 @@ absl::StatusOr<std::unique_ptr<LaneProducer>> JobWiring::OpenUpdates(std::span<s
 absl::Status JobWiring::Push(LaneProducer& lane, const tb_desc& desc) {
   absl::Status pushed = lane.Push(desc);
   for (int tries = 0; kind() != TransportKind::kRing && pushed.code() == absl::StatusCode::kUnavailable && tries < kPushTries; ++tries) {
-    wiring_->Collect(absl::Now());
+    for (int reads = 0; reads < kReadsForRoom; ++reads) wiring_->Collect(absl::Now());
     RingEventFd(wiring_->progress_fd_);  // there may be news
     pushed = lane.Push(desc);
   }

@@ -101,7 +101,7 @@ TEST_P(SeatWiringTest, WhatIsPushedForASeatWithoutAProcessIsNewsAndReachesTheNex
 TEST_P(SeatWiringTest, APushMakesRoomForItsOwnDeadLetters) {
   const auto job = JobWiring::Open(wiring_.get()).value();
   const SharedRegion region = SharedRegion::Create("tributary-lane", LaneBytes(64)).value();
-  for (int i = 0; i < 10'000; ++i) {
+  for (int i = 0; i < 6000; ++i) {
     const SeatId seat = job->AddSeat(0).value();
     ASSERT_THAT(FormatLane(region.bytes, 64), IsOk());
     const auto lane = job->OpenUpdates(region.bytes, seat, 0, -1).value();
@@ -109,7 +109,7 @@ TEST_P(SeatWiringTest, APushMakesRoomForItsOwnDeadLetters) {
       ASSERT_THAT(job->Push(*lane, Desc(job->daemon_id(), seat.value(), TB_KIND_UPDATE)), IsOk()) << i << " " << k;
     }
   }
-  // Inline sends 20 MB of records, which no socket holds: some were read, and the pool's thread is told of news.
+  // Inline sends 12 MB of records, which no socket holds: some were read, and the pool's thread is told of news.
   pollfd entry{progress_.get(), POLLIN, 0};
   EXPECT_EQ(::poll(&entry, 1, 0), GetParam() == TransportKind::kSkMsgInline ? 1 : 0);
 }
