@@ -66,4 +66,10 @@ absl::StatusOr<AnchorPair> MakeAnchorPair(const std::function<void(uint16_t)>& o
   return pair;
 }
 
+void ResetAndClose(UniqueFd& daemon_end) {
+  const linger now{.l_onoff = 1, .l_linger = 0};
+  if (daemon_end.valid()) ::setsockopt(daemon_end.get(), SOL_SOCKET, SO_LINGER, &now, sizeof(now));
+  daemon_end.Reset();
+}
+
 }  // namespace tributary::aggregator

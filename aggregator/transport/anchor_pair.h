@@ -18,4 +18,8 @@ struct AnchorPair {
 // `on_listening` is a test's way in: called with the listener's port before our own connection is made.
 absl::StatusOr<AnchorPair> MakeAnchorPair(const std::function<void(uint16_t port)>& on_listening = nullptr);
 
+// Closes the daemon's end on purpose: the connection is reset, so that its port is free at once. A plain close would keep it for a minute
+// (TIME_WAIT), and a daemon that replaces many workers would run out of ports. A crash closes plainly, and the worker's end lives on.
+void ResetAndClose(UniqueFd& daemon_end);
+
 }  // namespace tributary::aggregator

@@ -113,7 +113,7 @@ absl::StatusOr<Anchors::Anchor> Anchors::Install(uint32_t id, uint32_t domain, u
 // Closing alone would leave it in the epoll set while a child that is just being spawned still has its copy.
 void Anchors::Close(Entry& entry) {
   if (entry.daemon_end.valid()) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, entry.daemon_end.get(), nullptr);
-  entry.daemon_end.Reset();
+  ResetAndClose(entry.daemon_end);
 }
 
 absl::Status Anchors::SetFlag(uint32_t id, uint32_t flag, bool on) {

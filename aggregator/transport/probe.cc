@@ -41,11 +41,15 @@ std::string MissingCapabilities() {
 
 struct End {
   AnchorPair pair;
-  tb_identity identity;
+  tb_identity identity{};
+  End() = default;
+  End(End&&) = default;
+  ~End() { ResetAndClose(pair.daemon_end); }
 };
 
 absl::StatusOr<End> MakeEnd(ebpf::VerdictProgram& program, uint32_t id, uint32_t domain) {
-  End end{{}, {id, domain}};
+  End end;
+  end.identity = {id, domain};
   TRIB_ASSIGN_OR_RETURN(end.pair, MakeAnchorPair());
   TRIB_RETURN_IF_ERROR(program.SetIdentity(end.pair.worker_end.get(), end.identity));
   TRIB_RETURN_IF_ERROR(program.SetRoute(id, {.domain = domain, .sock = id, .flags = 0, .epoch = 1}));

@@ -31,6 +31,14 @@ size_t OpenFds() {
   return count;
 }
 
+// TCP connections of this machine (other programs make some too) that only wait for their minute to pass.
+ptrdiff_t TimeWaits() {
+  const std::string table = ReadFile("/proc/self/net/tcp", size_t{64} << 20).value();
+  ptrdiff_t count = 0;
+  for (size_t at = table.find(" 06 "); at != std::string::npos; at = table.find(" 06 ", at + 1)) ++count;
+  return count;
+}
+
 // A folder for one test, gone with it, whatever is mounted below.
 struct TemporaryFolder {
   std::filesystem::path path = std::filesystem::temp_directory_path() / ("tributary-test-" + RandomHex(8));
@@ -63,6 +71,7 @@ class AnchorsRealTest : public ::testing::Test {
 TEST_F(AnchorsRealTest, AKilledProcessLeavesNoEntryAndAThousandCyclesLeaveNoFd) {
   const uint32_t id = anchors->IssueId().value();
   const size_t fds = OpenFds();
+  const ptrdiff_t time_waits = TimeWaits();
   for (int cycle = 0; cycle < 1000; ++cycle) {
     Anchors::Anchor anchor = anchors->Add(id, 1).value();
     ASSERT_TRUE(program->HasSocket(id).value());
@@ -71,6 +80,7 @@ TEST_F(AnchorsRealTest, AKilledProcessLeavesNoEntryAndAThousandCyclesLeaveNoFd) 
     ASSERT_THAT(anchors->Forget(id, anchor.epoch), IsOk());
   }
   EXPECT_EQ(OpenFds(), fds);
+  EXPECT_LT(TimeWaits() - time_waits, 500) << "ports run out when each cycle keeps one for a minute";
   for (int kill = 0; kill < 20; ++kill) {
     Anchors::Anchor anchor = anchors->Add(id, 1).value();
     SharedRegion region = SharedRegion::Create("test-lane", LaneBytes(4)).value();
@@ -231,6 +241,37 @@ TEST_F(AnchorsRealTest, ARecordThatComesAgainAfterItsSlotWasReleasedIsPassedOver
 
 INSTANTIATE_TEST_SUITE_P(Transports, DeadLetterTest, ::testing::Values(TransportKind::kSkMsg, TransportKind::kSkMsgInline),
                          [](const auto& info) { return info.param == TransportKind::kSkMsg ? "skmsg" : "skmsg_inline"; });
+
+// The sender's socket fills up only when the daemon has stopped reading: normal TCP back-pressure, and still nothing is lost.
+TEST_P(DeadLetterTest, AProducerWhoseDeadLettersNobodyReadsIsHeldBackAndGoesOnAfterwards) {
+  Anchors::Anchor from = anchors->Add(1, 1).value(), to = anchors->Add(2, 1).value();
+  ASSERT_THAT(anchors->Declare(4, 1), IsOk());
+  SharedRegion region = SharedRegion::Create("test-lane", LaneBytes(8)).value();
+  ASSERT_THAT(FormatLane(region.bytes, 8), IsOk());
+  auto from_endpoint = Endpoint(from, GetParam()), to_endpoint = Endpoint(to, GetParam());
+  auto producer = from_endpoint->OpenProducer(region.bytes, {.peer = 2}).value();
+  auto consumer = to_endpoint->OpenConsumer(region.bytes, {.peer = 1}).value();
+  uint32_t unread = 0;
+  while (from_endpoint->Send(Record(1, 4, unread)) == SkMsgEndpoint::SendResult::kSent) {
+    ASSERT_LT(++unread, 10'000'000u) << "no back-pressure at all";
+  }
+  ASSERT_FALSE(consumer->Arm());
+  const bool is_inline = GetParam() == TransportKind::kSkMsgInline;
+  EXPECT_THAT(producer->Push(Record(1, 2, 0)), IsOk()) << "it is in the lane, the log";
+  if (is_inline) {
+    EXPECT_THAT(producer->Push(Record(1, 2, 1)), StatusIs(absl::StatusCode::kUnavailable, HasSubstr("dead letters")));
+  }
+
+  const Anchors::Incoming incoming = ReadDaemonEnds(*anchors, unread, absl::Seconds(20));
+  EXPECT_EQ(incoming.letters.size(), unread);
+  EXPECT_TRUE(incoming.offenders.empty());
+  ASSERT_THAT(producer->Push(Record(1, 2, 1)), IsOk());
+  ASSERT_TRUE(consumer->Arm() || to_endpoint->Readable()) << "nobody rang";
+  std::array<tb_desc, 8> out;
+  ASSERT_EQ(consumer->Poll(out).value(), 2u);
+  EXPECT_EQ(out[1].round, 1u);
+  EXPECT_EQ(from_endpoint->counters().send_errors, 0u);
+}
 
 // ---- recycling ----
 
