@@ -69,9 +69,9 @@ inline TrainRequest RequestFor(const JobSpec& spec, const FlatModel& model, uint
 
 // The model after an update: trainable old + Δ, the rest as the update has it. T is the layout's floating type.
 template <typename T>
-FlatModel Applied(const FlatModel& model, const std::vector<std::byte>& update) {
+FlatModel Applied(const FlatModel& model, std::span<const std::byte> update) {
   FlatModel next = model;
-  next.bytes = update;
+  next.bytes.assign(update.begin(), update.end());
   for (size_t i = 0; i < model.layout.trainable_count(); ++i) {
     T before;
     T delta;
