@@ -2,20 +2,16 @@
 
 #include <array>
 #include <charconv>
-#include <compare>
 #include <cstdint>
 
 namespace tributary::aggregator {
 namespace {
 
-struct Version {
-  uint32_t major = 0, minor = 0, patch = 0;
-  auto operator<=>(const Version&) const = default;
-};
+using Version = std::array<uint32_t, 3>;  // compared from the left
 
 // "6.12.34-rc1+…": up to three numbers, the third may be missing ("6.15" is 6.15.0). False: no such text.
 bool ParseVersion(std::string_view text, Version* version) {
-  std::array<uint32_t, 3> parts{};
+  Version parts{};
   const char* at = text.data();
   const char* const end = text.data() + text.size();
   for (size_t i = 0; i < parts.size(); ++i) {
@@ -28,7 +24,7 @@ bool ParseVersion(std::string_view text, Version* version) {
     }
     ++at;
   }
-  *version = {parts[0], parts[1], parts[2]};
+  *version = parts;
   return true;
 }
 
@@ -43,16 +39,11 @@ std::string StableVersion(std::string_view release, std::string_view version) {
 }
 
 bool KernelAllowed(std::string_view stable_version) {
-  Version version;
+  Version version{};
   if (!ParseVersion(stable_version, &version)) return false;
   if (version >= Version{6, 15, 3}) return true;
-  if (version.major != 6) return false;
-  switch (version.minor) {
-    case 1: return version.patch >= 142;
-    case 6: return version.patch >= 94;
-    case 12: return version.patch >= 34;
-    default: return false;
-  }
+  const auto [major, minor, patch] = version;
+  return major == 6 && ((minor == 1 && patch >= 142) || (minor == 6 && patch >= 94) || (minor == 12 && patch >= 34));
 }
 
 }  // namespace tributary::aggregator

@@ -227,8 +227,7 @@ bool LaneConsumerEnd::Wait(absl::Duration timeout) {
     if (left <= absl::ZeroDuration()) break;
     bell_->Sleep(lane_.header->asleep, left);
     ++idle_;
-    // Asleep still 1: nobody rang, the sleep ended by itself.
-    if (Atomic(lane_.header->asleep).load(std::memory_order_acquire) == 1) Disarm(/*timed_out=*/true);
+    if (!bell_->Rung(lane_.header->asleep)) Disarm(/*timed_out=*/true);  // the sleep ended by itself
     if (HasWork(std::memory_order_acquire)) break;
   }
   if (HasWork(std::memory_order_acquire)) idle_ = 0;

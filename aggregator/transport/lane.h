@@ -46,6 +46,8 @@ class Bell {
   virtual void Ring(uint32_t& word) = 0;
   // Until rung, `timeout`, or the end of the peer; may return early.
   virtual void Sleep(uint32_t& word, absl::Duration timeout) = 0;
+  // Whether somebody has rung since `word` was set.
+  virtual bool Rung(uint32_t& word) = 0;
   // After a sleep that nobody ended although there is work: whether the ring for it is still arriving. Waits up to `grace`.
   virtual bool RungWithin(uint32_t& word, absl::Duration grace) = 0;
   // The process at the other end has ended. False where nobody watches it.

@@ -14,9 +14,10 @@ namespace tributary::aggregator {
 namespace {
 
 // Who exchanged the flag to 0 rings in the next instruction; nothing of a ring can be lost on its way.
+bool FlagIsClear(uint32_t& word) { return Atomic(word).load(std::memory_order_acquire) == 0; }
 bool FlagClearsWithin(uint32_t& word, absl::Duration grace) {
   const absl::Time deadline = absl::Now() + grace;
-  while (Atomic(word).load(std::memory_order_acquire) == 1) {
+  while (!FlagIsClear(word)) {
     if (absl::Now() >= deadline) return false;
     absl::SleepFor(absl::Microseconds(100));
   }
@@ -33,6 +34,7 @@ class FutexBell final : public Bell {
     const timespec limit = absl::ToTimespec(std::max(timeout, absl::ZeroDuration()));
     ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &limit, nullptr, 0);
   }
+  bool Rung(uint32_t& word) override { return FlagIsClear(word); }
   bool RungWithin(uint32_t& word, absl::Duration grace) override { return FlagClearsWithin(word, grace); }
   bool PeerEnded() override { return peer_pidfd_ >= 0 && PollIn(peer_pidfd_, absl::ZeroDuration()); }
 
@@ -48,6 +50,7 @@ class EventFdBell final : public Bell {
   void Sleep(uint32_t&, absl::Duration timeout) override {
     if (PollIn(fds_.wait_fd, timeout, peer_pidfd_)) DrainEventFd(fds_.wait_fd);
   }
+  bool Rung(uint32_t& word) override { return FlagIsClear(word); }
   bool RungWithin(uint32_t& word, absl::Duration grace) override { return FlagClearsWithin(word, grace); }
   bool PeerEnded() override { return peer_pidfd_ >= 0 && PollIn(peer_pidfd_, absl::ZeroDuration()); }
 

@@ -140,14 +140,13 @@ void SkMsgEndpoint::Deliver(const tb_desc& record) {
   ++counters_.received;
   const Role role = record.kind == TB_KIND_CREDIT ? Role::kProducer : Role::kConsumer;
   const auto found = ports_.find(PortKey(role, record.src, record.lane));
-  if (found == ports_.end()) {
+  const bool doorbell = record.kind == TB_KIND_CREDIT || record.kind == TB_KIND_DOORBELL;
+  if (found == ports_.end() || (!doorbell && kind_ != TransportKind::kSkMsgInline)) {
     ++counters_.stray;
-  } else if (record.kind == TB_KIND_CREDIT || record.kind == TB_KIND_DOORBELL) {
+  } else if (doorbell) {
     found->second->OnDoorbell();
-  } else if (kind_ == TransportKind::kSkMsgInline) {
-    found->second->OnRecord(record);
   } else {
-    ++counters_.stray;
+    found->second->OnRecord(record);
   }
 }
 

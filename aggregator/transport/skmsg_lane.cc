@@ -33,7 +33,7 @@ class SkMsgBell final : public Bell, public SkMsgEndpoint::Port {
     bell->registered_ = true;
     return bell;
   }
-  ~SkMsgBell() {
+  ~SkMsgBell() override {
     if (registered_) endpoint_->Unregister(key_);
   }
 
@@ -50,10 +50,11 @@ class SkMsgBell final : public Bell, public SkMsgEndpoint::Port {
     if (owed_) Ring();
     endpoint_->Sleep(timeout, peer_pidfd_);
   }
+  // The flag alone is no proof here: a record can go astray on its way, and that would be a defect too.
+  bool Rung(uint32_t& word) override { return Atomic(word).load(std::memory_order_acquire) == 0 && rings_ != rings_seen_; }
   bool RungWithin(uint32_t& word, absl::Duration grace) override {
     const absl::Time deadline = absl::Now() + grace;
-    // The flag alone is no proof here: a record can go astray on its way, and that would be a defect too.
-    while (Atomic(word).load(std::memory_order_acquire) == 1 || rings_ == rings_seen_) {
+    while (!Rung(word)) {
       const absl::Duration left = deadline - absl::Now();
       if (left <= absl::ZeroDuration()) return false;
       if (PollIn(endpoint_->wait_fd(), std::min(left, absl::Milliseconds(1)))) endpoint_->Drain();

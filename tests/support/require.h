@@ -5,6 +5,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 #include <string_view>
@@ -26,7 +27,7 @@ inline bool IsRequired(std::string_view what) {
 
 #define TRIB_REQUIRE_OR_SKIP(what, missing)                                                                      \
   do {                                                                                                           \
-    if (const std::string trib_missing_ = (missing); !trib_missing_.empty()) {                                   \
+    if (const std::string& trib_missing_ = (missing); !trib_missing_.empty()) {                                   \
       if (::tributary::testing::IsRequired(what)) FAIL() << "TRIBUTARY_REQUIRE has " << what << ": " << trib_missing_; \
       GTEST_SKIP() << "needs " << what << ": " << trib_missing_;                                                 \
     }                                                                                                            \

@@ -21,6 +21,8 @@
 
 namespace tributary::aggregator {
 
+inline std::ostream& operator<<(std::ostream& out, TransportKind kind) { return out << NameOf(kind); }
+
 enum class Way { kRingFutex, kRingEventFd, kSkMsg, kSkMsgInline };
 inline const char* NameOf(Way way) {
   constexpr const char* kNames[] = {"ring_futex", "ring_eventfd", "skmsg", "skmsg_inline"};

@@ -18,7 +18,6 @@ namespace tributary::aggregator {
 namespace {
 
 using tributary::testing::IsOk;
-using tributary::testing::StatusIs;
 using ebpf::VerdictCounts;
 
 // Two members of domain 1 and one of domain 2, on a program of their own.

@@ -12,7 +12,6 @@ namespace {
 
 using ::testing::AllOf;
 using ::testing::HasSubstr;
-using tributary::testing::IsOk;
 using tributary::testing::StatusIs;
 
 TEST(KernelAllowTest, EachFixedLineFromItsFixAndEverythingNew) {
