@@ -17,6 +17,69 @@ using ::testing::HasSubstr;
 using tributary::testing::IsOk;
 using tributary::testing::StatusIs;
 
+// The core of the contract as one verdict, so that it can be shown to reject transports that are wrong: "" or what is not right.
+std::string Complaint(const TransportRig& rig, LaneProducer& producer, LaneConsumer& consumer) {
+  uint32_t pushed = 0, taken = 0, released = 0;
+  std::array<tb_desc, 3> out;
+  for (int step = 0; step < 400; ++step) {
+    const bool full = pushed - released == producer.capacity();
+    const absl::Status push = producer.Push(rig.Desc(pushed));
+    if (push.ok() == full) return fmt::format("push with {} of {} slots in use gave {}", pushed - released, producer.capacity(), push.ToString());
+    pushed += push.ok() ? 1 : 0;
+    if (step % 5 < 3 && taken < pushed) {
+      const absl::StatusOr<size_t> count = consumer.Poll(std::span(out).first(1 + step % 3));
+      if (!count.ok()) return count.status().ToString();
+      if (*count == 0) return fmt::format("{} of {} taken, and nothing comes", taken, pushed);
+      for (size_t i = 0; i < *count; ++i, ++taken) {
+        if (!rig.IsDesc(out[i], taken)) return fmt::format("expected number {}, got {}", taken, out[i].round);
+      }
+    }
+    if (step % 7 == 0) {
+      consumer.Release(taken);
+      released = taken;
+    }
+  }
+  return "";
+}
+
+// Transports that are wrong in one way each.
+class WrongConsumer final : public LaneConsumer {
+ public:
+  enum class Fault { kRepeats, kDrops, kSwaps, kTears, kReleasesTooLittle };
+  WrongConsumer(LaneConsumer* inner, Fault fault) : inner_(inner), fault_(fault) {}
+  absl::StatusOr<size_t> Poll(std::span<tb_desc> out) override {
+    if (fault_ == Fault::kDrops && ++polls_ == 20) inner_->Poll(out).IgnoreError();
+    TRIB_ASSIGN_OR_RETURN(const size_t count, inner_->Poll(out));
+    if (count == 0) return count;
+    if (fault_ == Fault::kRepeats && ++polls_ == 20) out[0] = last_;
+    if (fault_ == Fault::kSwaps && count > 1) std::swap(out[0], out[1]);
+    if (fault_ == Fault::kTears && ++polls_ == 20) out[0].key_lo = last_.key_lo;
+    last_ = out[count - 1];
+    return count;
+  }
+  void Release(uint32_t done) override { inner_->Release(fault_ == Fault::kReleasesTooLittle && done > 0 ? done - 1 : done); }
+  bool Wait(absl::Duration timeout) override { return inner_->Wait(timeout); }
+  bool Arm() override { return inner_->Arm(); }
+  void Disarm(bool timed_out) override { inner_->Disarm(timed_out); }
+  uint32_t tail() const override { return inner_->tail(); }
+  uint64_t late_wakeups() const override { return inner_->late_wakeups(); }
+
+ private:
+  LaneConsumer* const inner_;
+  const Fault fault_;
+  int polls_ = 0;
+  tb_desc last_{};
+};
+
+TEST(TransportConformanceSuiteTest, RejectsTransportsThatRepeatDropSwapTearOrMiscountCredits) {
+  using Fault = WrongConsumer::Fault;
+  for (const Fault fault : {Fault::kRepeats, Fault::kDrops, Fault::kSwaps, Fault::kTears, Fault::kReleasesTooLittle}) {
+    TransportRig rig(Way::kRingFutex, 8);
+    WrongConsumer wrong(rig.consumer.get(), fault);
+    EXPECT_NE(Complaint(rig, *rig.producer, wrong), "") << "fault " << static_cast<int>(fault);
+  }
+}
+
 class TransportConformanceTest : public ::testing::TestWithParam<Way> {
  protected:
   void SetUp() override {
@@ -45,6 +108,8 @@ TEST_P(TransportConformanceTest, KeepsOrderAndContent) {
   std::array<tb_desc, 4> out;
   EXPECT_EQ(rig->consumer->Poll(out).value(), 0u);
 }
+
+TEST_P(TransportConformanceTest, NothingIsRepeatedDroppedSwappedTornOrMiscounted) { EXPECT_EQ(Complaint(*rig, *rig->producer, *rig->consumer), ""); }
 
 TEST_P(TransportConformanceTest, AProducerWithoutCreditIsRefusedUntilTheConsumerReleases) {
   PushAll(0, 8);
