@@ -20,7 +20,7 @@ std::string_view NameOf(TransportKind kind) {
   return "unknown";
 }
 
-absl::Duration SafetyTimeout(uint32_t idle) { return idle < 2 ? kSafetyTimeout : 5 * kSafetyTimeout; }
+absl::Duration SafetyTimeout(uint32_t idle) { return idle < 2 ? kSafetyTimeout : 10 * kSafetyTimeout; }
 
 bool PollIn(int fd, absl::Duration timeout, int other_fd) {
   pollfd entries[2] = {{fd, POLLIN, 0}, {other_fd, POLLIN, 0}};  // poll() passes over a negative fd

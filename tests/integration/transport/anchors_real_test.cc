@@ -11,7 +11,6 @@
 #include <thread>
 
 #include "common/file.h"
-#include "common/ids.h"
 #include "common/process.h"
 #include "tests/integration/transport/transport_rig.h"
 
@@ -38,17 +37,6 @@ ptrdiff_t TimeWaits() {
   for (size_t at = table.find(" 06 "); at != std::string::npos; at = table.find(" 06 ", at + 1)) ++count;
   return count;
 }
-
-// A folder for one test, gone with it, whatever is mounted below.
-struct TemporaryFolder {
-  std::filesystem::path path = std::filesystem::temp_directory_path() / ("tributary-test-" + RandomHex(8));
-  TemporaryFolder() { EXPECT_TRUE(MakeDirectories(path).ok()); }
-  ~TemporaryFolder() {
-    ::umount2((path / "bpf").c_str(), MNT_DETACH);
-    std::error_code ignored;
-    std::filesystem::remove_all(path, ignored);
-  }
-};
 
 class AnchorsRealTest : public ::testing::Test {
  protected:

@@ -4,7 +4,9 @@
 
 #include <absl/time/clock.h>
 #include <sys/eventfd.h>
+#include <sys/mount.h>
 
+#include <filesystem>
 #include <memory>
 #include <ostream>
 #include <string>
@@ -16,6 +18,8 @@
 #include "aggregator/transport/probe.h"
 #include "aggregator/transport/skmsg_endpoint.h"
 #include "aggregator/transport/transport.h"
+#include "common/file.h"
+#include "common/ids.h"
 #include "tests/support/require.h"
 #include "tests/support/status_matchers.h"
 
@@ -39,6 +43,17 @@ inline const std::string& BpfMissing() {
   }();
   return reason;
 }
+
+// A folder for one test, gone with it, whatever is mounted below.
+struct TemporaryFolder {
+  std::filesystem::path path = std::filesystem::temp_directory_path() / ("tributary-test-" + RandomHex(8));
+  TemporaryFolder() { EXPECT_TRUE(MakeDirectories(path).ok()); }
+  ~TemporaryFolder() {
+    ::umount2((path / "bpf").c_str(), MNT_DETACH);
+    std::error_code ignored;
+    std::filesystem::remove_all(path, ignored);
+  }
+};
 
 // The node daemon's part, one a process.
 struct Node {

@@ -242,6 +242,25 @@ TEST_F(VerdictTest, StickyDropPoisonsTheWrongProgramsSenderAndNotOurs) {
   EXPECT_EQ(ok_sends(from.worker_end.get(), Record(1, 2)), 0) << "if this kernel is not sticky any more, say so in the notes";
 }
 
+// An older version's maps have other sizes: nobody who used them can be served, so they go, and the note says so.
+TEST_F(VerdictTest, PinsOfAnotherShapeAreReplacedAndTheReasonIsKept) {
+  TemporaryFolder folder;
+  const std::filesystem::path pins = folder.path / "bpf";
+  const bool pinned = ebpf::LoadVerdictProgram({.pin_folder = pins}).value()->Facts()->pinned;
+  TRIB_REQUIRE_OR_SKIP("bpf", pinned ? "" : "no bpffs may be mounted here");
+  ASSERT_TRUE(std::filesystem::remove(pins / "tb_cnt"));
+  const UniqueFd older(bpf_map_create(BPF_MAP_TYPE_PERCPU_ARRAY, "tb_cnt", sizeof(uint32_t), sizeof(uint64_t), TB_VERDICTS - 1, nullptr));
+  ASSERT_TRUE(older.valid());
+  ASSERT_EQ(bpf_obj_pin(older.get(), (pins / "tb_cnt").c_str()), 0);
+  auto loaded = ebpf::LoadVerdictProgram({.pin_folder = pins}).value();
+  const ebpf::ProgramFacts facts = loaded->Facts().value();
+  EXPECT_FALSE(facts.adopted);
+  EXPECT_TRUE(facts.pinned);
+  EXPECT_THAT(facts.pin_note, ::testing::HasSubstr("older pins were replaced"));
+  EXPECT_EQ(loaded->Counts().value(), VerdictCounts{});
+  ASSERT_THAT(loaded->Unpin(), IsOk());
+}
+
 // T16, F15 -----------------------------------------------------------------------------------------------------------------------
 
 TEST_F(VerdictTest, BudgetOfInstructionsAndTimeIsKept) {
