@@ -7,10 +7,12 @@
 #   scripts/bench.sh dataplane [T1 … T20] [--runs N] [--quick] [--out DIR]             the data plane's acceptance measurements, judged: a table
 #                                                                                     in DIR (build/dataplane-DATE) and a JSON document
 #   scripts/bench.sh planner [T4|T8|T8b|T10|T10b|sweep|ladder ...] [--seeds N]        the control plane, one JSON line a measurement
+#   scripts/bench.sh kills [KILLS [MIB]]                                               kill -9 at named points: KILLS (5) at each of the workers', and
+#                                                                                     8 x KILLS of the daemon; MIB (44.8) an update; a dev build
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,9p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
@@ -18,6 +20,16 @@ build=${TRIBUTARY_BUILD:-$root/build/release}
 if [ "$name" = dataplane ]; then
   [ -f "$build/build.ninja" ] || "$root/scripts/deps.sh" >&2
   exec python3 "$root/tests/bench/dataplane_bench.py" --build "$build" --dev-build "${TRIBUTARY_DEV_BUILD:-$root/build/dev}" "$@"
+fi
+# Crash points are in debug builds only.
+if [ "$name" = kills ]; then
+  kills=${1:-5} mib=${2:-44.8} dev=${TRIBUTARY_DEV_BUILD:-$root/build/dev}
+  [ -f "$dev/build.ninja" ] || (cd "$root" && cmake --preset dev) >&2
+  cmake --build "$dev" --target dataplane_crash_test tributary-aggregator tributary trib-scripted-client >&2
+  for transport in ring skmsg skmsg-inline; do
+    POOL_TRANSPORT=$transport TRIBUTARY_KILLS=$kills TRIBUTARY_KILL_MIB=$mib "$dev/tests/dataplane_crash_test" --gtest_filter='WorkerKillPoints*'
+  done
+  exec python3 "$root/tests/e2e/chaos/daemon_recovery_test.py" "$dev/bin" --kills $((8 * kills)) --mib "$mib"
 fi
 if [ ! -x "$build/bin/tributary-aggregator" ] || [ ! -x "$build/bin/trib-scripted-client" ]; then
   "$root/scripts/deps.sh" >&2

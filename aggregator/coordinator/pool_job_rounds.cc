@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/pool_job.h"
+#include "common/crash_points.h"
 #include "common/log.h"
 
 namespace tributary::aggregator {
@@ -81,6 +82,7 @@ absl::Status PoolJob::Replan(const WorkerPool::RoundPlanFunction& plan) {
   TRIB_ASSIGN_OR_RETURN(RoundGoals goals, plan(progress));
   TRIB_RETURN_IF_ERROR(CheckGoals(goals, progress));
   while (!goals.leaves.empty() && goals.leaves.back() == 0) goals.leaves.pop_back();
+  TRIB_CRASH_POINT(replan_before_goals);
   const absl::Time now = context_->clock.Now();
   for (uint32_t i = 0; i < tree_->leaves() && !lost_; ++i) {
     const uint32_t goal = i < goals.leaves.size() ? goals.leaves[i] : 0;
@@ -100,6 +102,7 @@ absl::Status PoolJob::Replan(const WorkerPool::RoundPlanFunction& plan) {
       }
     }
   }
+  TRIB_CRASH_POINT(replan_after_goals);
   if (lost_) return CheckOpen();
   goals_.leaves = std::move(goals.leaves);
   CountInHand(now);

@@ -28,6 +28,7 @@ JOB_TIMEOUT_S = 150
 # None of it may show in a reproducible model. The first is what a job gets that says nothing.
 HIERARCHIES = ["{}", '{shape: tree, plan: "static:2", timing: eager}', '{shape: tree, plan: "static:2", timing: lazy}',
                "{shape: tree, plan: ewma, timing: jit, reuse: off}", "{shape: flat, timing: lazy}"]
+REPLANNED = "{shape: tree, plan: {kind: ewma, period_s: 0.02}, timing: eager}"
 TREE_POINTS = ("role_", "partial_", "worker_before_merge", "worker_in_merge", "worker_before_partial", "worker_after_partial")
 
 
@@ -253,7 +254,7 @@ def crash_points(bin_dir, definition, seed):
         try:
             env = {"TRIBUTARY_CRASH": f"{name}:{1 if journal else rng.randint(1, 3)}"}
             on_client = name.startswith(CLIENT_POINTS)
-            hierarchy = HIERARCHIES[1] if name.startswith(TREE_POINTS) else HIERARCHIES[0]
+            hierarchy = REPLANNED if name.startswith("replan_") else HIERARCHIES[1] if name.startswith(TREE_POINTS) else HIERARCHIES[0]
             job, died = start_and_submit(chaos, versions, env, on_client, hierarchy)
             victim = chaos.federation.clients[chaos.names()[0]] if on_client else chaos.federation.aggregator
             workers = set(chaos.workers())

@@ -1,6 +1,5 @@
 // kill -9 of leaf, middle and top at every named point and at random moments, in all shapes: the result is the undisturbed one, bit for
 // bit, and nothing is left behind: no byte, no descriptor, no process (dataplane.md T13).
-#include <dirent.h>
 #include <signal.h>
 #include <sys/stat.h>
 
@@ -12,57 +11,11 @@
 #include <thread>
 
 #include "aggregator/core/kernels.h"
+#include "tests/integration/dataplane/left_behind.h"
 #include "tests/integration/dataplane/pool_rig.h"
 
 namespace tributary::aggregator {
 namespace {
-
-// ---- what is left behind ----
-
-size_t CountFds() {
-  const std::filesystem::directory_iterator fds("/proc/self/fd");
-  return static_cast<size_t>(std::distance(begin(fds), end(fds)));
-}
-
-// Bytes of shared memory this process has mapped.
-size_t MappedBytes() {
-  std::ifstream maps("/proc/self/maps");
-  size_t bytes = 0;
-  for (std::string line; std::getline(maps, line);) {
-    if (line.find("memfd:tributary") == std::string::npos) continue;
-    unsigned long first = 0, last = 0;
-    std::sscanf(line.c_str(), "%lx-%lx", &first, &last);
-    bytes += last - first;
-  }
-  return bytes;
-}
-
-// Of this process, zombies included.
-size_t CountChildren() {
-  size_t count = 0;
-  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
-    std::ifstream children(task.path() / "children");
-    for (std::string pid; children >> pid;) ++count;
-  }
-  return count;
-}
-
-class NothingLeftBehind : public ::testing::Test {
- protected:
-  void SetUp() override {
-    fds_ = CountFds();
-    ASSERT_EQ(MappedBytes(), 0u);
-    ASSERT_EQ(CountChildren(), 0u);
-  }
-  void TearDown() override {
-    EXPECT_EQ(CountFds(), fds_);
-    EXPECT_EQ(MappedBytes(), 0u);
-    EXPECT_EQ(CountChildren(), 0u);
-  }
-
- private:
-  size_t fds_ = 0;
-};
 
 #ifdef TRIBUTARY_CRASH_POINTS
 // ---- named points ----

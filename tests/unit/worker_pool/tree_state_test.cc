@@ -218,7 +218,8 @@ void Simulate(uint32_t seed) {
             (seat.children & ~seat.merged) != 0) {
           continue;
         }
-        seat.told_complete = seat.published = true;
+        seat.told_complete = true;
+        seat.published = !seat.sums.empty();
         if (!tree.may_complete(number)) {  // it had nothing, and the close was quicker
           ASSERT_TRUE(seat.sums.empty() && (closing || dropped[number])) << "seed " << seed;
           continue;
