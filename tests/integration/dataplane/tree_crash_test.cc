@@ -13,6 +13,7 @@
 
 #include "aggregator/core/kernels.h"
 #include "tests/integration/dataplane/pool_rig.h"
+#include "tests/support/sanitized.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -189,9 +190,9 @@ TEST_P(TreeRandomKillTest, ChangeNoBitAndLoseNoUpdate) {
   std::atomic<uint32_t> killed = 0, parents = 0;
   std::jthread killer([&] {
     std::mt19937 random(plan.seed);
-    while (killed < plan.kills && rig.lost() == 0 && absl::Now() - start < absl::Seconds(60)) {
+    while (killed < plan.kills && rig.lost() == 0 && absl::Now() - start < absl::Seconds(testing::kSanitized ? 240 : 60)) {
       // Some progress between most of them: eight deaths in a row without any would rightly lose the round.
-      if (random() % 4 != 0) rig.WaitFoldedBeyond(rig.folded(), absl::Milliseconds(50));
+      if (random() % 4 != 0) rig.WaitFoldedBeyond(rig.folded(), absl::Milliseconds(testing::kSanitized ? 1000 : 50));
       std::optional<WorkerStatus> victim;
       const bool parent = plan.hierarchy.shape == PoolShape::kTree && random() % 2 == 0;
       for (const absl::Time until = absl::Now() + absl::Milliseconds(50); parent && !victim && absl::Now() < until;) {
