@@ -3,6 +3,7 @@
 #include <absl/strings/ascii.h>
 #include <absl/strings/numbers.h>
 #include <absl/strings/str_split.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <thread>
@@ -67,6 +68,16 @@ std::string Quoted(const std::string& text) {
   return out + "'";
 }
 
+// MiB of memory this process may use: the machine's, or what its control group leaves it where that is less (containers).
+int64_t MemoryMib() {
+  int64_t bytes = static_cast<int64_t>(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+  if (const absl::StatusOr<std::string> limit = ReadFile("/sys/fs/cgroup/memory.max", 64); limit.ok()) {
+    int64_t most = 0;  // "max" is no number: no limit
+    if (absl::SimpleAtoi(absl::StripAsciiWhitespace(*limit), &most) && most > 0) bytes = std::min(bytes, most);
+  }
+  return bytes >> 20;
+}
+
 }  // namespace
 
 std::vector<Setting> BuiltInSettings() {
@@ -79,7 +90,8 @@ std::vector<Setting> BuiltInSettings() {
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
       {"transport", SettingKind::kText, "how workers are told of updates: auto, skmsg-inline, skmsg or ring; auto: skmsg where a probe finds that it works", "auto"},
       {"pin_folder", SettingKind::kText, "folder in a bpffs (or one to be mounted) that keeps the program of skmsg from start to start; empty: not kept", ""},
-      {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together", "512"},
+      {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together; built in: a sixteenth of the memory, 512 to 4096",
+       fmt::format("{}", std::clamp<int64_t>(MemoryMib() / 16, 512, 4096))},
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
       {"local_transfer", SettingKind::kText, "on or off: clients of this host and user pass models and updates as file descriptors", "on"},
       {"upstream", SettingKind::kText, "HOST:PORT of the node above, which this node's clients' updates go to as one partial a round; empty: none", ""},

@@ -10,7 +10,6 @@
 #include <deque>
 #include <thread>
 
-#include "aggregator/core/reducer.h"
 #include "tests/bench/rig.h"
 #include "tests/bench/rig_ingress.h"
 #include "tests/integration/dataplane/process_view.h"
@@ -38,24 +37,6 @@ std::string Serialized(const v1::DataChunk& chunk) {
   TRIB_CHECK(chunk.SerializeToString(&bytes));
   return bytes;
 }
-
-class Sums {
- public:
-  explicit Sums(size_t elements) : acc_(elements), reducer_(MakeMeanReducer(DType::kF32, Arithmetic::kFloat64)) {}
-  void Fold(const std::byte* update) {
-    const UpdateView view{update, 1.0};
-    for (size_t first = 0; first < acc_.size(); first += kBlockElements) {
-      const size_t count = std::min(kBlockElements, acc_.size() - first);
-      TRIB_CHECK(reducer_->FoldBlock(reinterpret_cast<std::byte*>(acc_.data() + first), first, count, {&view, 1}, fresh_));
-    }
-    fresh_ = false;
-  }
-
- private:
-  std::vector<double> acc_;
-  std::unique_ptr<Reducer> reducer_;
-  bool fresh_ = true;
-};
 
 // client -> broker -> side-car -> worker: three loopback connections. Every station takes a message off its socket, parses it, serialises it
 // again and passes it on; the worker folds. `message_bytes`: whole updates, as brokers keep and forward them, or pieces, forwarded as they come.
@@ -116,7 +97,7 @@ class Chain {
     }
   }
   const size_t elements_, message_bytes_;
-  Sums sums_;
+  LocalSums sums_;
   TcpPair hops_[3];
   absl::Mutex mutex_;
   bool folded_ = false;  // these two under mutex_
@@ -231,7 +212,7 @@ double BrokerPeakMiB(const std::vector<std::byte>& payload) {
         TRIB_CHECK(ReceiveMessage(out.server.get(), &message));
         TRIB_CHECK(pending.emplace_back().ParseFromString(message));
       }
-      Sums sums(kElements);
+      LocalSums sums(kElements);
       for (const v1::DataChunk& update : pending) sums.Fold(reinterpret_cast<const std::byte*>(update.bytes().data()));
       const std::byte acknowledged{1};
       SendAll(out.server.get(), {&acknowledged, 1});

@@ -4,8 +4,6 @@
 #include <latch>
 #include <thread>
 
-#include "aggregator/core/kernels.h"
-#include "aggregator/core/reducer.h"
 #include "aggregator/transport/transport.h"
 #include "tests/bench/rig.h"
 
@@ -114,25 +112,6 @@ double CopyInAndKey(KeyHop& hop, std::span<const grpc::ByteBuffer> chunks, size_
   hop.objects().Release(key);
   return ms;
 }
-
-// What a worker does with an update that came by socket: the product's kernel over accumulators that exist already.
-class LocalSums {
- public:
-  explicit LocalSums(size_t elements) : acc_(elements), reducer_(MakeMeanReducer(DType::kF32, Arithmetic::kFloat64)) {}
-  void Fold(const std::byte* update) {
-    const UpdateView view{update, 1.0};
-    for (size_t first = 0; first < acc_.size(); first += kBlockElements) {
-      const size_t count = std::min(kBlockElements, acc_.size() - first);
-      TRIB_CHECK(reducer_->FoldBlock(reinterpret_cast<std::byte*>(acc_.data() + first), first, count, {&view, 1}, fresh_));
-    }
-    fresh_ = false;
-  }
-
- private:
-  std::vector<double> acc_;
-  std::unique_ptr<Reducer> reducer_;
-  bool fresh_ = true;
-};
 
 }  // namespace
 

@@ -57,6 +57,17 @@ double CpuSecondsOf(pid_t pid) {
   return ns * 1e-9;
 }
 
+LocalSums::LocalSums(size_t elements) : acc_(elements), reducer_(MakeMeanReducer(DType::kF32, Arithmetic::kFloat64)) {}
+
+void LocalSums::Fold(const std::byte* update) {
+  const UpdateView view{update, 1.0};
+  for (size_t first = 0; first < acc_.size(); first += kBlockElements) {
+    const size_t count = std::min(kBlockElements, acc_.size() - first);
+    TRIB_CHECK(reducer_->FoldBlock(reinterpret_cast<std::byte*>(acc_.data() + first), first, count, {&view, 1}, fresh_));
+  }
+  fresh_ = false;
+}
+
 // ---- sockets ----
 
 namespace {

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "aggregator/coordinator/worker_pool.h"
+#include "aggregator/core/reducer.h"
 #include "aggregator/store/object_pool.h"
 #include "common/check.h"
 #include "common/unique_fd.h"
@@ -74,6 +75,18 @@ std::vector<grpc::ByteBuffer> AsChunks(std::span<const std::byte> payload);
 // Ingress's decode pass: each chunk parsed, copied to its place, CRC32C checked in the same pass. `digest_and_scan`: and the rest of what an
 // upload goes through: XXH3-128, CRCs combined, floats scanned (upload_table.cc).
 void CopyIn(std::span<const grpc::ByteBuffer> chunks, std::span<std::byte> destination, bool digest_and_scan = false);
+
+// What a worker does with an update that came by socket: the product's kernel over accumulators that exist already. One thread.
+class LocalSums {
+ public:
+  explicit LocalSums(size_t elements);
+  void Fold(const std::byte* update);
+
+ private:
+  std::vector<double> acc_;
+  std::unique_ptr<aggregator::Reducer> reducer_;
+  bool fresh_ = true;
+};
 
 // One node: object pool, worker processes, one job. Threads: methods are safe from any thread, except BeginRound and WaitFolded (one).
 class RigNode {

@@ -1,6 +1,7 @@
 """Time of an aggregation round without training: K client processes return S MiB each. Prints one JSON line.
 
-usage: round_bench.py K SIZE_MB ROUNDS [--transfer local|grpc] [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--timeout S] [--keep]
+usage: round_bench.py K SIZE_MB ROUNDS [--transfer local|grpc] [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--stages]
+                     [--timeout S] [--keep]
 
 A round runs from its first task being issued to the new model being available in the aggregator, as the aggregator measures
 it; writing the version to the state store follows; the round up to its end is reported apart (round_with_commit_s_median). The state store and the clients'
@@ -15,6 +16,7 @@ import array
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import statistics
@@ -126,6 +128,32 @@ def write_model(path, size_mb, tensors):
             left -= f.write(block[: min(left, len(block))])
 
 
+# What the programs log at level debug, and what we call it. A client's stages are medians over all tasks, the aggregator's over all rounds.
+STAGES = {
+    "client*.log": {"model here": r"version \d+ here in ([\d.]+) s", "trained": r"trained in ([\d.]+) s",
+                    "kept in the outbox": r"kept in the outbox in ([\d.]+) s", "uploaded": r"uploaded in ([\d.]+) s"},
+    "aggregator.log": {"first task to last update": r"([\d.]+) s after its first task the last update was in",
+                       "server step": r"server step ([\d.]+) s", "hashes": r"hashes ([\d.]+) s", "store": r"store ([\d.]+) s"},
+}
+
+
+def stages(work):
+    result = {}
+    for logs, patterns in STAGES.items():
+        text = "".join(log.read_text() for log in sorted(work.glob(logs)))
+        for name, pattern in patterns.items():
+            seen = [float(x) for x in re.findall(pattern, text)]
+            result[name] = round(statistics.median(seen), 4) if seen else None
+    return result
+
+
+def settings(binaries, given, names):
+    """What the aggregator makes of these flags: {name: number}."""
+    shown = subprocess.run([str(binaries / "tributary-aggregator"), *map(str, given), "--print-config"], capture_output=True, text=True, check=True)
+    values = dict(line.split(":", 1) for line in shown.stdout.splitlines() if ":" in line)
+    return {name: int(values[name].split("#")[0]) for name in names}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("k", type=int)
@@ -134,9 +162,10 @@ def main():
     parser.add_argument("--tensors", type=int, default=16)
     parser.add_argument("--transfer", choices=["local", "grpc"], default="local")
     parser.add_argument("--bin", type=Path, default=Path(__file__).resolve().parents[2] / "build/release/bin")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="of the aggregator; without it the aggregator's own default")
     parser.add_argument("--transport", default="auto", help="of the aggregator: auto, ring, skmsg or skmsg-inline")
-    parser.add_argument("--pool-mb", type=int, default=512)
+    parser.add_argument("--pool-mb", type=int, help="of the aggregator; without it the aggregator's own default")
+    parser.add_argument("--stages", action="store_true", help="also say where the time goes, from the programs' debug logs: stages_s, medians")
     parser.add_argument("--timeout", type=float, default=300)
     parser.add_argument("--keep", action="store_true", help="keep the working folder with all logs")
     a = parser.parse_args()
@@ -144,9 +173,9 @@ def main():
     shm = "/dev/shm" if shutil.disk_usage("/dev/shm").free > 3 * a.k * a.size_mb * 1048576 else None
     work = Path(tempfile.mkdtemp(prefix="tributary-round-", dir=shm))
     out = {"peer": "tributary", "version": None, "transport": a.transfer, "k": a.k, "size_mb": a.size_mb, "rounds": a.rounds,
-           "tensors": a.tensors, "ok": False, "error": None, "workers": a.workers, "pool_mb": a.pool_mb,
+           "tensors": a.tensors, "ok": False, "error": None,
            "state_on": "tmpfs" if shm else "disk"}
-    processes, sampler = [], Sampler()
+    processes, sampler, level = [], Sampler(), "debug" if a.stages else "warn"
 
     def start(role, log, *command):
         process = subprocess.Popen([str(c) for c in command], stdout=open(work / log, "a"), stderr=subprocess.STDOUT)
@@ -171,9 +200,12 @@ def main():
         out["quiet_before_cores"], out["quiet_waited_s"] = wait_quiet()
         busy0, own0, t0 = busy_seconds(), sum(os.times()[:4]), time.time()
         sampler.start()
+        given = [*(["--workers", a.workers] if a.workers else []), *(["--pool-mb", a.pool_mb] if a.pool_mb else [])]
+        out.update(settings(a.bin, given, ("workers", "pool_mb")))
         start("server", "aggregator.log", a.bin / "tributary-aggregator", "--listen", "127.0.0.1:0", "--store", work / "store",
-              "--port-file", work / "port", "--workers", a.workers, "--pool-mb", a.pool_mb, "--transport", a.transport, "--log-level", "warn",
-              "--local-transfer", "on" if a.transfer == "local" else "off")
+              "--port-file", work / "port", "--transport", a.transport, "--log-level", level,
+              "--local-transfer", "on" if a.transfer == "local" else "off",
+              *given)
         while not (work / "port").exists():
             if processes[0].poll() is not None or time.time() - t0 > 20:
                 raise RuntimeError("aggregator did not start: " + (work / "aggregator.log").read_text()[-500:])
@@ -182,7 +214,7 @@ def main():
         out["server_up_s"] = round(time.time() - t0, 3)
         for i in range(a.k):
             start("clients", f"client{i}.log", a.bin / "trib-scripted-client", "--server", server, "--name", f"bench-{i:02d}",
-                  "--state", work / f"client{i}", "--learner", "offset", "--offset", i + 1, "--log-level", "warn")
+                  "--state", work / f"client{i}", "--learner", "offset", "--offset", i + 1, "--log-level", level)
         submitted = time.time()
         job = tributary("submit", work / "job.yaml")["id"]
         cpu0, shown = None, {}
@@ -213,6 +245,8 @@ def main():
             submit_to_first_result_s=round(first + times[0] - submitted, 3),
             cpu_per_round_s={r: round((cpu1[r] - cpu0.get(r, 0)) / a.rounds, 3) for r in cpu1},
             updates_committed=shown["updates_committed"])
+        if a.stages:
+            out["stages_s"] = stages(work)
         if short:
             out["error"] = f"rounds with missing replies: {short}"
         out["ok"] = len(times) == a.rounds and not out["error"]
