@@ -4,8 +4,8 @@
     nodes_rig.py BIN_DIR ladder [--runs N] [--quick] [--out DIR]   ladder.md, ladder.json, ladder.svg in DIR; the JSON document on stdout
 
 Each node is a namespace with an aggregator (the first is the top, the others are below it) and clients of its own, whose updates of 4 MiB do
-not leave the namespace: what is measured is what nodes say to each other, partials up and models down. A bridge in a fourth
-namespace joins them; a token bucket of 1 Gbit/s lies on both ends of each link. Node addresses are 127.77.0.0/24 on those links, because
+not leave the namespace: what is measured is what nodes say to each other, partials up and models down. A fourth namespace
+routes between them; a token bucket of 1 Gbit/s lies on both ends of each link. Addresses on the links are of 127.77.0.0/16, because
 an aggregator without TLS serves loopback addresses only. Completion time is a round's first task to its synced commit, as the top's
 store has it. Needs root, `ip` and `tc`; says {"skipped": true, "reason": …} without.
 """
@@ -36,7 +36,10 @@ CONTROL_BYTES = 400_000       # and heartbeats, manifests: of a round without pa
 
 
 def sh(*command, check=True):
-    return subprocess.run(command, check=check, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    if check and done.returncode != 0:
+        raise SystemExit(f"nodes_rig: {' '.join(map(str, command))}: {done.stderr.strip()}")
+    return done
 
 
 def reason_to_skip():
@@ -52,8 +55,8 @@ def reason_to_skip():
     try:
         sh("ip", "-n", name, "link", "add", "probe0", "type", "veth", "peer", "name", "probe1")
         sh("ip", "netns", "exec", name, "tc", "qdisc", "add", "dev", "probe0", "root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms")
-    except subprocess.CalledProcessError as error:
-        return f"{' '.join(error.cmd)}: {error.stderr.strip()}"
+    except SystemExit as error:
+        return str(error)
     finally:
         sh("ip", "netns", "del", name, check=False)
     return ""
@@ -82,22 +85,23 @@ class Rig:
         self.close()
 
     def make_network(self):
-        sh("ip", "netns", "add", self.switch)
-        sh("ip", "-n", self.switch, "link", "add", "br", "type", "bridge")
-        sh("ip", "-n", self.switch, "link", "set", "br", "up")
+        def namespace(name):
+            sh("ip", "netns", "add", name)
+            sh("ip", "-n", name, "link", "set", "lo", "up")
+            sh("ip", "-n", name, "addr", "del", "127.0.0.1/8", "dev", "lo")
+            sh("ip", "-n", name, "addr", "add", "127.0.0.1/16", "dev", "lo")
+            sh("ip", "netns", "exec", name, "sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1", "net.ipv4.ip_forward=1")
+
+        namespace(self.switch)
         bucket = ("root", "tbf", "rate", "1gbit", "burst", "256kb", "latency", "50ms")
         for i, space in enumerate(self.spaces):
-            sh("ip", "netns", "add", space)
-            sh("ip", "-n", space, "link", "set", "lo", "up")
-            sh("ip", "-n", space, "addr", "del", "127.0.0.1/8", "dev", "lo")
-            sh("ip", "-n", space, "addr", "add", "127.0.0.1/16", "dev", "lo")
-            sh("ip", "netns", "exec", space, "sysctl", "-qw", "net.ipv4.conf.all.route_localnet=1")
-            sh("ip", "-n", space, "link", "add", "up", "type", "veth", "peer", "name", f"n{i}", "netns", self.switch)
-            sh("ip", "-n", self.switch, "link", "set", f"n{i}", "master", "br", "up")
-            sh("ip", "-n", space, "addr", "add", f"127.77.0.{i + 1}/24", "dev", "up")
-            sh("ip", "-n", space, "link", "set", "up", "up")
-            sh("tc", "-n", space, "qdisc", "add", "dev", "up", *bucket)
-            sh("tc", "-n", self.switch, "qdisc", "add", "dev", f"n{i}", *bucket)
+            namespace(space)
+            sh("ip", "-n", space, "link", "add", "wan", "type", "veth", "peer", "name", f"n{i}", "netns", self.switch)
+            for name, device, address in ((space, "wan", f"127.77.{i}.1/24"), (self.switch, f"n{i}", f"127.77.{i}.254/24")):
+                sh("ip", "-n", name, "addr", "add", address, "dev", device, "scope", "global")
+                sh("ip", "-n", name, "link", "set", device, "up")
+                sh("tc", "-n", name, "qdisc", "add", "dev", device, *bucket)
+            sh("ip", "-n", space, "route", "add", "127.77.0.0/16", "via", f"127.77.{i}.254", "src", f"127.77.{i}.1")
 
     def popen(self, space, command, log):
         process = subprocess.Popen(["ip", "netns", "exec", space, *map(str, command)], stdout=open(self.work / log, "a"), stderr=subprocess.STDOUT)
@@ -142,7 +146,7 @@ class Rig:
         """Bytes that nodes have sent to each other, framing included."""
         total = 0
         for space in self.spaces:
-            total += int(sh("ip", "netns", "exec", space, "cat", "/sys/class/net/up/statistics/tx_bytes").stdout)
+            total += int(sh("ip", "netns", "exec", space, "cat", "/sys/class/net/wan/statistics/tx_bytes").stdout)
         return total
 
     def cpu_seconds(self):
