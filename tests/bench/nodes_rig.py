@@ -172,31 +172,32 @@ class Rig:
         log = (self.work / "node-0.log").read_text(errors="replace")
         return log.count(" brought ")
 
-    def run(self, updates, placement, rounds, hierarchy=""):
-        """One job. Returns a dictionary of per-round figures; the first round, which opens the job everywhere, is not among them."""
-        bytes_before, brought_before = 0, 0
+    def run(self, updates, placement, rounds, hierarchy="", warm=1):
+        """One job. Returns a dictionary of per-round figures; of the seconds the first `warm` rounds, which open the job everywhere and give
+        the planner its first estimates, are left out."""
         job_file = self.work / "job.yaml"
-        job_file.write_text(f"name: t9\nmodel: {{tensors: {self.work}/model.safetensors}}\ncohort: {{size: {updates}}}\nstop: {{versions: {rounds + 1}}}\n"
+        job_file.write_text(f"name: t9\nmodel: {{tensors: {self.work}/model.safetensors}}\ncohort: {{size: {updates}}}\nstop: {{versions: {rounds + warm}}}\n"
                             f"durability: ephemeral\nhierarchy: {{placement: {placement}{hierarchy}}}\n")
         # Bytes are counted over the whole job, whose first round has the model of version 0 on top.
         bytes_before, brought_before, cpu_before = self.link_bytes(), self.brought(), self.cpu_seconds()
         job = self.cli("submit", job_file)["id"]
         self.wait(lambda: self.cli("jobs", "show", job)["state"] in ("done", "failed"), "the job ends", 120)
         shown = self.cli("jobs", "show", job)
-        if shown["state"] != "done" or shown["updates_committed"] != updates * (rounds + 1):
+        if shown["state"] != "done" or shown["updates_committed"] != updates * (rounds + warm):
             raise SystemExit(f"nodes_rig: {shown}\n{self.logs()}")
-        used = {c["client"].rsplit("-", 1)[0] for c in self.cli("state", "get", job, "--version", rounds + 1)["contributors"]}
+        used = {c["client"].rsplit("-", 1)[0] for c in self.cli("state", "get", job, "--version", rounds + warm)["contributors"]}
         below = [i for i in range(1, NODES) if f"site-{i}" in used]
         for i in below:  # its clients have been told by then
             self.wait(lambda: self.cli("jobs", "show", job, node=i)["state"] == "done", "the nodes adopt the last version")
-        partials = (self.brought() - brought_before) / (rounds + 1)
+        rounds += warm
+        partials = (self.brought() - brought_before) / rounds
         sent = self.link_bytes() - bytes_before
-        planned = (rounds + 1) * len(below) * (SUMS_BYTES + MODEL_BYTES) + len(below) * MODEL_BYTES
+        planned = rounds * len(below) * (SUMS_BYTES + MODEL_BYTES) + len(below) * MODEL_BYTES
         if partials != len(below) or f"site-0" not in used:
             raise SystemExit(f"nodes_rig: {partials} partials a round, {len(below)} nodes below the top were used ({used})")
-        return {"seconds": [r["commit_s"] for r in shown["rounds"][1:]], "mib_between_nodes": sent / (rounds + 1) / 2**20,
-                "planned_mib": planned / (rounds + 1) / 2**20, "bytes_as_planned": planned * 0.99 <= sent <= planned * FRAMING + CONTROL_BYTES * (rounds + 1),
-                "partials": partials, "nodes_used": 1 + len(below), "cpu_seconds": (self.cpu_seconds() - cpu_before) / (rounds + 1)}
+        return {"seconds": [r["commit_s"] for r in shown["rounds"][warm:]], "mib_between_nodes": sent / rounds / 2**20, "planned_mib": planned / rounds / 2**20,
+                "bytes_as_planned": planned * 0.99 <= sent <= planned * FRAMING + CONTROL_BYTES * rounds, "partials": partials,
+                "nodes_used": 1 + len(below), "cpu_seconds": (self.cpu_seconds() - cpu_before) / rounds}
 
     def close(self):
         for process in self.processes:
@@ -265,14 +266,13 @@ def a_mib(cell):
     return cell["mib_between_nodes"]
 
 
-def ladder(rig, runs, sizes):
-    rounds = 2
+def ladder(rig, runs, sizes, rounds, warm):
     cells = {}
     for updates in sizes:
         jobs = {name: [] for name, *_ in STEPS}
         while len(jobs["none"]) * rounds < runs:
             for name, _, placement, hierarchy in STEPS:  # interleaved
-                jobs[name].append(rig.run(updates, placement, rounds, hierarchy))
+                jobs[name].append(rig.run(updates, placement, rounds, hierarchy, warm))
                 print(f"{updates} updates, {name}: {jobs[name][-1]}", file=sys.stderr, flush=True)
         for name, done in jobs.items():
             cells[f"{updates}/{name}"] = {"seconds": arm_of([s for job in done for s in job["seconds"]]),
@@ -338,7 +338,7 @@ def main():
     parser = argparse.ArgumentParser(prog="nodes_rig.py")
     parser.add_argument("bin_dir", type=Path)
     parser.add_argument("what", choices=["T9", "ladder"])
-    parser.add_argument("--runs", type=int, default=6, help="rounds of each arm, at least")
+    parser.add_argument("--runs", type=int, default=10, help="rounds of each arm, at least")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("."))
     options = parser.parse_args()
@@ -350,7 +350,7 @@ def main():
         if options.what == "T9":
             t9(rig, 2 if options.quick else options.runs)
             return 0
-        document = ladder(rig, 2 if options.quick else options.runs, [20] if options.quick else [20, 60, 100])
+        document = ladder(rig, 2, [20], 2, 1) if options.quick else ladder(rig, options.runs, [20, 60, 100], 5, 4)
     document["quick"] = options.quick
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "ladder.md").write_text(ladder_table(document))

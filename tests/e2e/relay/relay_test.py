@@ -3,7 +3,7 @@
 The reproducible model is that of one node, bit for bit; as many partials cross as nodes below the top are used; kill -9 of a node in the
 middle of a round, and of the top once it has a node's partial, lose nothing and count nothing twice.
 
-usage: relay_test.py BIN_DIR
+usage: relay_test.py BIN_DIR [--points]      with --points also kill -9 at named points, where they are compiled in
 """
 import json
 import random
@@ -17,6 +17,7 @@ from harness import Federation, f32, write_safetensors  # noqa: E402
 
 ELEMENTS = 40_000
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
+POINTS = ["relay_before_push", "relay_after_push", "relay_before_adopt"]
 QUICK = ["--heartbeat-s", "0.5", "--journal-s", "0.1"]
 
 
@@ -150,6 +151,26 @@ def killed_node(bin_dir, folder, reference):
         nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
 
 
+def killed_at(point, bin_dir, folder, reference):
+    """kill -9 where a partial is about to go up, has gone up, and where a version is about to be adopted."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        a.kill_aggregator()
+        a.start_aggregator(env={"TRIBUTARY_CRASH": f"{point}:1"})
+        where = [top, top, a, a, a]
+        nodes.start_clients(folder, where)
+        job = nodes.submit(folder)
+        nodes.wait(lambda: a.aggregator.poll() is not None, f"the node reaches {point}")
+        assert a.aggregator.returncode == -signal.SIGKILL, (point, a.aggregator.returncode, nodes.logs())
+        a.start_aggregator()
+        shown = nodes.wait_done(job)
+        assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
+        assert contributors(top, job) == [f"site-{i}" for i in range(5)]
+        nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
+        nodes.wait(lambda: a.cli("jobs", "show", job)["state"] == "done", "the node hears of the end")
+        check_stores(nodes, job, reference)
+
+
 def killed_top(bin_dir, folder, reference):
     """The top had the partial when it died: its node still has it, and sends it to the top's next run, whose fence is another."""
     with Nodes(bin_dir, below=("a",)) as nodes:
@@ -194,6 +215,10 @@ def main():
             begin = time.time()
             case(bin_dir, folder, reference)
             print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)
+        for point in POINTS if "--points" in sys.argv[2:] else ():
+            begin = time.time()
+            killed_at(point, bin_dir, folder, reference)
+            print(f"killed_at {point}: {time.time() - begin:.1f} s", flush=True)
         begin = time.time()
         lost_node(bin_dir, folder)
         print(f"lost_node: {time.time() - begin:.1f} s")
