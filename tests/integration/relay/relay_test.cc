@@ -9,6 +9,7 @@
 #include "aggregator/daemon/backend_adapter.h"
 #include "aggregator/ingress/relay_client.h"
 #include "aggregator/ingress/server.h"
+#include "proto/grpc_status.h"
 #include "proto/relay_codec.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
