@@ -169,6 +169,7 @@ absl::Status Coordinator::AwaitStored(const JobPtr& job) {
 absl::StatusOr<v1::Job> Coordinator::CancelJob(const std::string& text, const std::string& reason) {
   absl::MutexLock lock(&mutex_);
   TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(text));
+  if (job->row.relayed()) return FailedPrecondition("job {} belongs to the node above this one: cancel it there", job->id);
   if (job->row.state() == v1::JOB_STATE_CANCELLED) return Describe(*job);
   const std::string why = reason.empty() ? "cancelled by a person" : reason;
   const absl::Time give_up = absl::Now() + kAwaitStored;
@@ -203,6 +204,7 @@ absl::StatusOr<v1::Job> Coordinator::ResumeJob(const std::string& text) {
     absl::MutexLock lock(&mutex_);
     if (draining_) return Unavailable("this server is shutting down");
     TRIB_ASSIGN_OR_RETURN(job, ResolveJob(text));
+    if (job->row.relayed()) return FailedPrecondition("job {} belongs to the node above this one: resume it there", job->id);
     if (job->row.state() == v1::JOB_STATE_DONE) return FailedPrecondition("job {} is done; submit a new one with its model as model.init", job->id);
     if (!job->Final()) return Describe(*job);
     // The old runtime must be gone before a new one opens.
@@ -273,6 +275,7 @@ v1::NodeJob Coordinator::DescribeOnNode(const Job& job) const {
     out.set_partials(stats->partials);
     out.set_process_starts(stats->starts);
   }
+  out.set_node_partials(job.partials_taken);
   out.set_commits(job.commits_made);
   out.set_commit_seconds(absl::ToDoubleSeconds(job.commit_time));
   return out;
@@ -314,6 +317,21 @@ v1::Node Coordinator::GetNode() {
       if (from.parent) seat.set_parent(*from.parent);
       seat.set_pushed(from.pushed);
     }
+  }
+  node.set_upstream(options_.upstream);
+  for (const auto& [name, below] : nodes_) {
+    v1::NodeBelow& shown = *node.add_nodes();
+    shown.set_name(name);
+    shown.set_attached(below.session != 0);
+    shown.set_epoch(below.epoch);
+    shown.set_capacity(below.capacity);
+    shown.set_clients(static_cast<uint64_t>(below.clients));
+    uint64_t asked = 0;
+    for (const JobPtr& job : jobs_) {
+      const auto share = job->nodes.shares.find(name);
+      if (share != job->nodes.shares.end() && !share->second.arrived) asked += share->second.goal;
+    }
+    shown.set_asked(asked);
   }
   node.set_address(address_);
   node.set_metrics(metrics_address_);

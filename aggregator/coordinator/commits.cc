@@ -54,13 +54,35 @@ void Coordinator::RunCommit(CommitWork& work) {
   const absl::Time begin = clock_->Now();
   ModelRef previous;
   absl::Time first_task;
+  std::shared_ptr<NodeSums> from_nodes;
+  bool own_updates = false;
   {
     absl::MutexLock lock(&mutex_);
     previous = job->model;
     first_task = job->first_task == absl::InfinitePast() ? begin : job->first_task;
+    from_nodes = job->nodes.sums;
+    for (const RoundContributor& contributor : commit.contributors) {
+      const auto entry = job->updates.find(contributor.key.update);
+      own_updates = own_updates || entry == job->updates.end() || entry->second.node.empty();
+    }
   }
   TRIB_CRASH_POINT(round_before_server_step);
-  const absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(runtime.number);
+  absl::StatusOr<WorkerPool::Sums> sums = WorkerPool::Sums();
+  if (own_updates) sums = workers_->ReadSums(runtime.number);
+  std::vector<StatePiece> pieces;
+  std::span<const int64_t> counters;
+  if (sums.ok()) {
+    pieces = sums->pieces;
+    counters = sums->counters;
+  }
+  if (sums.ok() && from_nodes != nullptr) {
+    if (const absl::Status whole = from_nodes->Finish(*runtime.reducer, pieces, counters); whole.ok()) {
+      pieces = {{0, runtime.layout.float_count(), from_nodes->floats().data()}};
+      counters = from_nodes->counters();
+    } else {
+      sums = whole;
+    }
+  }
   if (!sums.ok() || previous == nullptr) {
     absl::MutexLock lock(&mutex_);
     job->committing = false;
@@ -79,7 +101,7 @@ void Coordinator::RunCommit(CommitWork& work) {
     }
   }
   const absl::Status stepped =
-      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, sums->pieces, commit.sum_weight, sums->counters,
+      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, pieces, commit.sum_weight, counters,
                       previous->bytes(), runtime.state, model->writable());
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
@@ -193,7 +215,9 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
     }
   }
   if (job->Open()) {
+    OpenShares(job);
     const absl::Status begun = BeginRound(*job, *job->runtime, ++job->round_number, 0);
+    Post(job, NodesExpected{ExpectedFromNodes(*job)});
     Post(job, VersionCommitted{commit.version});
     if (job->Open()) job->hurry_at = job->runtime->round->deadline();
     if (!begun.ok() && job->Open() && !job->finishing) LoseAggregate(job, MessageOf(begun));
@@ -203,7 +227,7 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
 }
 
 void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
-  if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling) return;
+  if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling || job->relayed.busy) return;
   if (job->folded_since_journal == 0 || now < job->next_journal) return;
   const Round& round = *job->runtime->round;
   // The commit that is about to come makes the partial superfluous.
@@ -223,7 +247,7 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   std::vector<const UpdateEntry*> folded;
   for (const auto& [id, entry] : job->updates) {
     const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
-    if (entry.folded && held) folded.push_back(&entry);
+    if (entry.folded && held && entry.node.empty()) folded.push_back(&entry);  // of others their nodes keep the partial
   }
   std::sort(folded.begin(), folded.end(), [](const UpdateEntry* a, const UpdateEntry* b) { return a->key < b->key; });
   double sum_weight = 0;

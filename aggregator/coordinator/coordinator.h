@@ -52,6 +52,9 @@ struct CoordinatorOptions {
   const StrategyEntry* (*find_strategy)(std::string_view name) = FindStrategy;  // tests bring traits that no strategy has yet
   std::string software = "tributary-aggregator";
   std::string transport_reason = "configured";  // why workers.transport; for people
+  double capacity = 20;                         // MC of this node in updates (tributary nodes calibrate): placement
+  std::vector<std::string> relay_nodes = {};    // that may attach below this one
+  std::string upstream = {};                    // where the node above this one is, for people; empty: this is the top
 };
 
 class Coordinator {
@@ -81,6 +84,24 @@ class Coordinator {
   absl::Status AcceptUpdate(const UpdateHeader& header, WritableObject object, const ScanResult& scan) ABSL_LOCKS_EXCLUDED(mutex_);
   void RejectUpdate(const UpdateHeader& header, const std::string& reason_code, const std::string& message) ABSL_LOCKS_EXCLUDED(mutex_);
   v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  // ---- nodes below this one (relay_top.cc) ----
+  // PERMISSION_DENIED for a node that relay_nodes does not name, FAILED_PRECONDITION for one that a later start of it has fenced.
+  absl::StatusOr<uint64_t> AttachNode(const std::string& name, const v1::NodeHello& hello, std::shared_ptr<NodeSink> sink) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnNodeReport(uint64_t session, const v1::NodeReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
+  void DetachNode(uint64_t session) ABSL_LOCKS_EXCLUDED(mutex_);
+  PartialAdmission BeginPartial(const std::string& name, const CheckedPartial& partial) ABSL_LOCKS_EXCLUDED(mutex_);
+  // All bytes are in, their digest and range are good. Anything but TAKEN has changed nothing.
+  v1::PartialAnswer FinishPartial(const std::string& name, const CheckedPartial& partial, std::span<const std::byte> sums) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Its bytes are wrong; counted by name.
+  void RefusePartial(const std::string& name, const CheckedPartial& partial, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::RelayVersion> RelayGetVersion(const std::string& name, const std::string& job, uint64_t version);
+
+  // ---- the node above this one (relay_node.cc) ----
+  // `upstream` must outlive the coordinator. Called once, before anything comes from there.
+  void SetUpstream(Upstream* upstream) ABSL_LOCKS_EXCLUDED(mutex_);
+  v1::NodeHello HelloToTop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnTop(const v1::TopMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // ---- people ----
   absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -115,6 +136,7 @@ class Coordinator {
     v1::PartialRow partial;
   };
   struct StoredEvent { std::string job; v1::EventRow row; };
+  enum class RelayTask { kNone, kJoin, kAdopt, kPush };
 
   Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store);
 
@@ -209,6 +231,44 @@ class Coordinator {
   void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  // relay_top.cc: this node as the top
+  NodeRecord* NodeOf(uint64_t session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RunNodeTimers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool NodesMayServe(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  int64_t ExpectedFromNodes(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Shares out what nobody brings yet of the open version; the engine learns what to expect.
+  void ShareJob(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ShareOpenJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // True if a node is asked for more than before.
+  bool PlaceShares(Job& job, int64_t missing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OpenShares(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LoseShares(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndShares(const Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GiveUpShare(const JobPtr& job, const std::string& name, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendRound(const Job& job, NodeRecord& node, uint64_t goal, bool again) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckAgainstStore(const CheckedPartial& partial, v1::PartialAnswer* answer) const;
+  v1::PartialAnswer JudgePartial(const std::string& name, const CheckedPartial& partial, const JobPtr& job, bool* bad) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void CountBadPartial(const std::string& name, const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // relay_node.cc: this node below another; the relay thread
+  void RelayLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
+  RelayTask NextRelayTask(const Job& job, absl::Time now, absl::Time* wake) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status JoinJob(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Until the workers have nothing of the job in hand; from then on nothing goes to them.
+  void AwaitFolds(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status AdoptVersion(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status PushPartial(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnRelayRound(const v1::RelayRound& round) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetGoal(const JobPtr& job, bool hurry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MaybeEndRelayed(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReportClients() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t TrainingClients() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static JobSpec RelayedSpec(const Job& job);
+  // The node above has said what is wanted, and nothing is to be caught up with first.
+  static bool MayOpenRelayed(const Job& job);
+  static bool BehindTop(const Job& job);
+
   const CoordinatorOptions options_;
   const Clock* const clock_;
   const std::unique_ptr<StateStore> store_;
@@ -251,11 +311,23 @@ class Coordinator {
   absl::Time store_again_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // after a row could not be stored
   bool open_jobs_ ABSL_GUARDED_BY(mutex_) = false;          // memory became free: queued jobs may open
 
+  std::map<std::string, NodeRecord> nodes_ ABSL_GUARDED_BY(mutex_);   // below this one
+  Upstream* upstream_ ABSL_GUARDED_BY(mutex_) = nullptr;              // above it
+  uint64_t fence_ ABSL_GUARDED_BY(mutex_) = 0;                        // of the node above
+  std::map<std::string, v1::JobInfo> announced_ ABSL_GUARDED_BY(mutex_);      // of jobs that are not here yet
+  std::map<std::string, v1::RelayRound> announced_rounds_ ABSL_GUARDED_BY(mutex_);
+  absl::Time join_not_before_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  int64_t clients_told_ ABSL_GUARDED_BY(mutex_) = -1;
+  absl::Time next_report_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  absl::Duration report_every_ ABSL_GUARDED_BY(mutex_) = absl::Seconds(5);
+  absl::CondVar relay_wake_;
+
   absl::Mutex ended_mutex_;         // held during the call
   std::function<void(const std::string&)> ended_ ABSL_GUARDED_BY(ended_mutex_);
 
   std::jthread loop_;
   std::jthread committer_;
+  std::jthread relayer_;            // where there is a node above
 };
 
 }  // namespace tributary::aggregator

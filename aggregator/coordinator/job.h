@@ -25,6 +25,7 @@
 #include <absl/synchronization/mutex.h>
 
 #include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/round.h"
@@ -95,6 +96,7 @@ struct UpdateEntry {
   uint64_t examples = 0;
   bool folded = false;       // by every worker, in the open aggregate
   bool committing = false;   // in the commit under way
+  std::string node;          // whose partial brought it; empty: it came here
   absl::Time admitted;
 };
 
@@ -174,6 +176,10 @@ struct Job {
   bool journalling = false;
   std::vector<std::pair<UpdateId, ObjectKey>> held;
   absl::Time next_journal = absl::InfinitePast();
+
+  JobNodes nodes;                          // this node is the top
+  RelayedJob relayed;                      // row.relayed(): it belongs to the top
+  uint64_t partials_taken = 0;             // of other nodes, since the daemon started
 
   std::vector<v1::Metric> metrics;
   std::deque<v1::RoundTiming> timings;     // the last 100

@@ -2,12 +2,14 @@
 
 #include <absl/strings/ascii.h>
 #include <absl/strings/numbers.h>
+#include <absl/strings/str_split.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <thread>
 
 #include "common/file.h"
+#include "common/ids.h"
 #include "common/yaml_reader.h"
 
 namespace tributary::aggregator {
@@ -92,6 +94,10 @@ std::vector<Setting> BuiltInSettings() {
        fmt::format("{}", std::clamp<int64_t>(MemoryMib() / 16, 512, 4096))},
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
       {"local_transfer", SettingKind::kText, "on or off: clients of this host and user pass models and updates as file descriptors", "on"},
+      {"upstream", SettingKind::kText, "HOST:PORT of the node above, which this node's clients' updates go to as one partial a round; empty: none", ""},
+      {"node", SettingKind::kText, "name of this node towards the node above", ""},
+      {"relay_nodes", SettingKind::kText, "names of the nodes that may attach below this one, with commas between; empty: none may", ""},
+      {"capacity", SettingKind::kNumber, "updates that this node takes at a time, for placement among nodes (see tributary nodes calibrate)", "20"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
@@ -169,6 +175,26 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   const Setting& local_transfer = Find(settings, "local_transfer");
   if (local_transfer.value != "on" && local_transfer.value != "off") return Bad(local_transfer, "on or off");
   config.local_transfer = local_transfer.value == "on";
+  if (const Setting& upstream = Find(settings, "upstream"); !upstream.value.empty()) {
+    std::string host;
+    int port = 0;
+    TRIB_RETURN_IF_ERROR(Address(upstream, &host, &port));
+    if (port == 0) return Bad(upstream, "HOST:PORT with the port of the node above");
+    config.upstream = upstream.value;
+  }
+  const Setting& node = Find(settings, "node");
+  config.node = node.value;
+  if (!node.value.empty() && !ValidateClientId(node.value).ok()) return Bad(node, "1 to 64 characters of [A-Za-z0-9._-]");
+  if (node.value.empty() != config.upstream.empty()) return Bad(node, "a name if there is an upstream, and none otherwise");
+  for (const absl::string_view name : absl::StrSplit(Find(settings, "relay_nodes").value, ',', absl::SkipWhitespace())) {
+    const std::string text(absl::StripAsciiWhitespace(name));
+    if (!ValidateClientId(text).ok()) return Bad(Find(settings, "relay_nodes"), "names of [A-Za-z0-9._-] with commas between");
+    config.relay_nodes.push_back(text);
+  }
+  if (!config.relay_nodes.empty() && !config.upstream.empty()) {
+    return Bad(Find(settings, "relay_nodes"), "none, because this node has one above it (two levels of nodes at most)");
+  }
+  TRIB_ASSIGN_OR_RETURN(config.capacity, Number(Find(settings, "capacity"), 0.001, 1e9));
   TRIB_ASSIGN_OR_RETURN(const double heartbeat_s, Number(Find(settings, "heartbeat_s"), 0.1, 3600));
   config.heartbeat = absl::Seconds(heartbeat_s);
   TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));

@@ -41,6 +41,10 @@ struct DaemonConfig {
   absl::Duration heartbeat;
   absl::Duration upload_lease;
   absl::Duration journal_every;
+  std::string upstream;                 // HOST:PORT of the node above; empty: this is the top
+  std::string node;                     // this node's name there
+  std::vector<std::string> relay_nodes;  // names of nodes that may attach below this one
+  double capacity = 0;                  // updates
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };

@@ -241,7 +241,8 @@ def submitted_or_again(chaos, versions):
 
 
 def crash_points(bin_dir, definition, seed):
-    names = re.findall(r"^TRIB_CRASH_POINT_NAME\((\w+)\)", Path(definition).read_text(), re.M)
+    names = [name for name in re.findall(r"^TRIB_CRASH_POINT_NAME\((\w+)\)", Path(definition).read_text(), re.M)
+             if not name.startswith("relay_")]  # of several nodes: tests/e2e/relay
     references = {versions: undisturbed(bin_dir, versions) for versions in (12, 3)}
     passed, missed = [], []
     for number, name in enumerate(names):
