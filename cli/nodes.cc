@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <map>
 #include <set>
 
 #include "cli/calibrate.h"
@@ -9,6 +10,11 @@
 
 namespace tributary::cli {
 namespace {
+
+nlohmann::json LaneJson(const v1::LaneCounters& lane) {
+  return {{"doorbells", lane.doorbells()},       {"credits", lane.credits()}, {"stalls", lane.stalls()},
+          {"late_wakeups", lane.late_wakeups()}, {"pushed", lane.pushed()},   {"released", lane.released()}};
+}
 
 nlohmann::json SeatJson(const v1::Seat& seat) {
   nlohmann::json out = {{"job", seat.job()},
@@ -20,7 +26,8 @@ nlohmann::json SeatJson(const v1::Seat& seat) {
                         {"partials_taken", seat.partials_taken()},
                         {"partials_goal", seat.partials_goal()},
                         {"parent", nullptr},
-                        {"pushed", seat.pushed()}};
+                        {"pushed", seat.pushed()},
+                        {"lane", LaneJson(seat.lane())}};
   if (seat.has_goal()) out["goal"] = seat.goal();
   if (seat.has_parent()) out["parent"] = seat.parent();
   return out;
@@ -44,8 +51,14 @@ nlohmann::json NodeJobJson(const v1::NodeJob& job) {
                         {"partials", job.partials()},
                         {"process_starts", job.process_starts()},
                         {"node_partials", job.node_partials()},
+                        {"replans", job.replans()},
+                        {"capacity", nullptr},
+                        {"residual", nullptr},
+                        {"overloads", job.overloads()},
                         {"commits", job.commits()},
                         {"commit_seconds", job.commit_seconds()}};
+  if (job.has_capacity()) out["capacity"] = job.capacity();
+  if (job.has_residual()) out["residual"] = job.residual();
   if (job.has_load()) out["load"] = job.load();
   if (job.has_planned_load()) out["planned_load"] = job.planned_load();
   return out;
@@ -65,6 +78,7 @@ nlohmann::json NodeJson(const v1::Node& node) {
                        {"seconds_per_update", w.seconds_per_update()},
                        {"updates_per_second", w.updates_per_second()},
                        {"load", w.load()},
+                       {"parked_seconds", w.parked_seconds()},
                        {"seats", seats}});
   }
   nlohmann::json jobs = nlohmann::json::array();
@@ -83,6 +97,10 @@ nlohmann::json NodeJson(const v1::Node& node) {
           {"epoch", node.epoch()},
           {"transport", node.transport()},
           {"transport_reason", node.transport_reason()},
+          {"lanes", LaneJson(node.lanes())},
+          {"verdicts", std::map<std::string, uint64_t>(node.verdicts().begin(), node.verdicts().end())},
+          {"worker_starts", node.worker_starts()},
+          {"worker_evictions", node.worker_evictions()},
           {"workers", workers},
           {"jobs", jobs},
           {"pool_bytes", node.pool_bytes()},
@@ -97,7 +115,9 @@ void PrintSeat(const v1::Node& node, const v1::Worker& worker, const v1::Seat& s
   const std::string indent(2 + 2 * depth, ' ');
   std::string inputs = fmt::format("updates {}/{}", seat.taken(), seat.has_goal() ? fmt::format("{}", seat.goal()) : "?");
   if (seat.partials_goal() > 0) inputs += fmt::format(", partials {}/{}", seat.partials_taken(), seat.partials_goal());
-  fmt::print("{}{:<7} worker {:<3} {}, {} queued\n", indent, Printable(seat.role()), worker.index(), inputs, seat.queued());
+  const v1::LaneCounters& lane = seat.lane();
+  fmt::print("{}{:<7} worker {:<3} {}, {} queued; lane: {} pushed, {} doorbells, {} stalls, {} late\n", indent, Printable(seat.role()), worker.index(),
+             inputs, seat.queued(), lane.pushed(), lane.doorbells(), lane.stalls(), lane.late_wakeups());
   for (const v1::Worker& other : node.workers()) {
     for (const v1::Seat& child : other.seats()) {
       if (child.job() == seat.job() && child.has_parent() && child.parent() == seat.number()) PrintSeat(node, other, child, depth + 1, shown);
@@ -120,6 +140,8 @@ void PrintWorkersAndTrees(const v1::Node& node) {
     std::string leaves = job.shape() == "tree" ? fmt::format(" of {} out of {} leaves", job.leaves(), job.max_leaves()) : "";
     std::string load = job.has_load() ? fmt::format("Q {:.2f}", job.load()) : "Q unknown";
     if (job.has_planned_load()) load += fmt::format(", planned for {:.2f}", job.planned_load());
+    if (job.replans() > 0) load += fmt::format(", planned anew {} times", job.replans());
+    if (job.has_capacity()) load += fmt::format("; capacity {:.1f}, {:.1f} left, {} updates beyond it", job.capacity(), job.residual(), job.overloads());
     fmt::print("\njob {}: {}{}, plan {}, timing {}; {}; slots {} of {}, sums {}\n", Printable(job.job()), Printable(job.shape()), leaves,
                Printable(job.plan()), Printable(job.timing()), load, job.slots_used(), job.slots(), HumanBytes(job.sums_bytes()));
     std::set<const v1::Seat*> shown;
@@ -149,6 +171,21 @@ int ShowNode(const Context& context, bool list) {
   fmt::print("node       {} (start {} of its store)\nsoftware   {}\nstarted    {}\ntransport  {} ({})\npool       {} of {}\nstore      {}\n",
              node->address(), node->epoch(), node->software(), HumanTime(node->started_us()), node->transport(), node->transport_reason(),
              HumanBytes(node->pool_used_bytes()), HumanBytes(node->pool_bytes()), node->store());
+  int cold = 0, parked = 0;
+  for (const v1::Worker& worker : node->workers()) {
+    cold += worker.role() == "cold";
+    parked += worker.role() == "parked";
+  }
+  fmt::print("workers    {} at work, {} warm (parked), {} cold; {} started and {} ended by plans\n", node->workers_size() - parked - cold, parked, cold,
+             node->worker_starts(), node->worker_evictions());
+  fmt::print("lanes      {} descriptors, {} doorbells, {} credits, {} stalls, {} late wake-ups\n", node->lanes().pushed(), node->lanes().doorbells(),
+             node->lanes().credits(), node->lanes().stalls(), node->lanes().late_wakeups());
+  if (!node->verdicts().empty()) {
+    const std::map<std::string, uint64_t> verdicts(node->verdicts().begin(), node->verdicts().end());
+    std::string text;
+    for (const auto& [name, count] : verdicts) text += fmt::format("{}{} {}", text.empty() ? "" : ", ", Printable(name), count);
+    fmt::print("verdicts   {}\n", text);
+  }
   if (!node->metrics().empty()) fmt::print("metrics    http://{}/metrics\n", Printable(node->metrics()));
   PrintWorkersAndTrees(*node);
   return kDone;

@@ -39,6 +39,15 @@ std::string TimingText(const TimingSpec& timing) {
   return timing.kind == TimingKind::kBatch ? fmt::format("{}:{}", text, timing.batch) : text;
 }
 
+void SetLane(const LaneStats& from, v1::LaneCounters* to) {
+  to->set_doorbells(from.doorbells);
+  to->set_credits(from.credits);
+  to->set_stalls(from.stalls);
+  to->set_late_wakeups(from.late_wakeups);
+  to->set_pushed(from.pushed);
+  to->set_released(from.released);
+}
+
 }  // namespace
 
 absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) {
@@ -75,7 +84,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (layout.float_dtype() != spec.dtype) {
       return InvalidArgument("dtype: the job says {}, its {} are {}", DTypeName(spec.dtype), origin, DTypeName(layout.float_dtype()));
     }
-    absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, layout, options_.find_strategy(spec.strategy.name), Limits());
+    absl::StatusOr<std::shared_ptr<JobRuntime>> made = MakeRuntime(spec, layout, options_.find_strategy(spec.strategy.name), Limits(), options_.capacities);
     // An unknown strategy is a wrong job, not a missing one.
     if (made.status().code() == absl::StatusCode::kNotFound) return InvalidArgument("strategy.name: {}", MessageOf(made.status()));
     if (!made.ok()) return made.status();
@@ -276,6 +285,12 @@ v1::NodeJob Coordinator::DescribeOnNode(const Job& job) const {
     out.set_process_starts(stats->starts);
   }
   out.set_node_partials(job.partials_taken);
+  out.set_replans(planner.replans());
+  if (const std::optional<double> capacity = planner.capacity()) {
+    out.set_capacity(*capacity);
+    out.set_residual(*planner.residual());
+    out.set_overloads(static_cast<uint64_t>(planner.overloads()));
+  }
   out.set_commits(job.commits_made);
   out.set_commit_seconds(absl::ToDoubleSeconds(job.commit_time));
   return out;
@@ -298,6 +313,7 @@ v1::Node Coordinator::GetNode() {
     worker.set_queued(status.queued);
     worker.set_restarts(status.restarts);
     worker.set_role(status.role);
+    worker.set_parked_seconds(absl::ToDoubleSeconds(status.parked_for));
     worker.set_seconds_per_update(status.seconds_per_update);
     worker.set_updates_per_second(status.updates_per_second);
     worker.set_load(status.seconds_per_update * status.updates_per_second);
@@ -315,7 +331,8 @@ v1::Node Coordinator::GetNode() {
       seat.set_partials_taken(from.partials_taken);
       seat.set_partials_goal(from.partials_goal);
       if (from.parent) seat.set_parent(*from.parent);
-      seat.set_pushed(from.pushed);
+      seat.set_pushed(from.lane.pushed);
+      SetLane(from.lane, seat.mutable_lane());
     }
   }
   node.set_upstream(options_.upstream);
@@ -333,6 +350,14 @@ v1::Node Coordinator::GetNode() {
     }
     shown.set_asked(asked);
   }
+  const WorkerPool::Traffic traffic = workers_->TrafficOf();
+  SetLane(traffic.lanes, node.mutable_lanes());
+  for (size_t i = 0; traffic.verdicts && i < traffic.verdicts->size(); ++i) {
+    (*node.mutable_verdicts())[std::string(ebpf::NameOf(static_cast<tb_verdict>(i)))] = (*traffic.verdicts)[i];
+  }
+  const WorkerPool::ScaleStats scaling = workers_->Scaling();
+  node.set_worker_starts(scaling.starts);
+  node.set_worker_evictions(scaling.evictions);
   node.set_address(address_);
   node.set_metrics(metrics_address_);
   node.set_pool_bytes(options_.pool_bytes);

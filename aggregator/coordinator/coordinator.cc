@@ -156,7 +156,7 @@ absl::Time Coordinator::NextWake() const {
   absl::Time next = std::min(next_client_scan_, next_report_);
   for (const JobPtr& job : jobs_) {
     if (!job->Open()) continue;
-    next = std::min({next, job->wake, job->hurry_at});
+    next = std::min({next, job->wake, job->hurry_at, ReplanAt(*job)});
     if (job->finishing) next = std::min(next, job->finish_by);
     if (job->folded_since_journal > 0 && !job->journalling && !job->quiescing && job->spec.durability == Durability::kDurable &&
         static_cast<int64_t>(job->runtime->round->updates_in()) < job->runtime->round->updates_expected()) {
@@ -307,6 +307,7 @@ void Coordinator::RunTimers(absl::Time now) {
   for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
     if (!job->Open()) continue;
     HurryIfDue(*job, now);
+    if (now >= ReplanAt(*job)) ReplanRound(*job, now);
     if (job->wake <= now) {
       job->wake = absl::InfiniteFuture();
       Post(job, Tick{});

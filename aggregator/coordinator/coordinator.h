@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/capacity_book.h"
 #include "aggregator/coordinator/client_book.h"
 #include "aggregator/coordinator/job.h"
 #include "aggregator/coordinator/worker_pool.h"
@@ -50,6 +51,7 @@ struct CoordinatorOptions {
   absl::Duration poll = absl::Milliseconds(250);       // longest sleep of the loop; matters under a fake clock only
   size_t max_clients = 100'000;
   const StrategyEntry* (*find_strategy)(std::string_view name) = FindStrategy;  // tests bring traits that no strategy has yet
+  CapacityBook capacities;                             // empty: no capacity is known, nothing is flagged
   std::string software = "tributary-aggregator";
   std::string transport_reason = "configured";  // why workers.transport; for people
   double capacity = 20;                         // MC of this node in updates (tributary nodes calibrate): placement
@@ -162,6 +164,9 @@ class Coordinator {
   PlannerLimits Limits() const;
   // The workers' next round, of which `done` updates are in the sums already or will be restored.
   absl::Status BeginRound(Job& job, JobRuntime& runtime, uint64_t number, uint64_t done);
+  // The rest of the open round, once a planning period; while its sums are read there is nothing to plan.
+  static absl::Time ReplanAt(const Job& job);
+  void ReplanRound(Job& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // Whether updates may wait with the workers for others to come, for longer than anybody should wait for them.
   static bool MayRest(const JobRuntime& runtime);
   // Once workers need not wait any more: the deadline has passed, or the server goes away.

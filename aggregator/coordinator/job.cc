@@ -123,7 +123,7 @@ v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLa
 }
 
 absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout, const StrategyEntry* entry,
-                                                        const PlannerLimits& limits) {
+                                                        const PlannerLimits& limits, const CapacityBook& capacities) {
   auto runtime = std::make_shared<JobRuntime>();
   runtime->layout = layout;
   runtime->fingerprint = layout.Fingerprint();
@@ -137,7 +137,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   if (entry == nullptr) return Internal("strategy '{}': it can be made but is not in the table", spec.strategy.name);
   TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, entry->trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
-  runtime->planner = std::make_unique<RoundPlanner>(hierarchy, limits, spec.cohort.size, std::max<size_t>(1, WorkerBytes(*runtime)));
+  PlannerLimits own = limits;
+  own.capacity = capacities.Find({.layout = runtime->fingerprint, .strategy = spec.strategy.name, .shape = std::string(HierarchyShapeName(hierarchy.shape)),
+                                  .workers = static_cast<uint32_t>(limits.workers), .reproducible = spec.reproducible});
+  runtime->planner = std::make_unique<RoundPlanner>(hierarchy, own, spec.cohort.size, std::max<size_t>(1, WorkerBytes(*runtime)));
   runtime->shelf = std::make_shared<ModelBuffer::Shelf>(layout.total_bytes());
   return runtime;
 }

@@ -25,6 +25,7 @@
 #include <absl/synchronization/mutex.h>
 
 #include "aggregator/coordinator/api.h"
+#include "aggregator/coordinator/capacity_book.h"
 #include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
@@ -207,7 +208,7 @@ v1::JobRow MakeJobRow(const std::string& id, const JobSpec& spec, const TensorLa
 
 // Layout, strategy, reducer of a job; no pool, workers or engine yet. `entry`: of the job's strategy, or null where there is none.
 absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, const TensorLayout& layout, const StrategyEntry* entry,
-                                                        const PlannerLimits& limits);
+                                                        const PlannerLimits& limits, const CapacityBook& capacities);
 
 // Bytes of the job's sums: of a journalled partial, and of a worker's slab that holds them all.
 size_t WorkerBytes(const JobRuntime& runtime);

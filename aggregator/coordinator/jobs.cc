@@ -32,7 +32,7 @@ size_t Coordinator::UsedBudget() const {
 
 PlannerLimits Coordinator::Limits() const {
   // Half of the pool for the sums of one job: the rest is for updates, and for other jobs.
-  return {.workers = options_.workers.workers, .sums_bytes = options_.pool_bytes / 2};
+  return {.workers = options_.workers.workers, .sums_bytes = options_.pool_bytes / 2, .capacity = {}};
 }
 
 absl::Status Coordinator::BeginRound(Job& job, JobRuntime& runtime, uint64_t number, uint64_t done) {
@@ -40,12 +40,28 @@ absl::Status Coordinator::BeginRound(Job& job, JobRuntime& runtime, uint64_t num
   RoundPlanner& planner = *runtime.planner;
   if (planner.EstimateDue(now)) {
     TRIB_ASSIGN_OR_RETURN(const auto estimate, workers_->LoadOf(runtime.number));
-    planner.OnEstimate(now, estimate);
+    planner.OnEstimate(now, estimate, workers_->MeanLoad());
   }
   const int64_t wanted = job.row.relayed() ? RelayedSpec(job).cohort.size : job.spec.cohort.size - ExpectedFromNodes(job);
   const int64_t left = wanted - static_cast<int64_t>(done);
   TRIB_ASSIGN_OR_RETURN(const RoundGoals goals, planner.Next(number, std::max<int64_t>(0, left)));
   return workers_->BeginRound(runtime.number, static_cast<uint32_t>(number), goals);
+}
+
+absl::Time Coordinator::ReplanAt(const Job& job) {
+  if (job.committing || job.journalling || job.finishing) return absl::InfiniteFuture();
+  return job.runtime->planner->replan_due();
+}
+
+void Coordinator::ReplanRound(Job& job, absl::Time now) {
+  RoundPlanner& planner = *job.runtime->planner;
+  const auto estimate = workers_->LoadOf(job.runtime->number);
+  planner.OnEstimate(now, estimate.ok() ? *estimate : std::nullopt, workers_->MeanLoad());
+  const absl::Status planned =
+      workers_->Replan(job.runtime->number, [&planner](const WorkerPool::RoundProgress& progress) { return planner.Replan(progress); });
+  // After a journal there is nothing to plan anew before the next round; lost sums are heard of elsewhere.
+  if (planned.ok() || planned.code() == absl::StatusCode::kFailedPrecondition) return;
+  TRIB_LOG(error, "job {}: round {} goes on as planned before: {}", job.id, job.round_number, MessageOf(planned));
 }
 
 bool Coordinator::MayRest(const JobRuntime& runtime) {
@@ -90,7 +106,7 @@ void Coordinator::OpenQueuedJobs() {
     bool fits = true;
     if (absl::StatusOr<TensorLayout> layout = LayoutFromProto(layout_row); !layout.ok()) {
       status = layout.status();
-    } else if (auto made = MakeRuntime(job->spec, *layout, options_.find_strategy(job->spec.strategy.name), Limits()); !made.ok()) {
+    } else if (auto made = MakeRuntime(job->spec, *layout, options_.find_strategy(job->spec.strategy.name), Limits(), options_.capacities); !made.ok()) {
       status = made.status();
     } else {
       runtime = *std::move(made);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "aggregator/core/kernels.h"
@@ -109,6 +110,7 @@ absl::StatusOr<PoolJob::Seat> PoolJob::MakeSeat(uint32_t number, std::optional<u
   seat.own_worker = !worker.has_value();
   if (worker) {
     seat.worker = *worker;
+    ++context_->seats[*worker];
   } else {
     TRIB_ASSIGN_OR_RETURN(seat.worker, context_->fleet->Add());
     context_->tallies[seat.worker] = {};
@@ -121,7 +123,7 @@ absl::StatusOr<PoolJob::Seat> PoolJob::MakeSeat(uint32_t number, std::optional<u
     return absl::OkStatus();
   };
   if (absl::Status connected = connect(); !connected.ok()) {
-    if (seat.own_worker) context_->fleet->Retire(seat.worker);
+    ReleaseWorker(seat);
     return connected;
   }
   return seat;
@@ -132,17 +134,16 @@ absl::Status PoolJob::MakeSeats() {
   seats_.clear();
   lost_seats_.clear();
   queues_.clear();
-  edges_.clear();
   used_ = false;
-  // Small jobs have few seats: let different jobs use different workers.
-  const auto worker_of = [this](size_t seat) { return static_cast<uint32_t>((seat + options_.job) % context_->workers); };
   if (hierarchy.shape == PoolShape::kTree) {
     tree_ = std::make_unique<TreeState>(
         TreeState::Options{.leaves = hierarchy.leaves, .fan_in = hierarchy.fan_in, .reuse = hierarchy.reuse});
     for (uint32_t i = 0; i < hierarchy.leaves; ++i) {
-      absl::StatusOr<Seat> seat = MakeSeat(i, hierarchy.reuse ? std::optional(worker_of(i)) : std::nullopt, WholeShape());
+      absl::StatusOr<Seat> seat = MakeSeat(i, hierarchy.reuse ? std::optional(ChooseWorker()) : std::nullopt, WholeShape());
       if (!seat.ok()) {
         EndSeats();
+        seats_.clear();
+        queues_.clear();
         return seat.status();
       }
       seat->queue = i;
@@ -159,7 +160,14 @@ absl::Status PoolJob::MakeSeats() {
     shape.first_element = ranges[i].first;
     shape.elements = ranges[i].second;
     if (i != 0) shape.counters = 0;
-    TRIB_ASSIGN_OR_RETURN(seats_[i], MakeSeat(i, worker_of(i), shape));
+    absl::StatusOr<Seat> seat = MakeSeat(i, ChooseWorker(), shape);
+    if (!seat.ok()) {
+      EndSeats();
+      seats_.clear();
+      queues_.clear();
+      return seat.status();
+    }
+    seats_[i] = *std::move(seat);
     queues_[0].seats.push_back(i);
   }
   return absl::OkStatus();
@@ -170,13 +178,43 @@ void PoolJob::EndSeat(Seat& seat) {
   message.kind = WorkerMessageKind::kCloseJob;
   message.job = seat.wire;
   context_->fleet->Tell(seat.worker, message);
-  if (!seat.own_worker) return;
+  context_->ended_lanes += ReadLaneStats(seat.lane_region.bytes);
+  ReleaseWorker(seat);
+}
+
+// What went through lanes that end counts on.
+void PoolJob::EndEdges() {
+  for (const Edge& edge : edges_) context_->ended_lanes += ReadLaneStats(edge.region.bytes);
+  edges_.clear();
+}
+
+void PoolJob::ReleaseWorker(const Seat& seat) {
+  if (!seat.own_worker) {
+    --context_->seats[seat.worker];
+    return;
+  }
   context_->tallies.erase(seat.worker);
   context_->fleet->Retire(seat.worker);
 }
 
+// The pool's worker with fewest seats, one that has a process rather than one that has not. Ties: small jobs have few seats, let different
+// jobs use different workers.
+uint32_t PoolJob::ChooseWorker() const {
+  uint32_t best = 0;
+  const auto cost = [this](uint32_t worker) {
+    const auto seats = context_->seats.find(worker);
+    return std::tuple(seats == context_->seats.end() ? 0 : seats->second, context_->fleet->cold(worker),
+                      (worker + context_->workers - options_.job % context_->workers) % context_->workers);
+  };
+  for (uint32_t worker = 1; worker < context_->workers; ++worker) {
+    if (cost(worker) < cost(best)) best = worker;
+  }
+  return best;
+}
+
 void PoolJob::EndSeats() {
   for (auto& [number, seat] : seats_) EndSeat(seat);
+  EndEdges();
 }
 
 void PoolJob::TellSegment(const Seat& seat, const Segment& segment) {
@@ -301,7 +339,6 @@ void PoolJob::Lose(std::string reason) {
   for (auto& [number, seat] : seats_) lost_seats_.push_back(std::move(seat));
   seats_.clear();
   queues_.clear();
-  edges_.clear();
   CountInHand(context_->clock.Now());
   context_->reports->push_back({PoolReport::Kind::kLost, options_.job, {}, std::move(reason)});
 }
@@ -311,9 +348,9 @@ void PoolJob::Pump(Queue& queue) {
   while (queue.pushed < queue.entries.size()) {
     for (const uint32_t number : queue.seats) {
       Seat& seat = seats_.at(number);
-      const absl::StatusOr<uint32_t> done = seat.lane->Done();
-      if (!done.ok()) return Lose(MessageOf(done.status()));
-      if (seat.lane->pushed() - *done >= seat.lane->capacity()) return;
+      const absl::StatusOr<bool> credit = seat.lane->HasCredit();
+      if (!credit.ok()) return Lose(MessageOf(credit.status()));
+      if (!*credit) return;
     }
     const Entry& entry = queue.entries[queue.pushed];
     for (const uint32_t number : queue.seats) {
@@ -494,6 +531,32 @@ void PoolJob::AddWork(uint32_t worker, WorkerFleet::Owner::Work* work) const {
   }
 }
 
+LaneStats PoolJob::Lanes() const {
+  LaneStats sum;
+  for (const auto& [number, seat] : seats_) sum += ReadLaneStats(seat.lane_region.bytes);
+  for (const Edge& edge : edges_) sum += ReadLaneStats(edge.region.bytes);
+  return sum;
+}
+
+SeatRole PoolJob::RoleOf(uint32_t number, const Seat& seat) const {
+  if (seat.role_lap != lap_) return SeatRole::kParked;
+  return tree_ ? tree_->role(number) : seat.role;
+}
+
+bool PoolJob::Needs(uint32_t worker) const {
+  return std::any_of(seats_.begin(), seats_.end(), [&](const auto& item) {
+    const auto& [number, seat] = item;
+    return seat.worker == worker && (RoleOf(number, seat) != SeatRole::kParked || !queues_.at(seat.queue).entries.empty());
+  });
+}
+
+void PoolJob::Forget(uint32_t worker) {
+  for (auto& [number, seat] : seats_) {
+    // A lap that keeps its sums has a role for them.
+    if (tree_ && seat.worker == worker && RoleOf(number, seat) == SeatRole::kParked) seat.slab.DropSums();
+  }
+}
+
 void PoolJob::AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns, uint64_t* handled, SeatRole* role) const {
   for (const auto& [number, seat] : seats_) {
     if (seat.worker != worker) continue;
@@ -508,7 +571,7 @@ void PoolJob::AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns
     status->queued += here_status.queued;
     *busy_ns += seat.slab.header().busy_ns;
     *handled += seat.slab.header().handled;
-    const SeatRole here = seat.role_lap != lap_ ? SeatRole::kParked : tree_ ? tree_->role(number) : seat.role;
+    const SeatRole here = RoleOf(number, seat);
     *role = std::max(*role, here);
     here_status.role = SeatRoleName(here);
     here_status.taken = seat.assigned;
@@ -518,164 +581,10 @@ void PoolJob::AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns
       here_status.partials_goal = static_cast<uint32_t>(std::popcount(children));
       here_status.partials_taken = static_cast<uint32_t>(std::popcount(children & seat.slab.header().total.merged));
     }
-    here_status.pushed = seat.lane->pushed();
+    here_status.lane = ReadLaneStats(seat.lane_region.bytes);
+    here_status.lane.pushed = seat.lane->pushed();
     status->seats.push_back(std::move(here_status));
   }
-}
-
-// ---- rounds ----
-
-absl::Status PoolJob::CheckOpen() const {
-  if (!lost_ && round_open_) return absl::OkStatus();
-  return FailedPrecondition("job {}: no round is open{}", options_.job, lost_ ? " (its sums were lost)" : "");
-}
-
-absl::Status PoolJob::BeginRound(uint32_t round, const RoundGoals& goals) {
-  if (const size_t left = queued_entries(); left != 0) {
-    return FailedPrecondition("job {}: round {} cannot begin, {} updates are under way", options_.job, round, left);
-  }
-  if (goals.leaves.size() > options_.hierarchy.leaves) {
-    return InvalidArgument("job {}: round {}: expected goals for at most {} leaves, got {}", options_.job, round, options_.hierarchy.leaves,
-                           goals.leaves.size());
-  }
-  // The workers sleep as far as this job goes: everything pushed is done, and `done` was their last touch of the slab. Not so in a
-  // tree that nobody has closed, whose partials may be on their way: it is left alone. And without reuse nothing is used again.
-  const bool busy = tree_ && !lost_ && round_open_ && !tree_->untouched() && !readable();
-  if (lost_ || busy || (tree_ && !options_.hierarchy.reuse && used_)) {
-    if (!lost_) EndSeats();
-    const absl::Status made = MakeSeats();
-    lost_ = !made.ok();  // and may be tried again
-    if (!made.ok()) return Annotate(made, fmt::format("job {}", options_.job));
-    opened_ = false;
-  }
-  round_ = round;
-  round_open_ = true;
-  hurry_ = false;
-  goals_ = goals;
-  counted_ = {};
-  BeginLap(std::nullopt);
-  if (!opened_) Open();
-  return absl::OkStatus();
-}
-
-void PoolJob::Hurry() {
-  if (lost_ || hurry_ || !round_open_) return;
-  hurry_ = true;
-  for (auto& [number, seat] : seats_) {
-    if (seat.role_lap == lap_ && seat.role != SeatRole::kParked) SetRole(number, seat.role, seat.children);
-  }
-  const absl::Time now = context_->clock.Now();
-  CountInHand(now);
-  for (auto& [number, queue] : queues_) Judge(queue, now);
-  CountInHand(now);
-}
-
-absl::Status PoolJob::Fold(const UpdateId& update, const ObjectKey& key) {
-  TRIB_RETURN_IF_ERROR(CheckOpen());
-  if (const size_t queued = queued_entries(); queued >= objects_->capacity_slots()) {
-    return ResourceExhausted("job {}: {} updates are queued, as many as the pool has slots", options_.job, queued);
-  }
-  if (!readable() && tree_->closed()) return FailedPrecondition("job {}: its sums are being read", options_.job);
-  used_ = true;
-  if (tree_ && tree_->closed()) BeginLap(tree_->top());
-  const std::optional<uint32_t> seat = ChooseSeat();
-  if (seat) {
-    // Nobody knows how many more come to a top, and nothing is awaited for whom lazy timing could wait.
-    const bool beyond = tree_ && tree_->top() == seat && options_.hierarchy.timing.kind != TimingKind::kEager;
-    Enqueue(*seat, {update, key, 0, ""});
-    if (beyond) Hurry();
-  } else {
-    waiting_.push_back({update, key, 0, ""});
-  }
-  // All slots are here: nothing more can come until something is folded.
-  if (options_.hierarchy.timing.kind != TimingKind::kEager && queued_entries() >= objects_->capacity_slots()) Hurry();
-  return absl::OkStatus();
-}
-
-absl::Status PoolJob::StartReading() {
-  TRIB_RETURN_IF_ERROR(CheckOpen());
-  if (const size_t left = queued_entries(); left != 0) {
-    return FailedPrecondition("job {}: expected nothing under way, got {} updates", options_.job, left);
-  }
-  if (!tree_ || tree_->closed()) return absl::OkStatus();
-  std::vector<bool> has_updates;
-  for (uint32_t i = 0; i < tree_->leaves(); ++i) {
-    Seat& seat = seats_.at(i);
-    has_updates.push_back(seat.assigned > 0);
-    if (tree_->open_leaf(i)) seat.goal = seat.assigned;
-  }
-  hurry_ = true;
-  Execute(tree_->Close(has_updates));
-  return absl::OkStatus();
-}
-
-// The slab's own word for what is in it, beside ours.
-std::string PoolJob::CheckTotals(const Seat& seat) const {
-  const tb_slab_totals total = seat.slab.header().total;
-  if (Counted{total.folded, total.digest} == counted_) return "";
-  return fmt::format("expected sums of {} updates (digest {:016x}), worker {} has {} ({:016x})", counted_.updates, counted_.digest,
-                     seat.worker, total.folded, total.digest);
-}
-
-absl::StatusOr<WorkerPool::Sums> PoolJob::ReadSums() {
-  TRIB_RETURN_IF_ERROR(CheckOpen());
-  WorkerPool::Sums sums;
-  std::string wrong;
-  const auto add = [&](Seat& seat) {
-    if (seat.slab.header().fresh != 0) return false;
-    if (wrong.empty()) wrong = CheckTotals(seat);
-    sums.pieces.push_back({seat.shape.first_element, seat.shape.elements, seat.slab.state()});
-    if (seat.shape.counters != 0) sums.counters = {seat.slab.counters(), seat.shape.counters};
-    return true;
-  };
-  bool full = true;
-  if (tree_) {
-    const std::optional<uint32_t> top = tree_->top();
-    full = top.has_value() && add(seats_.at(*top));
-  } else {
-    for (auto& [number, seat] : seats_) full = full && add(seat);
-  }
-  if (!full) return FailedPrecondition("job {}: nothing was folded in round {}", options_.job, round_);
-  if (!wrong.empty()) {
-    Lose(wrong);
-    return CheckOpen();
-  }
-  return sums;
-}
-
-absl::Status PoolJob::WriteSums(std::span<const std::byte> state, std::span<const int64_t> counters) {
-  const TensorLayout& layout = options_.layout;
-  const size_t element_bytes = reducer_->state_bytes_per_element();
-  if (lost_ || !round_open_ || queued_entries() != 0) {
-    return FailedPrecondition("job {}: sums are restored right after BeginRound only", options_.job);
-  }
-  if (state.size() != layout.float_count() * element_bytes || counters.size() != layout.counter_count()) {
-    return InvalidArgument("job {}: expected {} bytes of sums and {} counters, got {} and {}", options_.job,
-                           layout.float_count() * element_bytes, layout.counter_count(), state.size(), counters.size());
-  }
-  bool unused = counted_ == Counted{} && (!tree_ || (tree_->untouched() && !tree_->top()));
-  for (auto& [number, seat] : seats_) unused = unused && seat.slab.header().fresh != 0 && seat.assigned == 0;
-  if (!unused) return FailedPrecondition("job {}: the slab of round {} is in use", options_.job, round_);
-  const auto write = [&](Seat& seat) {
-    if (seat.slab.state_bytes() != 0) {
-      std::memcpy(seat.slab.state(), state.data() + seat.shape.first_element * element_bytes, seat.slab.state_bytes());
-    }
-    if (seat.shape.counters != 0) std::memcpy(seat.slab.counters(), counters.data(), counters.size_bytes());
-    seat.slab.header().fresh = 0;
-  };
-  if (!tree_) {
-    for (auto& [number, seat] : seats_) write(seat);
-    return absl::OkStatus();
-  }
-  uint32_t holder = 0;
-  if (!options_.hierarchy.reuse) {
-    holder = tree_->leaves();
-    TRIB_RETURN_IF_ERROR(Annotate(StartSeat(holder), fmt::format("job {}", options_.job)));
-  }
-  write(seats_.at(holder));
-  used_ = true;
-  BeginLap(holder);
-  return absl::OkStatus();
 }
 
 }  // namespace tributary::aggregator

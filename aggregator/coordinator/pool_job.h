@@ -39,6 +39,8 @@ struct PoolContext {
   SeatWiring* wiring = nullptr;
   std::vector<PoolReport>* reports = nullptr;
   std::map<uint32_t, WorkerTally> tallies;  // by worker
+  LaneStats ended_lanes;
+  std::map<uint32_t, uint32_t> seats;       // how many a worker has, of all jobs
   uint32_t next_wire = 1;
   uint16_t next_lane = 1;            // numbers of lanes between workers
 };
@@ -59,6 +61,7 @@ class PoolJob {
   void OnSegment(uint16_t segment, int fd, size_t bytes);
 
   absl::Status BeginRound(uint32_t round, const RoundGoals& goals);
+  absl::Status Replan(const WorkerPool::RoundPlanFunction& plan);
   void Hurry();
   absl::Status Fold(const UpdateId& update, const ObjectKey& key);
   // Reading: StartReading, wait until readable, ReadSums.
@@ -85,6 +88,12 @@ class PoolJob {
   // Of one worker: changes with all it does here; is something queued for it.
   void AddWork(uint32_t worker, WorkerFleet::Owner::Work* work) const;
   void AddStatus(uint32_t worker, WorkerStatus* status, uint64_t* busy_ns, uint64_t* handled, SeatRole* role) const;
+  // Whether the worker has a part in the open round that is not over. Otherwise its process may end: lanes, slabs and what it has sent
+  // stay.
+  bool Needs(uint32_t worker) const;
+  // Its process has ended and is not needed: gives the memory of sums back that nobody wants any more.
+  void Forget(uint32_t worker);
+  LaneStats Lanes() const;  // of those there are
   std::optional<LoadEstimator::Estimate> Load();
   const WorkerPool::TreeStats& stats() const { return stats_; }
   ObjectPool* objects() const { return objects_; }
@@ -165,6 +174,9 @@ class PoolJob {
   SlabShape WholeShape() const;
   void EndSeats();  // tells their workers; those of their own end
   void EndSeat(Seat& seat);
+  void EndEdges();
+  void ReleaseWorker(const Seat& seat);
+  uint32_t ChooseWorker() const;
   void TellAnchor(const Seat& seat);
   void TellSegment(const Seat& seat, const Segment& segment);
   void TellSeat(uint32_t number);
@@ -196,6 +208,9 @@ class PoolJob {
   std::optional<uint32_t> ChooseSeat() const;
   void OnComplete(uint32_t number, const WorkerMessage& message);
   void OnRoleTaken(Seat& seat, uint32_t epoch);
+  WorkerPool::RoundProgress Progress() const;
+  absl::Status CheckGoals(const RoundGoals& goals, const WorkerPool::RoundProgress& progress) const;
+  SeatRole RoleOf(uint32_t number, const Seat& seat) const;
 
   const WorkerPool::JobOptions options_;
   ObjectPool* const objects_;
@@ -208,6 +223,7 @@ class PoolJob {
   bool used_ = false;    // updates came since the seats were made
   uint32_t round_ = 0;
   uint32_t lap_ = 0;     // of all rounds
+  uint32_t first_lap_ = 0;  // of the open round
   RoundGoals goals_;
   Counted counted_;      // in this round: folded, as reported
   std::unique_ptr<JobWiring> wiring_;  // before the seats, which it outlives

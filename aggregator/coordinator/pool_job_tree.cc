@@ -45,7 +45,7 @@ std::vector<std::optional<uint32_t>> PoolJob::LeafGoals(std::optional<uint32_t> 
 // The workers are at rest as far as this job goes. `holder`: its slab keeps its sums.
 void PoolJob::BeginLap(std::optional<uint32_t> holder) {
   ++lap_;
-  edges_.clear();
+  EndEdges();
   for (auto at = seats_.begin(); at != seats_.end();) {
     auto& [number, seat] = *at;
     // A parent started in an earlier lap, whose sums are in the holder's.

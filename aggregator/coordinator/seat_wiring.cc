@@ -38,6 +38,7 @@ absl::StatusOr<std::unique_ptr<SeatWiring>> SeatWiring::Create(TransportKind kin
       TRIB_RETURN_IF_ERROR(self->anchors_->Withdraw(id));
     }
   }
+  TRIB_ASSIGN_OR_RETURN(self->counted_before_, self->program_->Counts());
   self->epoll_ = UniqueFd(::epoll_create1(EPOLL_CLOEXEC));
   if (!self->epoll_.valid()) return ErrnoStatus(errno, "seat wiring: epoll");
   TRIB_RETURN_IF_ERROR(self->Watch(self->anchors_->wait_fd(), kAnchorsKey));
@@ -102,6 +103,17 @@ void SeatWiring::Collect(absl::Time now) {
 std::vector<SeatWiring::News> SeatWiring::Take(absl::Time now) {
   if (kind_ != TransportKind::kRing) Collect(now);
   return std::exchange(news_, {});
+}
+
+std::optional<ebpf::VerdictCounts> SeatWiring::Verdicts() const {
+  if (!program_) return std::nullopt;
+  absl::StatusOr<ebpf::VerdictCounts> counts = program_->Counts();
+  if (!counts.ok()) {
+    TRIB_LOG(warn, "verdict counters: {}", MessageOf(counts.status()));
+    return std::nullopt;
+  }
+  for (size_t i = 0; i < counts->size(); ++i) (*counts)[i] -= counted_before_[i];
+  return *counts;
 }
 
 absl::Duration SeatWiring::NextCheck(absl::Time now) const { return anchors_ ? anchors_->NextCheck(now) : absl::InfiniteDuration(); }

@@ -14,6 +14,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <utility>
 #include <vector>
@@ -50,6 +51,8 @@ class SeatWiring {
   };
   // Before the lanes are looked at.
   std::vector<News> Take(absl::Time now);
+  // What became of the records, since Create. nullopt with `ring`.
+  std::optional<ebpf::VerdictCounts> Verdicts() const;
   // Call Take again after this time. Infinite: no need.
   absl::Duration NextCheck(absl::Time now) const;
 
@@ -67,6 +70,7 @@ class SeatWiring {
   const int progress_fd_;
   // Empty with `ring`:
   std::unique_ptr<ebpf::VerdictProgram> program_;
+  ebpf::VerdictCounts counted_before_{};  // under an earlier daemon
   std::unique_ptr<Anchors> anchors_;
   UniqueFd epoll_;
   std::map<uint32_t, uint32_t> epochs_;    // of the anchors, by id

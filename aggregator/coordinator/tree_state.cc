@@ -176,6 +176,37 @@ std::vector<TreeAction> TreeState::Close(const std::vector<bool>& has_updates) {
   return actions;
 }
 
+bool TreeState::may_open(uint32_t leaf) const {
+  if (closed_ || leaf >= options_.leaves || !nodes_[leaf].complete || !nodes_[leaf].empty || Highest(leaf) != leaf) return false;
+  // A middle somebody is may have sent what it was told to wait for, and word of that be on its way.
+  for (std::optional<uint32_t> above = nodes_[leaf].parent; above && nodes_[*above].parent; above = nodes_[*above].parent) {
+    if (nodes_[*above].seat) return false;
+  }
+  return true;
+}
+
+std::vector<TreeAction> TreeState::Open(uint32_t leaf) {
+  TRIB_CHECK(may_open(leaf), "leaf {} cannot be opened", leaf);
+  std::vector<TreeAction> actions;
+  // Middles that were empty with all their leaves come back too.
+  for (std::optional<uint32_t> at = leaf; at && nodes_[*at].complete; at = nodes_[*at].parent) {
+    Node& node = nodes_[*at];
+    node.complete = node.empty = node.merged = false;
+    const std::optional<uint32_t> waiting = node.parent ? nodes_[*node.parent].seat : std::nullopt;
+    if (waiting) TellRole(*waiting, &actions);  // for one partial more
+  }
+  TellRole(leaf, &actions);
+  return actions;
+}
+
+std::vector<TreeAction> TreeState::Drop(uint32_t leaf) {
+  TRIB_CHECK(leaf < options_.leaves && !closed_ && !nodes_[leaf].complete, "leaf {} is not open", leaf);
+  nodes_[leaf].complete = nodes_[leaf].empty = true;
+  std::vector<TreeAction> actions;
+  Advance(leaf, &actions);
+  return actions;
+}
+
 bool TreeState::done() const {
   for (uint32_t node = 0; node + 1 < nodes_.size(); ++node) {
     if (!nodes_[node].complete || !nodes_[node].merged) return false;

@@ -56,6 +56,12 @@ class TreeState {
   // No more updates in this lap. `has_updates[i]`: leaf i was given some. Leaves that are still open get a kRole (their goal is now
   // what they were given), or take no part.
   std::vector<TreeAction> Close(const std::vector<bool>& has_updates);
+  // A new plan within the lap. Whether a leaf that takes no part may be given one: its seat has no other role, and whoever would merge
+  // its partial still can.
+  bool may_open(uint32_t leaf) const;
+  std::vector<TreeAction> Open(uint32_t leaf);
+  // An open leaf that was given nothing takes no part any more.
+  std::vector<TreeAction> Drop(uint32_t leaf);
 
   bool closed() const { return closed_; }
   // Nothing has happened yet: no seat but the leaves' own (or the holder's) has a role.

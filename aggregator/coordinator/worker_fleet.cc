@@ -37,13 +37,27 @@ absl::StatusOr<uint32_t> WorkerFleet::Add() {
   return index;
 }
 
-void WorkerFleet::Retire(uint32_t index) {
-  Worker& worker = workers_[index];
+void WorkerFleet::TellStop(uint32_t index) {
   WorkerMessage stop;
   stop.kind = WorkerMessageKind::kStop;
   Tell(index, stop);
-  worker.state = State::kRetiring;
-  worker.retire_by = absl::Now() + kStopGrace;
+  workers_[index].retire_by = absl::Now() + kStopGrace;
+  RingEventFd(progress_fd_);
+}
+
+void WorkerFleet::Retire(uint32_t index) {
+  TellStop(index);
+  workers_[index].state = State::kRetiring;
+}
+
+void WorkerFleet::Rest(uint32_t index) {
+  TellStop(index);
+  workers_[index].state = State::kResting;
+  workers_[index].roused = false;
+}
+
+void WorkerFleet::Rouse(uint32_t index) {
+  workers_[index].roused = true;
   RingEventFd(progress_fd_);
 }
 
@@ -140,14 +154,35 @@ absl::Duration WorkerFleet::TurnActive(uint32_t index, absl::Time now) {
   return worker.process ? absl::InfiniteDuration() : worker.respawn_at - now;
 }
 
+bool WorkerFleet::HasStopped(Worker& worker, absl::Time now, absl::Duration* sleep) {
+  *sleep = absl::InfiniteDuration();
+  worker.channel.reset();  // nothing it says matters any more; a worker without a daemon stops
+  if (!worker.process || !worker.process->Running()) return true;
+  if (now < worker.retire_by) {
+    *sleep = worker.retire_by - now;
+  } else {
+    worker.process->Signal(SIGKILL);
+  }
+  return false;
+}
+
+absl::Duration WorkerFleet::TurnResting(uint32_t index, absl::Time now) {
+  Worker& worker = workers_[index];
+  absl::Duration sleep;
+  if (!HasStopped(worker, now, &sleep)) return sleep;
+  worker.process.reset();
+  if (!worker.roused || stopping_) return absl::InfiniteDuration();
+  worker.roused = false;
+  worker.state = State::kActive;
+  worker.respawn_at = absl::InfinitePast();
+  worker.quick_deaths = 0;
+  return TurnActive(index, now);
+}
+
 absl::Duration WorkerFleet::TurnRetiring(uint32_t index, absl::Time now) {
   Worker& worker = workers_[index];
-  if (worker.process && worker.process->Running()) {
-    worker.channel.reset();  // nothing it says matters any more; a worker without a daemon stops
-    if (now < worker.retire_by) return worker.retire_by - now;
-    worker.process->Signal(SIGKILL);
-    return absl::InfiniteDuration();
-  }
+  absl::Duration sleep;
+  if (!HasStopped(worker, now, &sleep)) return sleep;
   worker = {};
   worker.state = State::kFree;
   return absl::InfiniteDuration();
@@ -157,6 +192,7 @@ absl::Duration WorkerFleet::Turn(absl::Time now) {
   absl::Duration sleep = absl::InfiniteDuration();
   for (uint32_t i = 0; i < workers_.size(); ++i) {
     if (workers_[i].state == State::kActive) sleep = std::min(sleep, TurnActive(i, now));
+    if (workers_[i].state == State::kResting) sleep = std::min(sleep, TurnResting(i, now));
     if (workers_[i].state == State::kRetiring) sleep = std::min(sleep, TurnRetiring(i, now));
   }
   return sleep;

@@ -51,6 +51,9 @@ class WorkerFleet {
   absl::StatusOr<uint32_t> Add();
   // Tells it to stop and does not replace it. Its index is free once its process has ended.
   void Retire(uint32_t worker);
+  // Ends its process and keeps its index and doorbell: it is cold until Rouse, which starts another.
+  void Rest(uint32_t worker);
+  void Rouse(uint32_t worker);
 
   void Tell(uint32_t worker, const WorkerMessage& message, std::vector<int> fds = {});
   void Kill(uint32_t worker, const absl::Status& why);
@@ -64,7 +67,8 @@ class WorkerFleet {
   static void WaitForEnd(std::vector<std::unique_ptr<ChildProcess>> children);
 
   uint32_t size() const { return static_cast<uint32_t>(workers_.size()); }
-  bool active(uint32_t worker) const { return workers_[worker].state == State::kActive; }
+  bool listed(uint32_t worker) const { return workers_[worker].state == State::kActive || workers_[worker].state == State::kResting; }
+  bool cold(uint32_t worker) const { return workers_[worker].state == State::kResting && !workers_[worker].roused; }
   bool all_ready() const;
   // The first failure to start a process, until ForgiveStart.
   const absl::Status& start_status() const { return start_status_; }
@@ -74,9 +78,10 @@ class WorkerFleet {
   uint32_t restarts(uint32_t worker) const { return workers_[worker].restarts; }
 
  private:
-  enum class State { kActive, kRetiring, kFree };
+  enum class State { kActive, kResting, kRetiring, kFree };
   struct Worker {
     State state = State::kActive;
+    bool roused = false;        // kResting: to be started again once the process has ended
     absl::Time retire_by = absl::InfiniteFuture();
     std::unique_ptr<ChildProcess> process;  // empty while dead
     std::unique_ptr<WorkerChannel> channel;
@@ -93,7 +98,11 @@ class WorkerFleet {
 
   absl::Status Spawn(uint32_t index);
   absl::Duration TurnActive(uint32_t index, absl::Time now);
+  absl::Duration TurnResting(uint32_t index, absl::Time now);
   absl::Duration TurnRetiring(uint32_t index, absl::Time now);
+  void TellStop(uint32_t index);
+  // True: the process of a worker that was told to stop has ended. Otherwise `*sleep` says when it is killed.
+  bool HasStopped(Worker& worker, absl::Time now, absl::Duration* sleep);
   void OnDeath(uint32_t index, absl::Time now);
   void DrainChannel(uint32_t index);
 

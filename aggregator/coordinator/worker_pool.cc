@@ -15,9 +15,11 @@
 
 #include "aggregator/coordinator/pool_job.h"
 #include "aggregator/coordinator/pool_report.h"
+#include "aggregator/coordinator/pool_scaler.h"
 #include "aggregator/coordinator/seat_wiring.h"
 #include "aggregator/coordinator/worker_fleet.h"
 #include "aggregator/transport/transport.h"
+#include "common/log.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -40,7 +42,8 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
         callbacks(std::move(c)),
         progress(std::move(doorbell)),
         wiring(std::move(seat_wiring)),
-        fleet(o.worker_program, progress.get(), this) {
+        fleet(o.worker_program, progress.get(), this),
+        scaler(o.workers, o.scale_period, context.clock.Now()) {
     context.workers = options.workers;
     context.lane_capacity = wiring->LaneCapacity(options.lane_capacity);
     context.fleet = &fleet;
@@ -59,6 +62,8 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   std::map<uint32_t, std::unique_ptr<PoolJob>> jobs ABSL_GUARDED_BY(mutex);
   std::vector<PoolReport> reports ABSL_GUARDED_BY(mutex);
   PoolContext context ABSL_GUARDED_BY(mutex);
+  PoolScaler scaler ABSL_GUARDED_BY(mutex);
+  ScaleStats scaling ABSL_GUARDED_BY(mutex);
   bool stopping ABSL_GUARDED_BY(mutex) = false;
   std::jthread thread;  // last: joined first
 
@@ -89,6 +94,39 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
     }
   }
 
+  // ---- which processes run ----
+
+  bool Needed(uint32_t worker) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    return std::any_of(jobs.begin(), jobs.end(), [worker](const auto& item) { return item.second->Needs(worker); });
+  }
+
+  // After a plan.
+  void Rescale() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    std::vector<PoolScaler::Worker> all;
+    for (uint32_t i = 0; i < options.workers; ++i) all.push_back({.running = !fleet.cold(i), .needed = Needed(i)});
+    const PoolScaler::Orders orders = scaler.OnPlan(context.clock.Now(), all);
+    for (const uint32_t worker : orders.start) Rouse(worker);
+    for (const uint32_t worker : orders.end) {
+      fleet.Rest(worker);
+      ++scaling.evictions;
+      for (auto& [number, job] : jobs) job->Forget(worker);
+      TRIB_LOG(info, "worker {} is ended: the plans of late could do without it", worker);
+    }
+  }
+
+  void Rouse(uint32_t worker) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    fleet.Rouse(worker);
+    ++scaling.starts;
+    TRIB_LOG(info, "worker {} is started: a plan needs it", worker);
+  }
+
+  // Roles change within plans, too: a lap that begins because sums were read has all its leaves again.
+  void RouseNeeded() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    for (uint32_t i = 0; i < options.workers; ++i) {
+      if (fleet.cold(i) && Needed(i)) Rouse(i);
+    }
+  }
+
   // ---- the thread ----
 
   // Everything that is to be done now. Returns how long to sleep.
@@ -99,6 +137,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
       for (auto& [number, job] : jobs) job->Hear(news);
     }
     for (auto& [number, job] : jobs) job->ReadCursors();
+    RouseNeeded();
     absl::Duration sleep = std::min(fleet.Turn(now), wiring->NextCheck(now));
     for (auto& [number, job] : jobs) {
       const bool again = job->Settle();
@@ -176,6 +215,9 @@ absl::StatusOr<std::unique_ptr<WorkerPool>> WorkerPool::Start(const Options& opt
     return InvalidArgument("worker pool: expected a lane capacity that is a power of two up to {}, got {}", TB_MAX_LANE_CAPACITY,
                            options.lane_capacity);
   }
+  if (options.scale_period <= absl::ZeroDuration()) {
+    return InvalidArgument("worker pool: expected a scale period above 0, got {}", absl::FormatDuration(options.scale_period));
+  }
   UniqueFd progress(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!progress.valid()) return ErrnoStatus(errno, "worker pool: eventfd");
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<SeatWiring> wiring, SeatWiring::Create(options.transport, progress.get(), options.pin_folder));
@@ -249,6 +291,7 @@ void WorkerPool::CloseJob(uint32_t job) {
     pool = found->second->objects();
     found->second->Close();
     impl_->jobs.erase(found);
+    impl_->Rescale();
   }
   pool->SetSegmentListener({});
 }
@@ -258,7 +301,18 @@ absl::StatusOr<size_t> WorkerPool::SlabMemory(const JobOptions& options) { retur
 absl::Status WorkerPool::BeginRound(uint32_t job, uint32_t round, const RoundGoals& goals) {
   absl::MutexLock lock(&impl_->mutex);
   TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
-  return found->BeginRound(round, goals);
+  absl::Status begun = found->BeginRound(round, goals);
+  impl_->Rescale();
+  return begun;
+}
+
+absl::Status WorkerPool::Replan(uint32_t job, const RoundPlanFunction& plan) {
+  absl::MutexLock lock(&impl_->mutex);
+  TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
+  absl::Status planned = found->Replan(plan);
+  if (found->lost()) RingEventFd(impl_->progress.get());
+  impl_->Rescale();
+  return planned;
 }
 
 void WorkerPool::Hurry(uint32_t job) {
@@ -272,6 +326,7 @@ absl::Status WorkerPool::Fold(uint32_t job, const UpdateId& update, const Object
     absl::MutexLock lock(&impl_->mutex);
     TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
     TRIB_RETURN_IF_ERROR(found->Fold(update, key));
+    impl_->RouseNeeded();
     ring = found->Arm() || found->lost();
   }
   if (ring) RingEventFd(impl_->progress.get());
@@ -299,14 +354,16 @@ absl::StatusOr<WorkerPool::Sums> WorkerPool::ReadSums(uint32_t job) {
 absl::Status WorkerPool::WriteSums(uint32_t job, std::span<const std::byte> state, std::span<const int64_t> counters) {
   absl::MutexLock lock(&impl_->mutex);
   TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
-  return found->WriteSums(state, counters);
+  absl::Status written = found->WriteSums(state, counters);
+  impl_->RouseNeeded();
+  return written;
 }
 
 std::vector<WorkerStatus> WorkerPool::Status() const {
   absl::MutexLock lock(&impl_->mutex);
   std::vector<WorkerStatus> all;
   for (uint32_t i = 0; i < impl_->fleet.size(); ++i) {
-    if (!impl_->fleet.active(i)) continue;
+    if (!impl_->fleet.listed(i)) continue;
     WorkerStatus status;
     status.index = i;
     status.pid = impl_->fleet.pid(i);
@@ -318,17 +375,43 @@ std::vector<WorkerStatus> WorkerPool::Status() const {
     uint64_t busy_ns = 0, handled = 0;
     SeatRole role = SeatRole::kParked;
     for (const auto& [number, job] : impl_->jobs) job->AddStatus(i, &status, &busy_ns, &handled, &role);
-    status.role = SeatRoleName(role);
+    status.role = impl_->fleet.cold(i) ? "cold" : SeatRoleName(role);
+    if (i < impl_->options.workers && role == SeatRole::kParked && impl_->scaler.parked_since(i) != absl::InfiniteFuture()) {
+      status.parked_for = impl_->context.clock.Now() - impl_->scaler.parked_since(i);
+    }
     if (handled != 0) status.seconds_per_update = static_cast<double>(busy_ns) * 1e-9 / static_cast<double>(handled);
     all.push_back(status);
   }
   return all;
 }
 
+WorkerPool::ScaleStats WorkerPool::Scaling() const {
+  absl::MutexLock lock(&impl_->mutex);
+  return impl_->scaling;
+}
+
+WorkerPool::Traffic WorkerPool::TrafficOf() const {
+  absl::MutexLock lock(&impl_->mutex);
+  Traffic traffic;
+  traffic.lanes = impl_->context.ended_lanes;
+  for (const auto& [number, job] : impl_->jobs) traffic.lanes += job->Lanes();
+  traffic.verdicts = impl_->wiring->Verdicts();
+  return traffic;
+}
+
 absl::StatusOr<std::optional<LoadEstimator::Estimate>> WorkerPool::LoadOf(uint32_t job) {
   absl::MutexLock lock(&impl_->mutex);
   TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
   return found->Load();
+}
+
+double WorkerPool::MeanLoad() {
+  absl::MutexLock lock(&impl_->mutex);
+  double sum = 0;
+  for (const auto& [number, job] : impl_->jobs) {
+    if (const auto load = job->Load()) sum += load->mean_load;
+  }
+  return sum;
 }
 
 absl::StatusOr<WorkerPool::TreeStats> WorkerPool::StatsOf(uint32_t job) const {

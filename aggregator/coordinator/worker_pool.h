@@ -9,6 +9,9 @@
 // Which updates are in a partial, their number and weights are the caller's books as in the other shapes: `folded` says that an update
 // is in the slab of its leaf, which nothing but the daemon's end can take away.
 //
+// `workers` is a bound: a process is started when a round's plan needs it and it is not there. Those that no plan needs are parked, with
+// their memory; what the plans of the last periods could have done without is ended, coldest first (pool_scaler.h).
+//
 // A worker that dies several times without any progress in between has met something that kills it; the job's sums are then lost.
 //
 // One thread inside watches lanes, channels and pidfds. Callbacks run on that thread: keep them short (post an event).
@@ -34,6 +37,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "ebpf/verdict_program.h"
 
 namespace tributary::aggregator {
 
@@ -47,7 +51,7 @@ struct SeatStatus {
   uint32_t partials_taken = 0, partials_goal = 0;
   uint32_t number = 0;             // within its job
   std::optional<uint32_t> parent;  // number of the seat that its partial goes to
-  uint64_t pushed = 0;             // descriptors through its lane, since it was made
+  LaneStats lane;                  // of its updates, since it was made
 };
 
 struct WorkerStatus {
@@ -56,7 +60,8 @@ struct WorkerStatus {
   uint64_t folded = 0;
   uint32_t queued = 0;      // updates and partials
   uint32_t restarts = 0;
-  std::string role;         // parked | range | leaf | middle | top: the highest, of all jobs
+  std::string role;         // cold | parked | range | leaf | middle | top: the highest, of all jobs. cold: there is no process
+  absl::Duration parked_for;  // parked: since when
   double seconds_per_update = 0;   // E: mean time to fold an update or merge a partial; 0: none yet
   double updates_per_second = 0;   // k: arrivals, over about ten seconds
   std::vector<SeatStatus> seats;   // by job
@@ -95,6 +100,7 @@ class WorkerPool {
     uint32_t lane_capacity = 256;   // a power of two, <= TB_MAX_LANE_CAPACITY; `skmsg-inline` takes less (skmsg_endpoint.h)
     TransportKind transport = TransportKind::kRing;  // as ChooseTransport says (probe.h): nothing is probed here
     std::filesystem::path pin_folder = {};  // of the verdict program (ebpf/verdict_program.h); empty: nothing is pinned
+    absl::Duration scale_period = absl::Seconds(30);  // > 0: between decisions on which parked processes stay (pool_scaler.h)
   };
   struct Callbacks {
     // Every worker has folded the object; it was released from the pool already.
@@ -124,6 +130,21 @@ class WorkerPool {
 
   // Empties the sums for `round` (first fold writes, no zeroing pass). Nothing may be in flight (FAILED_PRECONDITION).
   absl::Status BeginRound(uint32_t job, uint32_t round, const RoundGoals& goals = {});
+  // A new plan in the middle of a round. `plan` is told how far the leaves are and answers with goals for all of them (`updates` is not
+  // looked at); meanwhile nothing moves, so keep it short. A leaf may get more or fewer updates than it was to get, but not fewer than it
+  // has, and no more once it has all; one that takes no part may be given one, and one that has nothing may lose it.
+  // FAILED_PRECONDITION where there is nothing to plan anew: no tree, no open round, or one whose sums were read already.
+  struct LeafProgress {
+    uint64_t taken = 0;
+    bool open = false;  // it is to get more
+    bool free = false;  // it takes no part, and may
+  };
+  struct RoundProgress {
+    std::vector<LeafProgress> leaves;  // all that the job has memory for
+    bool top = false;                  // somebody merges partials
+  };
+  using RoundPlanFunction = std::function<absl::StatusOr<RoundGoals>(const RoundProgress&)>;
+  absl::Status Replan(uint32_t job, const RoundPlanFunction& plan);
   // For the rest of the round nothing waits for more to come: the deadline has passed, the sums will be wanted.
   void Hurry(uint32_t job);
   // Queues a published object; takes over the caller's reference. Never blocks: what has no credit waits in a bounded queue
@@ -143,8 +164,22 @@ class WorkerPool {
   absl::Status WriteSums(uint32_t job, std::span<const std::byte> state, std::span<const int64_t> counters);
 
   std::vector<WorkerStatus> Status() const;
+  // Of the workers that are always there (not of those started for a role), since Start.
+  struct ScaleStats {
+    uint64_t starts = 0;     // of processes that a plan needed
+    uint64_t evictions = 0;  // of parked ones that no plan needed for long
+  };
+  ScaleStats Scaling() const;
+  // Of all lanes since Start, those of partials and those that are over included; and what the verdict program counted (nullopt with
+  // `ring`). Each record that a lane's end sends is one doorbell or credit here and one verdict there.
+  struct Traffic {
+    LaneStats lanes;
+    std::optional<ebpf::VerdictCounts> verdicts;
+  };
+  Traffic TrafficOf() const;
   // What the job's updates have cost lately: the planner's k, E and Q. nullopt: nothing was folded in the window.
   absl::StatusOr<std::optional<LoadEstimator::Estimate>> LoadOf(uint32_t job);
+  double MeanLoad();  // k·E of all jobs, rests included: what is in hand on this node on average
   // Of a job's tree, since OpenJob.
   struct TreeStats {
     uint64_t promotions = 0;           // roles taken over in place

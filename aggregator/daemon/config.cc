@@ -88,6 +88,8 @@ std::vector<Setting> BuiltInSettings() {
       {"metrics", SettingKind::kText, "HOST:PORT to serve Prometheus metrics on, at /metrics; port 0: the system chooses; empty: none", ""},
       {"port_file", SettingKind::kText, "written with HOST:PORT once the aggregator serves", ""},
       {"workers", SettingKind::kInteger, "worker processes that add updates up", fmt::format("{}", std::min(2u, cores))},
+      {"scale_period_s", SettingKind::kNumber, "seconds between decisions on parked worker processes: what the plans of five periods could do without ends", "30"},
+      {"capacity", SettingKind::kText, "file, or folder of *.json files, with results of `tributary nodes calibrate --out`; empty: capacity is not known", ""},
       {"transport", SettingKind::kText, "how workers are told of updates: auto, skmsg-inline, skmsg or ring; auto: skmsg where a probe finds that it works", "auto"},
       {"pin_folder", SettingKind::kText, "folder in a bpffs (or one to be mounted) that keeps the program of skmsg from start to start; empty: not kept", ""},
       {"pool_mb", SettingKind::kInteger, "MiB of shared memory for updates and their sums, all jobs together; built in: a sixteenth of the memory, 512 to 4096",
@@ -163,6 +165,9 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   config.port_file = Find(settings, "port_file").value;
   TRIB_ASSIGN_OR_RETURN(const int64_t workers, Integer(Find(settings, "workers"), 1, 64));
   config.workers = static_cast<uint32_t>(workers);
+  TRIB_ASSIGN_OR_RETURN(const double scale_period_s, Number(Find(settings, "scale_period_s"), 0.01, 86400));
+  config.scale_period = absl::Seconds(scale_period_s);
+  config.capacity = Find(settings, "capacity").value;
   const Setting& transport = Find(settings, "transport");
   const std::vector<std::string> transports = {"auto", "skmsg-inline", "skmsg", "ring"};
   if (std::find(transports.begin(), transports.end(), transport.value) == transports.end()) return Bad(transport, "auto, skmsg-inline, skmsg or ring");

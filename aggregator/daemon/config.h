@@ -33,6 +33,8 @@ struct DaemonConfig {
   std::string metrics_host;  // empty: no metrics
   int metrics_port = 0;
   uint32_t workers = 0;
+  absl::Duration scale_period;
+  std::string capacity;    // file or folder (capacity_file.h); empty: none
   std::string transport;   // as ChooseTransport takes it (aggregator/transport/probe.h)
   std::string pin_folder;  // empty: nothing is pinned
   size_t pool_bytes = 0;

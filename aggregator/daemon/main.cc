@@ -17,6 +17,7 @@
 
 #include "aggregator/coordinator/coordinator.h"
 #include "aggregator/daemon/backend_adapter.h"
+#include "aggregator/daemon/capacity_file.h"
 #include "aggregator/daemon/config.h"
 #include "aggregator/daemon/metrics.h"
 #include "aggregator/ingress/server.h"
@@ -100,6 +101,13 @@ int Serve(const DaemonConfig& config) {
   options.store.dir = config.store;
   options.workers.worker_program = (ExecutableDir() / "tributary-worker").string();
   options.workers.workers = config.workers;
+  options.workers.scale_period = config.scale_period;
+  if (!config.capacity.empty()) {
+    absl::StatusOr<std::vector<MeasuredCapacity>> measured = ReadCapacities(config.capacity);
+    if (!measured.ok()) return Report(measured.status(), "write one with `tributary nodes calibrate --out FILE`", kUsage);
+    TRIB_LOG(info, "{} calibrated capacities from {}", measured->size(), config.capacity);
+    options.capacities = CapacityBook(*std::move(measured));
+  }
   const absl::StatusOr<TransportChoice> transport = ChooseTransport(config.transport);
   if (!transport.ok()) return Report(transport.status(), "choose another with --transport, or auto", kFailed);
   TRIB_LOG(info, "{}", transport->reason);

@@ -48,11 +48,29 @@ class Families {
   std::map<std::string, size_t> places_;
 };
 
+void AddLane(const v1::LaneCounters& lane, const std::string& prefix, const Labels& labels, Families* out) {
+  const auto add = [&](const char* name, const char* help, uint64_t count) { out->Counter((prefix + name).c_str(), help, labels, static_cast<double>(count)); };
+  add("_doorbells_total", "Rings, and with SK_MSG records, sent to consumers.", lane.doorbells());
+  add("_credits_total", "Rings sent to producers that waited for credit.", lane.credits());
+  add("_stalls_total", "Times that a row of pushes found no credit.", lane.stalls());
+  add("_late_wakeups_total", "Sleeps that a doorbell should have ended and did not: a defect.", lane.late_wakeups());
+}
+
 void AddNode(const v1::Node& node, Families* out) {
   out->Gauge("tributary_node_info", "Always 1; what runs.", {{"software", node.software()}, {"transport", node.transport()}}, 1);
   out->Gauge("tributary_node_start_time_seconds", "Start of the daemon, in seconds since 1970.", {}, static_cast<double>(node.started_us()) * 1e-6);
   out->Gauge("tributary_pool_limit_bytes", "Shared memory for updates and sums, all jobs together.", {}, static_cast<double>(node.pool_bytes()));
   out->Gauge("tributary_pool_used_bytes", "Of that, in use.", {}, static_cast<double>(node.pool_used_bytes()));
+  AddLane(node.lanes(), "tributary_lanes", {}, out);
+  out->Counter("tributary_lanes_descriptors_total", "Descriptors pushed into lanes, those of partials included.", {}, static_cast<double>(node.lanes().pushed()));
+  for (const auto& [outcome, count] : std::map<std::string, uint64_t>(node.verdicts().begin(), node.verdicts().end())) {
+    out->Counter("tributary_verdicts_total", "Records that the kernel's verdict program saw, by outcome.", {{"outcome", outcome}}, static_cast<double>(count));
+  }
+  std::map<std::string, int> roles = {{"cold", 0}, {"parked", 0}, {"range", 0}, {"leaf", 0}, {"middle", 0}, {"top", 0}};
+  for (const v1::Worker& worker : node.workers()) ++roles[worker.role()];
+  for (const auto& [role, count] : roles) out->Gauge("tributary_workers", "Workers, by their highest role; cold: without a process.", {{"role", role}}, count);
+  out->Counter("tributary_worker_starts_total", "Worker processes started because a plan needed them.", {}, static_cast<double>(node.worker_starts()));
+  out->Counter("tributary_worker_evictions_total", "Parked worker processes that were ended.", {}, static_cast<double>(node.worker_evictions()));
   for (const v1::Worker& worker : node.workers()) {
     const Labels labels = {{"worker", fmt::format("{}", worker.index())}};
     out->Gauge("tributary_worker_queue_depth", "Updates and partials that wait for the worker or are under way.", labels, worker.queued());
@@ -64,6 +82,7 @@ void AddNode(const v1::Node& node, Families* out) {
       const Labels place = {{"job", seat.job()}, {"worker", fmt::format("{}", worker.index())}, {"seat", fmt::format("{}", seat.number())}};
       out->Gauge("tributary_lane_queue_depth", "Updates and partials on their way into one seat of a job.", place, seat.queued());
       out->Counter("tributary_lane_descriptors_total", "Descriptors pushed into the seat's lane since it was made.", place, static_cast<double>(seat.pushed()));
+      AddLane(seat.lane(), "tributary_lane", place, out);
     }
   }
   for (const v1::NodeJob& job : node.jobs()) {
@@ -73,7 +92,13 @@ void AddNode(const v1::Node& node, Families* out) {
     out->Gauge("tributary_job_slots_used", "Of those, in use.", labels, static_cast<double>(job.slots_used()));
     out->Gauge("tributary_job_sums_bytes", "Memory of the job's sums.", labels, static_cast<double>(job.sums_bytes()));
     out->Summary("tributary_commit_duration_seconds", "Server step, hashes and store of a version, by this daemon.", labels, job.commits(), job.commit_seconds());
+    if (job.has_capacity()) {
+      out->Gauge("tributary_job_capacity_updates", "MC: updates in hand that the node serves such a job without slowing down, as calibrated.", labels, job.capacity());
+      out->Gauge("tributary_job_residual_capacity_updates", "RC: what the load of all jobs leaves of it.", labels, job.residual());
+      out->Gauge("tributary_job_overload_updates", "Updates of the open round beyond it.", labels, static_cast<double>(job.overloads()));
+    }
     if (job.shape() == "tree") {
+      out->Counter("tributary_tree_replans_total", "Plans made within rounds.", labels, static_cast<double>(job.replans()));
       out->Gauge("tributary_tree_leaves", "Leaves planned for the open round.", labels, job.leaves());
       out->Counter("tributary_tree_partials_merged_total", "Partials merged.", labels, static_cast<double>(job.partials()));
       out->Counter("tributary_tree_promotions_total", "Roles taken over in place.", labels, static_cast<double>(job.promotions()));

@@ -1,5 +1,7 @@
 #include "aggregator/store/slab.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -108,6 +110,13 @@ void Slab::BeginLap(uint32_t round, uint32_t lap, bool keep_sums) {
   if (keep_sums) return;
   shared.total = {};
   shared.fresh = 1;
+}
+
+void Slab::DropSums() {
+  const size_t first = (undo_offset_ + kPage - 1) / kPage * kPage;
+  const size_t last = (state_offset_ + state_bytes()) / kPage * kPage;
+  // Where it is refused the memory stays in use: nothing depends on it.
+  if (last > first) ::madvise(region_.data() + first, last - first, MADV_REMOVE);
 }
 
 uint32_t Slab::blocks() const {

@@ -39,6 +39,10 @@ class Slab {
   // Begins a partial's life, under a new nonce. Empties the sums unless `keep_sums`. Nothing may be under way.
   void BeginLap(uint32_t round, uint32_t lap, bool keep_sums);
 
+  // Gives the memory of undo block and sums back to the system: they read as zero from now on. For a slab in which nothing is wanted any
+  // more before its next lap, and whose worker has no process.
+  void DropSums();
+
   tb_slab_header& header() const { return *reinterpret_cast<tb_slab_header*>(region_.data()); }
   const SlabShape& shape() const { return shape_; }
   std::byte* state() const { return region_.data() + state_offset_; }

@@ -93,6 +93,31 @@ absl::StatusOr<uint32_t> LaneBacklog(std::span<std::byte> region) {
   return cursors.head - cursors.done;
 }
 
+LaneStats& LaneStats::operator+=(const LaneStats& other) {
+  pushed += other.pushed;
+  released += other.released;
+  doorbells += other.doorbells;
+  credits += other.credits;
+  stalls += other.stalls;
+  late_wakeups += other.late_wakeups;
+  return *this;
+}
+
+LaneStats ReadLaneStats(std::span<std::byte> region) {
+  const absl::StatusOr<Lane> lane = AttachLane(region);
+  if (!lane.ok()) return {};
+  const auto count = [](uint64_t& counter) { return std::atomic_ref<uint64_t>(counter).load(std::memory_order_relaxed); };
+  tb_lane_header& header = *lane->header;
+  LaneStats stats;
+  stats.pushed = Atomic(header.head).load(std::memory_order_acquire);
+  stats.released = Atomic(header.done).load(std::memory_order_acquire);
+  stats.doorbells = count(header.doorbells);
+  stats.credits = count(header.credits);
+  stats.stalls = count(header.stalls);
+  stats.late_wakeups = count(header.late_wakeups);
+  return stats;
+}
+
 // ---- producer ----
 
 absl::Status LaneProducerEnd::CheckEnds(const tb_desc& desc) const {
@@ -102,10 +127,18 @@ absl::Status LaneProducerEnd::CheckEnds(const tb_desc& desc) const {
   return absl::OkStatus();
 }
 
+absl::StatusOr<bool> LaneProducerEnd::HasCredit() {
+  TRIB_RETURN_IF_ERROR(ReadDone());
+  const bool credit = head_ - done_ < lane_.capacity;
+  if (!credit && !stalled_) CountUp(lane_.header->stalls);
+  stalled_ = !credit;
+  return credit;
+}
+
 absl::Status LaneProducerEnd::Push(const tb_desc& desc) {
   TRIB_RETURN_IF_ERROR(CheckEnds(desc));
-  TRIB_RETURN_IF_ERROR(ReadDone());
-  if (head_ - done_ >= lane_.capacity) return Unavailable("lane: no credit, all {} slots are in use", lane_.capacity);
+  TRIB_ASSIGN_OR_RETURN(const bool credit, HasCredit());
+  if (!credit) return Unavailable("lane: no credit, all {} slots are in use", lane_.capacity);
   if (Atomic(lane_.header->paused).load(std::memory_order_acquire) != 0) return Unavailable("lane: paused by the daemon");
   TRIB_RETURN_IF_ERROR(Ready());
   std::memcpy(&lane_.Slot(head_), &desc, sizeof(desc));
@@ -215,7 +248,7 @@ void LaneConsumerEnd::Disarm(bool timed_out) {
   // Work came without a doorbell so far. The producer may be between its two steps: give it that time before calling it late. One
   // that died there is no defect: its replacement rings for what it finds in the lane.
   if (timed_out && HasWork(std::memory_order_acquire) && !bell_->RungWithin(lane_.header->asleep, kDoorbellGrace) && !bell_->PeerEnded()) {
-    ++late_wakeups_;
+    CountLate();
   }
   Atomic(lane_.header->asleep).store(0, std::memory_order_relaxed);
 }

@@ -20,6 +20,11 @@ inline constexpr absl::Duration kSafetyTimeout = absl::Seconds(1);
 inline constexpr absl::Duration kDoorbellGrace = absl::Milliseconds(200);
 
 inline std::atomic_ref<uint32_t> Atomic(uint32_t& word) { return std::atomic_ref<uint32_t>(word); }
+// A counter in shared memory that this process alone writes.
+inline void CountUp(uint64_t& counter) {
+  const std::atomic_ref<uint64_t> shared(counter);
+  shared.store(shared.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+}
 // Sleeps until `fd` (or, where it is not -1, `other_fd`) is readable; true if `fd` is.
 bool PollIn(int fd, absl::Duration timeout, int other_fd = -1);
 
@@ -52,14 +57,26 @@ class Bell {
   virtual bool RungWithin(uint32_t& word, absl::Duration grace) = 0;
   // The process at the other end has ended. False where nobody watches it.
   virtual bool PeerEnded() = 0;
+
+  // What has been sent is counted there.
+  void CountInto(uint64_t& counter) { counter_ = &counter; }
+  void CountSent() {
+    if (counter_ != nullptr) CountUp(*counter_);
+  }
+
+ private:
+  uint64_t* counter_ = nullptr;
 };
 
 class LaneProducerEnd : public LaneProducer {
  public:
   LaneProducerEnd(Lane lane, LaneCursors cursors, uint32_t self, uint32_t peer, std::unique_ptr<Bell> bell)
-      : lane_(lane), self_(self), peer_(peer), head_(cursors.head), done_(cursors.done), bell_(std::move(bell)) {}
+      : lane_(lane), self_(self), peer_(peer), head_(cursors.head), done_(cursors.done) {
+    SetBell(std::move(bell));
+  }
 
   absl::Status Push(const tb_desc& desc) override;
+  absl::StatusOr<bool> HasCredit() override;
   bool ArmProgress() override;
   bool WaitForProgress(absl::Duration timeout) override;
   absl::StatusOr<uint32_t> Done() override;
@@ -78,6 +95,10 @@ class LaneProducerEnd : public LaneProducer {
   // INVALID_ARGUMENT for a descriptor that is not from this end to the other, where the two have numbers.
   absl::Status CheckEnds(const tb_desc& desc) const;
   absl::Status ReadDone();
+  void SetBell(std::unique_ptr<Bell> bell) {
+    bell_ = std::move(bell);
+    if (bell_) bell_->CountInto(lane_.header->doorbells);
+  }
 
   const Lane lane_;
   const uint32_t self_, peer_;  // 0: not numbered
@@ -87,13 +108,16 @@ class LaneProducerEnd : public LaneProducer {
 
  private:
   bool closed_ = false;
+  bool stalled_ = false;
   uint32_t lie_ = 0;
 };
 
 class LaneConsumerEnd : public LaneConsumer {
  public:
   LaneConsumerEnd(Lane lane, LaneCursors cursors, uint32_t peer, std::unique_ptr<Bell> bell)
-      : lane_(lane), peer_(peer), tail_(cursors.done), done_(cursors.done), bell_(std::move(bell)) {}
+      : lane_(lane), peer_(peer), tail_(cursors.done), done_(cursors.done) {
+    SetBell(std::move(bell));
+  }
 
   absl::StatusOr<size_t> Poll(std::span<tb_desc> out) override;
   bool Arm() override;
@@ -113,6 +137,14 @@ class LaneConsumerEnd : public LaneConsumer {
   virtual tb_desc Take(uint32_t cursor);
   // A lying head counts as work: Poll then reports it.
   virtual bool HasWork(std::memory_order order);
+  void CountLate() {
+    ++late_wakeups_;
+    CountUp(lane_.header->late_wakeups);
+  }
+  void SetBell(std::unique_ptr<Bell> bell) {
+    bell_ = std::move(bell);
+    if (bell_) bell_->CountInto(lane_.header->credits);
+  }
 
   const Lane lane_;
   const uint32_t peer_;  // 0: not numbered

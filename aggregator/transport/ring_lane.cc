@@ -29,7 +29,10 @@ class FutexBell final : public Bell {
   explicit FutexBell(int peer_pidfd) : peer_pidfd_(peer_pidfd) {}
 
   // Shared (not private) futex: the two ends are two processes.
-  void Ring(uint32_t& word) override { ::syscall(SYS_futex, &word, FUTEX_WAKE, 1, nullptr, nullptr, 0); }
+  void Ring(uint32_t& word) override {
+    ::syscall(SYS_futex, &word, FUTEX_WAKE, 1, nullptr, nullptr, 0);
+    CountSent();
+  }
   void Sleep(uint32_t& word, absl::Duration timeout) override {
     const timespec limit = absl::ToTimespec(std::max(timeout, absl::ZeroDuration()));
     ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &limit, nullptr, 0);
@@ -46,7 +49,10 @@ class EventFdBell final : public Bell {
  public:
   EventFdBell(RingDoorbell fds, int peer_pidfd) : fds_(fds), peer_pidfd_(peer_pidfd) {}
 
-  void Ring(uint32_t&) override { RingEventFd(fds_.ring_fd); }
+  void Ring(uint32_t&) override {
+    RingEventFd(fds_.ring_fd);
+    CountSent();
+  }
   void Sleep(uint32_t&, absl::Duration timeout) override {
     if (PollIn(fds_.wait_fd, timeout, peer_pidfd_)) DrainEventFd(fds_.wait_fd);
   }

@@ -44,7 +44,9 @@ class SkMsgBell final : public Bell, public SkMsgEndpoint::Port {
   }
   void Ring() {
     // Without room the ring is owed: it is tried again before the next sleep, and the other end looks once in a while anyway.
-    owed_ = endpoint_->Send(doorbell_) == SkMsgEndpoint::SendResult::kFull;
+    const SkMsgEndpoint::SendResult sent = endpoint_->Send(doorbell_);
+    owed_ = sent == SkMsgEndpoint::SendResult::kFull;
+    if (sent == SkMsgEndpoint::SendResult::kSent) CountSent();
   }
   void Sleep(uint32_t&, absl::Duration timeout) override {
     if (owed_) Ring();
@@ -99,7 +101,7 @@ class DoorbellConsumer final : public LaneConsumerEnd {
  public:
   DoorbellConsumer(Lane lane, LaneCursors cursors, uint32_t peer, std::unique_ptr<SkMsgBell> bell)
       : LaneConsumerEnd(lane, cursors, peer, nullptr), doorbell_(bell.get()) {
-    bell_ = std::move(bell);
+    SetBell(std::move(bell));
   }
   bool Arm() override {
     doorbell_->NoteArmed();
@@ -116,7 +118,7 @@ class InlineProducer final : public LaneProducerEnd, public RecordSink {
   InlineProducer(Lane lane, LaneCursors cursors, uint32_t self, uint32_t peer, std::unique_ptr<SkMsgBell> bell)
       : LaneProducerEnd(lane, cursors, self, peer, nullptr), endpoint_(&bell->endpoint()), log_(lane.capacity), unsent_(cursors.head) {
     bell->SetRecords(this);
-    bell_ = std::move(bell);
+    SetBell(std::move(bell));
     // The predecessor's, which anyone with the lane may have changed since: what is not from us to the peer is not sent in our name.
     for (uint32_t cursor = done_; cursor != head_; ++cursor) std::memcpy(&Logged(cursor), &lane_.Slot(cursor), sizeof(tb_desc));
   }
@@ -144,7 +146,9 @@ class InlineProducer final : public LaneProducerEnd, public RecordSink {
     for (; unsent_ != head_; ++unsent_) {
       const tb_desc& desc = Logged(unsent_);
       if (!CheckEnds(desc).ok()) continue;
-      if (endpoint_->Send(desc) == SkMsgEndpoint::SendResult::kFull) return false;
+      const SkMsgEndpoint::SendResult sent = endpoint_->Send(desc);
+      if (sent == SkMsgEndpoint::SendResult::kFull) return false;
+      if (sent == SkMsgEndpoint::SendResult::kSent) bell_->CountSent();
     }
     return true;
   }
@@ -166,7 +170,7 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
       : LaneConsumerEnd(lane, cursors, peer, nullptr), bell_of_records_(bell.get()), stray_(stray), records_(lane.capacity),
         announced_(lane.capacity), replay_until_(cursors.head), search_from_(cursors.done) {
     bell->SetRecords(this);
-    bell_ = std::move(bell);
+    SetBell(std::move(bell));
   }
 
   absl::StatusOr<size_t> Poll(std::span<tb_desc> out) override {
@@ -181,7 +185,7 @@ class InlineConsumer final : public LaneConsumerEnd, public RecordSink {
     const uint64_t received = bell_of_records_->endpoint().counters().received;
     const bool missed = HasWork(std::memory_order_acquire);
     bell_of_records_->endpoint().Drain();
-    if (missed || bell_of_records_->endpoint().counters().received != received) ++late_wakeups_;
+    if (missed || bell_of_records_->endpoint().counters().received != received) CountLate();
   }
   bool Wait(absl::Duration timeout) override {
     const absl::Time deadline = absl::Now() + timeout;

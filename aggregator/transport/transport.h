@@ -26,6 +26,8 @@ class LaneProducer {
   virtual ~LaneProducer() = default;
   // UNAVAILABLE when no credit is free, or the daemon has paused the lane.
   virtual absl::Status Push(const tb_desc& desc) = 0;
+  // Whether a push would find one. The first no in a row counts as a stall. DATA_LOSS as Done().
+  virtual absl::StatusOr<bool> HasCredit() = 0;
   // Sleeps until a credit may be free, the consumer advanced `done`, the consumer's process ended, or the timeout. True if `done` moved.
   virtual bool WaitForProgress(absl::Duration timeout) = 0;
   // Descriptors the consumer has released (free-running count).
@@ -108,6 +110,15 @@ absl::StatusOr<bool> ArmForAbsentConsumer(std::span<std::byte> region);
 absl::Status SetLanePaused(std::span<std::byte> region, bool paused);
 // Descriptors that were pushed and not released: 0 means drained.
 absl::StatusOr<uint32_t> LaneBacklog(std::span<std::byte> region);
+// What has gone through a lane, as its two ends say. For people: nothing may be decided by it.
+struct LaneStats {
+  uint64_t pushed = 0, released = 0;
+  uint64_t doorbells = 0, credits = 0;  // rings, and with SK_MSG transports records, sent by its producer and by its consumer
+  uint64_t stalls = 0;                  // times that a row of pushes found no credit
+  uint64_t late_wakeups = 0;            // sleeps that a doorbell should have ended and did not: a defect
+  LaneStats& operator+=(const LaneStats& other);
+};
+LaneStats ReadLaneStats(std::span<std::byte> region);  // zeros if it is no lane
 
 // How one end of a ring lane is woken and wakes the other. -1: the futex word in the lane (a thread per lane); otherwise an eventfd
 // (an event loop, one fd for any number of lanes). Both ends must agree. The fds are borrowed.

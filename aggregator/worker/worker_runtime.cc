@@ -13,13 +13,6 @@
 #include "common/log.h"
 
 namespace tributary::aggregator {
-namespace {
-
-// The protocol loses no wake-up (transport/LANES.md); a sleeper looks anyway, and counts what it finds.
-constexpr absl::Duration kSafetyTimeout = absl::Seconds(1);
-
-}  // namespace
-
 WorkerRuntime::WorkerRuntime(UniqueFd channel) : channel_(std::move(channel)) {}
 WorkerRuntime::~WorkerRuntime() = default;
 
@@ -150,9 +143,11 @@ void WorkerRuntime::Sleep() {
   bool timed_out = false;
   if (!work) {
     const absl::Duration until = look_at == absl::InfiniteFuture() ? absl::InfiniteDuration() : look_at - BootClock().Now();
-    const timespec limit = absl::ToTimespec(std::clamp(until, absl::ZeroDuration(), kSafetyTimeout));
+    // The protocol loses no wake-up (transport/LANES.md); a sleeper looks anyway, and counts what it finds.
+    const timespec limit = absl::ToTimespec(std::clamp(until, absl::ZeroDuration(), SafetyTimeout(idle_)));
     // Parked without a seat: nothing can be missed, so no timeout either.
     timed_out = ::ppoll(fds.data(), fds.size(), open ? &limit : nullptr, nullptr) == 0;
+    idle_ = timed_out ? idle_ + 1 : 0;
     if ((fds[1].revents & POLLIN) != 0) DrainEventFd(doorbell_.get());
     for (size_t i = 0; i < anchored.size(); ++i) {
       if (fds[2 + i].revents != 0) anchored[i]->Drain();
@@ -169,7 +164,11 @@ absl::Status WorkerRuntime::Run() {
     TRIB_ASSIGN_OR_RETURN(const Next next, DrainChannel());
     if (next == Next::kStop) return absl::OkStatus();
     const bool worked = ProcessAll();
-    if (!taken && !worked) Sleep();
+    if (taken || worked) {
+      idle_ = 0;
+    } else {
+      Sleep();
+    }
   }
 }
 

@@ -40,6 +40,7 @@ class WorkerRuntime {
   UniqueFd doorbell_;
   UniqueFd progress_;
   std::map<uint32_t, std::unique_ptr<Seat>> seats_;
+  uint32_t idle_ = 0;  // sleeps in a row that nothing ended
 };
 
 }  // namespace tributary::aggregator

@@ -1,6 +1,7 @@
 // Delay before the next try of something that failed: full jitter between 0 and a cap that doubles from 1 s to 60 s. The first
 // retry comes after at most 100 ms, because most failures are a server that restarts.
-// A server's own push-back delay overrides the schedule, spread by ± 20 % so that its clients do not return together.
+// A server's own push-back delay overrides the schedule, spread by ± 20 % so that its clients do not return together. A server that says
+// when to come back is there: however often it does, the next failure of another kind is a first one.
 // Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
 // Pure: the caller brings the random bits. Thread-compatible.
 #pragma once

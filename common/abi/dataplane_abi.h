@@ -12,7 +12,7 @@ extern "C" {
 #define TB_STATIC_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define TB_ABI_VERSION 2u
+#define TB_ABI_VERSION 3u
 #define TB_MAX_LANE_CAPACITY 4096u
 
 /* The last two are wake-ups: records of SK_MSG transports that never lie in a lane. */
@@ -83,9 +83,11 @@ struct tb_lane_header {
   uint32_t paused;
   uint8_t pad0[44];
   uint32_t head, want_credit; /* producer line */
-  uint8_t pad1[56];
-  uint32_t tail, done, asleep; /* consumer line */
-  uint8_t pad2[52];
+  uint64_t doorbells, stalls; /* rings and records sent to the consumer; times that a row of pushes found no credit. For people */
+  uint8_t pad1[40];
+  uint32_t tail, done, asleep, pad2; /* consumer line */
+  uint64_t credits, late_wakeups;    /* rings sent to the producer; sleeps that missed a ring. For people */
+  uint8_t pad3[32];
 };
 TB_STATIC_ASSERT(sizeof(struct tb_lane_header) == 192);
 

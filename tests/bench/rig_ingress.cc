@@ -33,8 +33,7 @@ absl::StatusOr<FederationBackend::Admission> RigBackend::AdmitUpload(const Uploa
   Admission admission;
   auto object = pool_->Reserve(header.bytes);
   if (!object.ok()) {
-    // Long enough that the clients in waiting do not fill the machine with their questions: 48 that ask every 10 ms leave nothing over.
-    *retry = absl::Milliseconds(250);
+    *retry = absl::Milliseconds(50);
     return object.status();
   }
   admission.grant.object = *std::move(object);
@@ -45,6 +44,13 @@ absl::StatusOr<FederationBackend::Admission> RigBackend::AdmitUpload(const Uploa
 absl::Status RigBackend::AcceptUpdate(const UploadHeader&, WritableObject object, const ScanResult&) {
   accept_(std::move(object));
   return absl::OkStatus();
+}
+// A client that was told to wait asks first. Without a state it would be answered nonsense, and would ask for ever.
+v1::UpdateStatus RigBackend::Query(const std::string&, const v1::UpdateKey& key) {
+  v1::UpdateStatus status;
+  *status.mutable_key() = key;
+  status.set_state(v1::UPDATE_STATE_UNKNOWN);
+  return status;
 }
 void RigBackend::RejectUpdate(const UploadHeader&, const std::string&, const std::string& message) { TRIB_CHECK(false, "rejected: {}", message); }
 

@@ -35,7 +35,7 @@ class RigBackend final : public aggregator::FederationBackend {
   absl::StatusOr<Admission> AdmitUpload(const aggregator::UploadHeader& header, absl::Duration* retry) override;
   absl::Status AcceptUpdate(const aggregator::UploadHeader&, aggregator::WritableObject object, const aggregator::ScanResult&) override;
   void RejectUpdate(const aggregator::UploadHeader&, const std::string&, const std::string& message) override;
-  v1::UpdateStatus Query(const std::string&, const v1::UpdateKey&) override { return {}; }
+  v1::UpdateStatus Query(const std::string&, const v1::UpdateKey& key) override;
 
  private:
   aggregator::ObjectPool* const pool_;

@@ -52,6 +52,18 @@ def expected(node, job, clients):
     put("tributary_pool_limit_bytes", node["pool_bytes"])
     put("tributary_pool_used_bytes", node["pool_used_bytes"])
     put("tributary_clients_connected", sum(client["connected"] for client in clients))
+    def put_lane(prefix, lane, **labels):
+        for counter in ("doorbells", "credits", "stalls", "late_wakeups"):
+            put(f"{prefix}_{counter}_total", lane[counter], **labels)
+
+    put_lane("tributary_lanes", node["lanes"])
+    put("tributary_lanes_descriptors_total", node["lanes"]["pushed"])
+    for outcome, count in node["verdicts"].items():
+        put("tributary_verdicts_total", count, outcome=outcome)
+    for role in ("cold", "parked", "range", "leaf", "middle", "top"):
+        put("tributary_workers", sum(worker["role"] == role for worker in node["workers"]), role=role)
+    put("tributary_worker_starts_total", node["worker_starts"])
+    put("tributary_worker_evictions_total", node["worker_evictions"])
     for worker in node["workers"]:
         put("tributary_worker_queue_depth", worker["queued"], worker=worker["index"])
         put("tributary_worker_updates_folded_total", worker["folded"], worker=worker["index"])
@@ -62,6 +74,7 @@ def expected(node, job, clients):
             place = {"job": seat["job"], "worker": worker["index"], "seat": seat["seat"]}
             put("tributary_lane_queue_depth", seat["queued"], **place)
             put("tributary_lane_descriptors_total", seat["pushed"], **place)
+            put_lane("tributary_lane", seat["lane"], **place)
     for open_job in node["jobs"]:
         name = open_job["job"]
         put("tributary_updates_folded_total", open_job["folded"], job=name)
@@ -71,6 +84,7 @@ def expected(node, job, clients):
         put("tributary_commit_duration_seconds_count", open_job["commits"], job=name)
         put("tributary_commit_duration_seconds_sum", open_job["commit_seconds"], job=name)
         put("tributary_tree_leaves", open_job["leaves"], job=name)
+        put("tributary_tree_replans_total", open_job["replans"], job=name)
         put("tributary_tree_partials_merged_total", open_job["partials"], job=name)
         put("tributary_tree_promotions_total", open_job["promotions"], job=name)
         put("tributary_tree_process_starts_total", open_job["process_starts"], job=name)

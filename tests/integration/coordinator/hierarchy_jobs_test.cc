@@ -216,5 +216,82 @@ TEST_F(HierarchyJobsTest, TheLoadOfEarlierRoundsSetsTheLeavesOfLaterOnes) {
   EXPECT_EQ(node.jobs(0).leaves(), 1u);
 }
 
+// The plan of a long round, made before anything was known, is made anew in it once a load is known.
+TEST_F(HierarchyJobsTest, ARoundIsPlannedAnewOncePerPeriod) {
+  Restart(4);
+  const std::string job = Submit("reproducible: true\nhierarchy: {shape: tree, plan: {kind: ewma, period_s: 0.3, weight: 0}, timing: eager}\n", /*cohort=*/8);
+  std::vector<TestClient> clients;
+  for (const char* name : {"a", "b", "c", "d", "e", "f", "g", "h"}) clients.push_back(Attach(name));
+  ASSERT_EQ(coordinator_->GetNode().jobs(0).leaves(), 4u);
+  v1::Node node;
+  size_t sent = 0;
+  // Lone updates until it is known that one leaf is enough for them.
+  ASSERT_TRUE(Until([&] {
+    if (sent < 3) {
+      EXPECT_THAT(Send(MakeUpdate(clients[sent], AwaitTask(clients[sent]), static_cast<float>(sent))), IsOk());
+      ++sent;
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+    node = coordinator_->GetNode();
+    return node.jobs(0).has_planned_load() && node.jobs(0).replans() > 0 && node.jobs(0).leaves() < 4;
+  })) << node.DebugString();
+  uint64_t goal = 0, busy = 0;
+  for (const v1::Worker& worker : node.workers()) {
+    busy += worker.role() == "leaf" || worker.role() == "top" ? 1 : 0;
+    for (const v1::Seat& seat : worker.seats()) goal += seat.goal();
+  }
+  EXPECT_EQ(goal, 8u);
+  EXPECT_LT(busy, 4u) << "whoever is not needed any more is parked";
+  for (; sent < clients.size(); ++sent) ASSERT_THAT(Send(MakeUpdate(clients[sent], AwaitTask(clients[sent]), static_cast<float>(sent))), IsOk());
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Value(job, "w", 5, 1), 3.5f);
+  EXPECT_EQ(coordinator_->GetJob(job)->updates_committed(), 8u);
+}
+
+TEST_F(HierarchyJobsTest, TheNodeShowsWhichWorkersAreWarmAndWhichAreCold) {
+  options_.workers.scale_period = absl::Milliseconds(20);
+  Restart(3);
+  v1::Node node = coordinator_->GetNode();
+  for (const v1::Worker& worker : node.workers()) {
+    EXPECT_EQ(worker.role(), "parked");
+    EXPECT_GT(worker.pid(), 0);
+  }
+  const std::string job = Submit("hierarchy: {shape: tree, plan: \"static:1\", timing: eager}\n", /*cohort=*/2, /*versions=*/1000);
+  std::vector<TestClient> clients = {Attach("a"), Attach("b")};
+  ASSERT_TRUE(Until([&] {
+    for (TestClient& client : clients) EXPECT_THAT(Send(MakeUpdate(client, AwaitTask(client), 1)), IsOk());
+    node = coordinator_->GetNode();
+    return node.worker_evictions() == 2;
+  })) << node.DebugString();
+  node = coordinator_->GetNode();
+  ASSERT_EQ(node.workers_size(), 3);
+  EXPECT_EQ(std::count_if(node.workers().begin(), node.workers().end(), [](const v1::Worker& worker) { return worker.role() == "cold"; }), 2);
+  // Another job needs them all.
+  Submit("hierarchy: {shape: shard}\n", /*cohort=*/1, /*versions=*/1);
+  ASSERT_TRUE(Until([&] {
+    node = coordinator_->GetNode();
+    return std::all_of(node.workers().begin(), node.workers().end(), [](const v1::Worker& worker) { return worker.role() != "cold" && worker.pid() > 0; });
+  })) << node.DebugString();
+  EXPECT_EQ(node.worker_starts(), 2u);
+}
+
+TEST_F(HierarchyJobsTest, ACalibratedCapacityIsPlannedWith) {
+  const auto capacity = [&](const char* shape) {
+    return MeasuredCapacity{.layout = layout_.Fingerprint(), .strategy = "fedavg", .shape = shape, .workers = 2, .reproducible = false, .updates = 3, .measured_us = 1};
+  };
+  options_.capacities = CapacityBook({capacity("tree"), capacity("shard")});
+  Restart(2);
+  Submit("hierarchy: {shape: tree, plan: ewma}\n", /*cohort=*/5);
+  Submit("hierarchy: {shape: shard}\n", /*cohort=*/3);
+  Submit("hierarchy: {shape: flat}\n", /*cohort=*/5);
+  const v1::Node node = coordinator_->GetNode();
+  ASSERT_EQ(node.jobs_size(), 3);
+  EXPECT_EQ(node.jobs(0).capacity(), 3);
+  EXPECT_EQ(node.jobs(0).residual(), 3);
+  EXPECT_EQ(node.jobs(0).overloads(), 2u) << "five at once are two too many";
+  EXPECT_EQ(node.jobs(1).overloads(), 0u);
+  EXPECT_FALSE(node.jobs(2).has_capacity()) << "flat was not measured";
+}
+
 }  // namespace
 }  // namespace tributary::aggregator

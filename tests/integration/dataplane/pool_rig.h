@@ -58,6 +58,7 @@ struct RigOptions {
   uint32_t lane_capacity = 8;
   PoolHierarchy hierarchy = {};
   std::string program = WORKER_PROGRAM;
+  absl::Duration scale_period = absl::Seconds(30);
 };
 
 inline TensorLayout MakeLayout(size_t elements, size_t counters) {
@@ -108,7 +109,8 @@ class PoolRig {
       reason_ = reason;
     };
     auto started = WorkerPool::Start(
-        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport()},
+        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport(),
+         .pin_folder = {}, .scale_period = options.scale_period},
         callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);

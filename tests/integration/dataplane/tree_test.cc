@@ -1,6 +1,8 @@
 // The three shapes of a job with real worker processes: the same sums, promotion in place, partials read where they are.
 #include <algorithm>
 #include <fstream>
+#include <map>
+#include <random>
 
 #include "aggregator/core/kernels.h"
 #include "tests/integration/dataplane/pool_rig.h"
@@ -226,6 +228,149 @@ TEST(TreeTest, ATreeOfUnequalSpeedGivesWhatAFlatOneGives) {
   TRIB_ASSERT_OK_AND_ASSIGN(const WorkerPool::TreeStats stats, rig.pool->StatsOf(PoolRig::kJob));
   EXPECT_EQ(stats.partials, 0u);
   EXPECT_EQ(stats.promotions, 2u) << "leaf, middle, top: all the same seat";
+}
+
+// ---- plans within a round, and processes by plan ----
+
+WorkerPool::RoundPlanFunction Goals(std::vector<uint32_t> leaves, WorkerPool::RoundProgress* seen = nullptr) {
+  return [leaves = std::move(leaves), seen](const WorkerPool::RoundProgress& progress) -> absl::StatusOr<RoundGoals> {
+    if (seen != nullptr) *seen = progress;
+    return RoundGoals{.updates = 0, .leaves = leaves};
+  };
+}
+
+TEST(TreeTest, APlanWithinARoundOpensClosesAndDropsLeaves) {
+  for (const bool reuse : {true, false}) {
+    PoolRig rig({.workers = 4, .elements = kThreeBlocks, .counters = 3, .arithmetic = Arithmetic::kFixedPoint, .slots = 16, .lane_capacity = 16,
+                 .hierarchy = Tree(4, 0, reuse)});
+    rig.BeginRound(1, {.updates = 12, .leaves = {2, 6, 4, 0}});
+    for (int i = 0; i < 4; ++i) rig.FoldRandom();  // by queue: two, one and one, or whoever was quicker
+    ASSERT_TRUE(rig.WaitSettled());
+    WorkerPool::RoundProgress seen;
+    ASSERT_THAT(rig.pool->Replan(PoolRig::kJob, Goals({}, &seen)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("leaf 0")))
+        << "a leaf keeps what it has";
+    ASSERT_EQ(seen.leaves.size(), 4u);
+    uint64_t taken = 0;
+    for (const WorkerPool::LeafProgress& leaf : seen.leaves) taken += leaf.taken;
+    EXPECT_EQ(taken, 4u);
+    EXPECT_TRUE(seen.leaves[3].free);
+    EXPECT_FALSE(seen.leaves[3].open);
+    EXPECT_TRUE(seen.leaves[1].open);
+    // The second leaf closes at what it has, the fourth takes all the rest.
+    std::vector<uint32_t> goals;
+    uint32_t left = 12;
+    for (size_t i = 0; i < 3; ++i) {
+      goals.push_back(static_cast<uint32_t>(seen.leaves[i].taken));
+      left -= goals.back();
+    }
+    goals.push_back(left);
+    ASSERT_THAT(rig.pool->Replan(PoolRig::kJob, Goals(goals)), IsOk());
+    EXPECT_THAT(rig.pool->Replan(PoolRig::kJob, Goals({9, 9, 9, 9})), StatusIs(absl::StatusCode::kInvalidArgument)) << "closed is closed";
+    for (int i = 0; i < 8; ++i) rig.FoldRandom();
+    ASSERT_TRUE(rig.WaitSettled());
+    rig.ExpectSumsEqualReference();
+    EXPECT_EQ(rig.lost(), 0) << rig.reason();
+    EXPECT_THAT(rig.pool->Replan(PoolRig::kJob, Goals(goals)), StatusIs(absl::StatusCode::kFailedPrecondition)) << "the sums were read";
+    uint64_t by_fourth = 0;
+    for (const WorkerStatus& worker : rig.pool->Status()) {
+      for (const SeatStatus& seat : worker.seats) by_fourth += seat.number == 3 ? seat.taken : 0;
+    }
+    EXPECT_EQ(by_fourth, left);
+    // The next round has nothing of it.
+    rig.BeginRound(2, {.updates = 4, .leaves = {2, 2}});
+    for (int i = 0; i < 4; ++i) rig.FoldRandom();
+    ASSERT_TRUE(rig.WaitSettled());
+    rig.ExpectSumsEqualReference();
+  }
+}
+
+TEST(TreeTest, RandomPlansWithinRoundsCountEveryUpdateOnce) {
+  PoolRig rig({.workers = 4, .elements = 1000, .counters = 1, .arithmetic = Arithmetic::kFixedPoint, .slots = 8, .lane_capacity = 8, .hierarchy = Tree(6)});
+  std::mt19937 random(7);
+  size_t replanned = 0;
+  for (uint32_t round = 1; round <= 30; ++round) {
+    const auto updates = static_cast<uint32_t>(1 + random() % 24);
+    rig.BeginRound(round, {.updates = updates, .leaves = {updates}});
+    for (uint32_t i = 0; i < updates; ++i) {
+      rig.FoldRandom();
+      if (random() % 3 != 0) continue;
+      const absl::Status planned = rig.pool->Replan(PoolRig::kJob, [&](const WorkerPool::RoundProgress& progress) -> absl::StatusOr<RoundGoals> {
+        RoundGoals goals;
+        uint32_t left = updates;
+        for (const WorkerPool::LeafProgress& leaf : progress.leaves) {
+          goals.leaves.push_back(static_cast<uint32_t>(leaf.taken));
+          left -= static_cast<uint32_t>(leaf.taken);
+        }
+        for (size_t at = random() % progress.leaves.size(), tries = 0; left > 0; ++at, ++tries) {
+          const WorkerPool::LeafProgress& leaf = progress.leaves[at % progress.leaves.size()];
+          if (tries > 2 * progress.leaves.size()) return Unavailable("all leaves are closed");
+          if (!leaf.open && !leaf.free) continue;
+          const uint32_t share = tries > progress.leaves.size() ? left : static_cast<uint32_t>(random() % (left + 1));
+          goals.leaves[at % progress.leaves.size()] += share;
+          left -= share;
+        }
+        return goals;
+      });
+      replanned += planned.ok() ? 1 : 0;
+      ASSERT_TRUE(planned.ok() || planned.code() == absl::StatusCode::kUnavailable) << planned << ", round " << round;
+    }
+    ASSERT_TRUE(rig.WaitSettled());
+    ASSERT_EQ(rig.lost(), 0) << rig.reason();
+    rig.ExpectSumsEqualReference();
+    ASSERT_FALSE(HasFatalFailure()) << "round " << round;
+  }
+  EXPECT_GT(replanned, 20u);
+}
+
+TEST(TreeTest, ProcessesThatNoPlanNeedsEndAndComeBackWhenOneDoes) {
+  PoolRig rig({.workers = 4, .elements = kThreeBlocks, .arithmetic = Arithmetic::kFixedPoint, .slots = 16, .lane_capacity = 16, .hierarchy = Tree(4),
+               .scale_period = absl::Milliseconds(20)});
+  auto round = [&, number = 1u](const std::vector<uint32_t>& leaves) mutable {
+    rig.BeginRound(++number, {.updates = 8, .leaves = leaves});
+    for (int i = 0; i < 8; ++i) rig.FoldRandom();
+    ASSERT_TRUE(rig.WaitSettled());
+    rig.ExpectSumsEqualReference();
+  };
+  const auto roles = [&] {
+    std::map<std::string, int> count;
+    for (const WorkerStatus& worker : rig.pool->Status()) ++count[worker.role];
+    return count;
+  };
+  round({2, 2, 2, 2});
+  EXPECT_EQ(roles()["cold"], 0);
+  for (int i = 0; i < 100 && rig.pool->Scaling().evictions < 3; ++i) {
+    round({8});
+    absl::SleepFor(absl::Milliseconds(25));
+  }
+  EXPECT_EQ(rig.pool->Scaling().evictions, 3u);
+  EXPECT_EQ(rig.pool->Scaling().starts, 0u);
+  EXPECT_EQ(roles()["cold"], 3);
+  for (int i = 0; i < 100 && std::ranges::any_of(rig.pool->Status(), [](const WorkerStatus& w) { return w.role == "cold" && w.pid != 0; }); ++i) {
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  for (const WorkerStatus& worker : rig.pool->Status()) EXPECT_EQ(worker.pid != 0, worker.role != "cold");
+  round({2, 2, 2, 2});
+  EXPECT_EQ(rig.pool->Scaling().starts, 3u);
+  EXPECT_EQ(roles()["cold"], 0);
+  EXPECT_EQ(rig.restarts(), 0u) << "nobody died";
+}
+
+// Sums that were read begin a lap without a plan: its leaves need their processes all the same.
+TEST(TreeTest, ALapThatBeginsByItselfHasItsProcesses) {
+  PoolRig rig({.workers = 3, .elements = 1000, .arithmetic = Arithmetic::kFixedPoint, .slots = 16, .lane_capacity = 16, .hierarchy = Tree(3),
+               .scale_period = absl::Milliseconds(1)});
+  for (uint32_t round = 2; round < 40; ++round) {
+    rig.BeginRound(round, {.updates = 6, .leaves = {6}});
+    const int first = 1 + static_cast<int>(round % 5);
+    for (int i = 0; i < first; ++i) rig.FoldRandom();
+    ASSERT_TRUE(rig.WaitSettled());
+    rig.ExpectSumsEqualReference();
+    for (int i = first; i < 8; ++i) rig.FoldRandom();  // and two too many
+    ASSERT_TRUE(rig.WaitSettled()) << "round " << round;
+    rig.ExpectSumsEqualReference();
+    absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_GT(rig.pool->Scaling().evictions, 0u);
 }
 
 TEST(TreeTest, NamesWhatCannotBe) {

@@ -39,6 +39,12 @@ TEST(BackoffTest, ServersPushBackOverridesWithinTwentyPercent) {
   EXPECT_EQ(backoff.Next(kHighest, absl::Seconds(-5)), absl::ZeroDuration());
 }
 
+TEST(BackoffTest, AServerThatSaysWhenToComeBackIsNoFailure) {
+  Backoff backoff;
+  for (int i = 0; i < 30; ++i) backoff.Next(kHighest, absl::Milliseconds(50));  // a full pool
+  EXPECT_LE(backoff.Next(kHighest), absl::Milliseconds(100)) << "and then a lost connection: tried again at once";
+}
+
 TEST(BackoffTest, SuccessStartsTheScheduleOver) {
   Backoff backoff;
   for (int i = 0; i < 5; ++i) backoff.Next(kHighest);

@@ -96,5 +96,73 @@ TEST(RoundPlannerTest, TimingReuseAndTheWindowOfThePeriodReachThePool) {
   EXPECT_EQ(planner.pool().load_window, absl::Minutes(2));
 }
 
+// A round of 12 planned for six leaves before anything was known. `taken` of the first ones; a leaf with all its updates is closed.
+WorkerPool::RoundProgress Progress(const std::vector<uint64_t>& taken, size_t planned, uint64_t goal, size_t leaves) {
+  WorkerPool::RoundProgress progress;
+  for (size_t i = 0; i < leaves; ++i) {
+    const uint64_t has = i < taken.size() ? taken[i] : 0;
+    progress.leaves.push_back({.taken = has, .open = i < planned && has < goal, .free = i >= planned});
+    progress.top = progress.top || (has == goal);
+  }
+  return progress;
+}
+
+TEST(RoundPlannerTest, ANewEstimateWithinARoundPlansWhatHasNotCome) {
+  RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), kRoomy, 12, kSlab);
+  EXPECT_EQ(planner.replan_due(), absl::InfiniteFuture()) << "there is no plan yet";
+  planner.OnEstimate(kStart, std::nullopt);
+  ASSERT_THAT(Leaves(planner, 12), ElementsAre(2, 2, 2, 2, 2, 2));
+  EXPECT_EQ(planner.replan_due(), kStart + absl::Seconds(30));
+  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 3});
+  // Leaf 0 is complete, leaf 1 has one: two leaves are enough for the nine that are still to come.
+  const absl::StatusOr<RoundGoals> goals = planner.Replan(Progress({2, 1}, 6, 2, 6));
+  ASSERT_TRUE(goals.ok()) << goals.status();
+  EXPECT_THAT(goals->leaves, ElementsAre(2, 5, 5, 0, 0, 0));
+  EXPECT_EQ(planner.leaves(), 3);
+  EXPECT_EQ(planner.replans(), 1u);
+}
+
+TEST(RoundPlannerTest, ALoadThatRoseOpensLeavesInTheirRound) {
+  RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), {.workers = 4, .sums_bytes = 64 * kSlab}, 12, kSlab);
+  planner.OnEstimate(kStart, LoadEstimator::Estimate{.load = 1});
+  ASSERT_THAT(Leaves(planner, 12), ElementsAre(12));
+  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 5});
+  absl::StatusOr<RoundGoals> goals = planner.Replan(Progress({4}, 1, 12, 4));
+  ASSERT_TRUE(goals.ok()) << goals.status();
+  EXPECT_THAT(goals->leaves, ElementsAre(4, 4, 4, 0)) << "three leaves for the eight to come, the first has four already";
+  // Back to one: those with nothing go first.
+  WorkerPool::RoundProgress progress = Progress({4, 1}, 3, 0, 4);
+  progress.leaves[0].open = false;
+  progress.leaves[1].open = progress.leaves[2].open = true;
+  progress.top = true;
+  planner.OnEstimate(kStart + absl::Seconds(60), LoadEstimator::Estimate{.load = 0.5});
+  goals = planner.Replan(progress);
+  ASSERT_TRUE(goals.ok()) << goals.status();
+  EXPECT_THAT(goals->leaves, ElementsAre(4, 8, 0, 0));
+  EXPECT_THAT(RoundPlanner(MakeHierarchy(HierarchyShape::kTree, Ewma()), kRoomy, 12, kSlab).Replan(progress),
+              testing::StatusIs(absl::StatusCode::kFailedPrecondition));
+}
+
+TEST(RoundPlannerTest, ACalibratedCapacityFlagsWhatIsBeyondTheResidual) {
+  PlannerLimits limits = kRoomy;
+  for (const HierarchyShape shape : {HierarchyShape::kFlat, HierarchyShape::kShard, HierarchyShape::kTree}) {
+    limits.capacity.reset();
+    RoundPlanner unknown(MakeHierarchy(shape, Ewma()), limits, 12, kSlab);
+    ASSERT_TRUE(unknown.Next(1, 12).ok());
+    EXPECT_EQ(unknown.residual(), std::nullopt);
+    EXPECT_EQ(unknown.overloads(), 0) << "nothing is known, nothing is flagged";
+    limits.capacity = 10;
+    RoundPlanner planner(MakeHierarchy(shape, Ewma()), limits, 12, kSlab);
+    ASSERT_TRUE(planner.EstimateDue(kStart));
+    planner.OnEstimate(kStart, std::nullopt, /*node_load=*/0);
+    ASSERT_TRUE(planner.Next(1, 8).ok());
+    EXPECT_EQ(planner.overloads(), 0);
+    planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 4, .mean_load = 3}, /*node_load=*/7);
+    EXPECT_EQ(planner.residual(), 3);
+    ASSERT_TRUE(planner.Next(2, 8).ok());
+    EXPECT_EQ(planner.overloads(), shape == HierarchyShape::kFlat ? 8 : 5) << HierarchyShapeName(shape);
+  }
+}
+
 }  // namespace
 }  // namespace tributary::aggregator

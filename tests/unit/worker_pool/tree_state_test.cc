@@ -98,6 +98,31 @@ TEST(TreeStateTest, NoUpdatesAtAllEndWithoutATop) {
   }
 }
 
+TEST(TreeStateTest, ALaterPlanOpensALeafAndTheTopWaitsForItToo) {
+  TreeState tree({.leaves = 3});
+  tree.Begin({true, true, false}, std::nullopt);
+  EXPECT_FALSE(tree.may_open(0)) << "it is open";
+  tree.OnComplete(0, false);
+  EXPECT_FALSE(tree.may_open(0)) << "it is the top";
+  ASSERT_TRUE(tree.may_open(2));
+  EXPECT_THAT(tree.Open(2), ElementsAre(Role(0, SeatRole::kTop, 0b110), Role(2, SeatRole::kLeaf, 0)));
+  EXPECT_THAT(tree.Drop(1), ElementsAre(Role(0, SeatRole::kTop, 0b100))) << "it was given nothing";
+  EXPECT_TRUE(tree.may_open(1));
+  EXPECT_THAT(tree.OnComplete(2, false), ElementsAre(Connect(2, 2, 0)));
+  tree.OnMerged(2);
+  tree.Close({true, false, true});
+  EXPECT_TRUE(tree.done());
+  EXPECT_FALSE(tree.may_open(1)) << "nothing more comes";
+}
+
+TEST(TreeStateTest, NoLeafIsOpenedBelowAMiddleThatMayHaveSentItsPartial) {
+  TreeState tree({.leaves = 4, .fan_in = 2});
+  tree.Begin({true, false, false, false}, std::nullopt);
+  tree.OnComplete(0, false);  // a middle now: all it waits for is in
+  EXPECT_FALSE(tree.may_open(1));
+  EXPECT_TRUE(tree.may_open(2)) << "its middle is nobody yet";
+}
+
 TEST(TreeStateTest, AHolderOfSumsIsTheTopFromTheBeginning) {
   TreeState tree({.leaves = 3});
   EXPECT_THAT(tree.Begin({true, true, true}, 1),
@@ -172,11 +197,12 @@ void Simulate(uint32_t seed) {
       given[i] = 0;
     }
     act(tree.Begin(used, holder));
+    std::vector<bool> dropped(options.leaves);
     bool closing = false;
     for (int step = 0; !tree.done() || !tree.closed(); ++step) {
       ASSERT_LT(step, 10'000) << "seed " << seed;
-      // One of: an update, a completion, a merge, the close.
-      const uint32_t what = random() % 4;
+      // One of: an update, a completion, a merge, the close, a new plan.
+      const uint32_t what = random() % 5;
       if (what == 0 && !closing) {
         const uint32_t leaf = random() % options.leaves;
         if (tree.open_leaf(leaf) && given[leaf] < goal[leaf]) {
@@ -194,7 +220,7 @@ void Simulate(uint32_t seed) {
         }
         seat.told_complete = seat.published = true;
         if (!tree.may_complete(number)) {  // it had nothing, and the close was quicker
-          ASSERT_TRUE(seat.sums.empty() && closing) << "seed " << seed;
+          ASSERT_TRUE(seat.sums.empty() && (closing || dropped[number])) << "seed " << seed;
           continue;
         }
         act(tree.OnComplete(number, seat.sums.empty()));
@@ -213,6 +239,16 @@ void Simulate(uint32_t seed) {
         has_updates.assign(options.leaves, false);
         for (uint32_t i = 0; i < options.leaves; ++i) has_updates[i] = given[i] > 0;
         act(tree.Close(has_updates));
+      } else if (what == 4 && !closing && chance(3)) {
+        const uint32_t leaf = random() % options.leaves;
+        if (given[leaf] == 0 && tree.may_open(leaf)) {
+          goal[leaf] = 1 + static_cast<uint32_t>(random() % 3);
+          dropped[leaf] = false;
+          act(tree.Open(leaf));
+        } else if (given[leaf] == 0 && tree.open_leaf(leaf)) {
+          dropped[leaf] = true;
+          act(tree.Drop(leaf));
+        }
       }
       if (::testing::Test::HasFatalFailure()) return;
     }
