@@ -58,6 +58,7 @@ struct RigOptions {
   uint32_t lane_capacity = 8;
   PoolHierarchy hierarchy = {};
   std::string program = WORKER_PROGRAM;
+  absl::Duration hang_patience = WorkerPool::Options().hang_patience;
 };
 
 inline TensorLayout MakeLayout(size_t elements, size_t counters) {
@@ -108,7 +109,8 @@ class PoolRig {
       reason_ = reason;
     };
     auto started = WorkerPool::Start(
-        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport()},
+        {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport(),
+         .hang_patience = options.hang_patience},
         callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);
