@@ -393,7 +393,8 @@ std::string Coordinator::WaitingFor(const Job& job) const {
                        std::max(0.0, absl::ToDoubleSeconds(job.finish_by - clock_->Now())));
   }
   if (job.committing) return job.commit_trouble.empty() ? "" : fmt::format("waiting for the state store: {}", job.commit_trouble);
-  return job.runtime->round->WaitingFor(clock_->Now());
+  const std::string waiting = job.runtime->round->WaitingFor(clock_->Now());
+  return job.upload_trouble.empty() || waiting.empty() ? waiting : fmt::format("{}; updates are refused: {}", waiting, job.upload_trouble);
 }
 
 v1::Job Coordinator::Describe(const Job& job) const {

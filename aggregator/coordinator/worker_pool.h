@@ -95,6 +95,7 @@ class WorkerPool {
     uint32_t lane_capacity = 256;   // a power of two, <= TB_MAX_LANE_CAPACITY; `skmsg-inline` takes less (skmsg_endpoint.h)
     TransportKind transport = TransportKind::kRing;  // as ChooseTransport says (probe.h): nothing is probed here
     std::filesystem::path pin_folder = {};  // of the verdict program (ebpf/verdict_program.h); empty: nothing is pinned
+    absl::Duration hang_patience = absl::Seconds(10);  // how long a worker with work may neither get on nor answer (worker_watchdog.h)
   };
   struct Callbacks {
     // Every worker has folded the object; it was released from the pool already.

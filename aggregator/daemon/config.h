@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "aggregator/state/retention.h"
 #include "common/log.h"
 #include "common/status.h"
 
@@ -41,6 +42,9 @@ struct DaemonConfig {
   absl::Duration heartbeat;
   absl::Duration upload_lease;
   absl::Duration journal_every;
+  absl::Duration worker_hang;
+  uint64_t min_free_bytes = 0;
+  RetentionOptions retention;
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };
