@@ -50,15 +50,16 @@ void SetLane(const LaneStats& from, v1::LaneCounters* to) {
 
 }  // namespace
 
-absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) {
+absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                               std::string artifact) {
   {
     absl::MutexLock lock(&mutex_);
     if (draining_) return Unavailable("this server is shutting down");
   }
   TRIB_RETURN_IF_ERROR(store_->Writable());
   TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
-  if (tensors.size() != header.tensors_bytes()) {
-    return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors.size());
+  if (tensors->size() != header.tensors_bytes()) {
+    return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }
   if (artifact.size() != header.artifact_bytes()) {
     return InvalidArgument("artifact: expected the {} bytes that the header says, got {}", header.artifact_bytes(), artifact.size());
@@ -78,7 +79,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   std::shared_ptr<JobRuntime> runtime;
   std::shared_ptr<ModelBuffer> first;
   {
-    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(tensors))));
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ReadSafetensorsHeader(*tensors));
     TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, LayoutOf(view));
     if (layout.trainable_count() == 0) return InvalidArgument("{}: the model has no trainable element", origin);
     if (layout.float_dtype() != spec.dtype) {
@@ -90,11 +91,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (!made.ok()) return made.status();
     runtime = *std::move(made);
     TRIB_ASSIGN_OR_RETURN(first, ModelBuffer::Make(runtime->shelf));
-    TRIB_RETURN_IF_ERROR(CopyFlat(view, layout, first->writable()));
+    TRIB_RETURN_IF_ERROR(ReadFlat(*tensors, view, layout, first->writable()));
     TRIB_RETURN_IF_ERROR(Annotate(CheckFinite(layout, first->bytes()), origin));
   }
-  tensors = {};
-  first->Seal(0, Sha256Hex(first->bytes()));
+  tensors.reset();
+  const std::shared_future<std::string> sha256 = ModelBuffer::SealMeanwhile(first, 0);
 
   v1::SubmitJobResponse response;
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
@@ -120,11 +121,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   VersionCommit batch;
   batch.job = job->row;
   batch.tensors = first->bytes();
+  batch.sha256 = [sha256] { return sha256.get(); };
   batch.version.set_format_version(1);
   v1::VersionInfo& info = *batch.version.mutable_info();
   info.set_job(job->id);
   info.set_version(0);
-  info.set_sha256(first->sha256());
   info.set_bytes(first->bytes().size());
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
@@ -135,6 +136,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   }
   job->latest = batch.version;
   TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));
+  job->latest.mutable_info()->set_sha256(sha256.get());
   job->model = first;  // spares OpenJob reading it back
   {
     absl::MutexLock lock(&mutex_);

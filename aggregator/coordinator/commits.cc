@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "common/clock.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
 #include "common/log.h"
@@ -13,6 +14,7 @@ namespace {
 constexpr absl::Duration kCommitRetry = absl::Seconds(1);
 constexpr absl::Duration kJournalRetry = absl::Seconds(10);
 constexpr int kJournalShare = 9;  // pause at least this many times the time a journal took: at most 10 % of the time
+constexpr absl::Duration kTidyEvery = absl::Hours(1);
 constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
 
@@ -30,16 +32,31 @@ v1::Contributor ContributorRow(const UpdateKeyRef& key, double weight, uint64_t 
 }  // namespace
 
 void Coordinator::CommitLoop(const std::stop_token& stop) {
+  absl::Time tidy_all = clock_->Now() + kTidyEvery;
   while (true) {
     CommitWork work;
+    JobPtr untidy;
     {
       absl::MutexLock lock(&mutex_);
-      while (commits_.empty() && !stop.stop_requested() && !stopping_) commit_wake_.Wait(&mutex_);
+      while (commits_.empty() && to_tidy_.empty() && !stop.stop_requested() && !stopping_) {
+        commit_wake_.WaitWithTimeout(&mutex_, std::max(absl::ZeroDuration(), tidy_all - clock_->Now()));
+        if (clock_->Now() < tidy_all) continue;
+        to_tidy_.insert(jobs_.begin(), jobs_.end());
+        tidy_all = clock_->Now() + kTidyEvery;
+      }
       if (stop.stop_requested() || stopping_) return;
-      work = std::move(commits_.front());
-      commits_.pop_front();
+      if (!commits_.empty()) {
+        work = std::move(commits_.front());
+        commits_.pop_front();
+      } else {
+        untidy = to_tidy_.extract(to_tidy_.begin()).value();
+      }
     }
-    if (work.journal) {
+    if (untidy != nullptr) {
+      if (!TidyJob(untidy)) continue;
+      absl::MutexLock lock(&mutex_);
+      to_tidy_.insert(std::move(untidy));
+    } else if (work.journal) {
       RunJournal(work);
     } else {
       RunCommit(work);
@@ -96,7 +113,7 @@ void Coordinator::RunCommit(CommitWork& work) {
     absl::StatusOr<std::shared_ptr<ModelBuffer>> room = ModelBuffer::Make(runtime.shelf);
     if (room.ok()) {
       model = *std::move(room);
-    } else if (!AwaitCommitRetry(*job, commit.version, room.status())) {
+    } else if (!AwaitCommitRetry(job, commit.version, room.status())) {
       return;
     }
   }
@@ -115,19 +132,17 @@ void Coordinator::RunCommit(CommitWork& work) {
   TRIB_CRASH_POINT(round_after_server_step);
   const absl::Time made = clock_->Now();
   const double aggregate_s = absl::ToDoubleSeconds(made - first_task);
-  model->Seal(commit.version, Sha256Hex(model->bytes()));
-
-  const absl::Time hashed = clock_->Now();
+  const std::shared_future<std::string> sha256 = ModelBuffer::SealMeanwhile(model, commit.version);
 
   VersionCommit batch;
   batch.tensors = model->bytes();
+  batch.sha256 = [sha256] { return sha256.get(); };
   for (const auto& [name, values] : runtime.state.vectors) batch.strategy_state.push_back({name, values});
   v1::VersionRow& row = batch.version;
   row.set_format_version(1);
   v1::VersionInfo& info = *row.mutable_info();
   info.set_job(job->id);
   info.set_version(commit.version);
-  info.set_sha256(model->sha256());
   info.set_bytes(model->bytes().size());
   info.set_committed_us(WallMicros());
   info.set_parent_sha256(previous->sha256());
@@ -167,25 +182,39 @@ void Coordinator::RunCommit(CommitWork& work) {
     if (stored.ok()) break;
     // A failed write is an unknown outcome: the manifest tells.
     const absl::StatusOr<v1::VersionRow> found = store_->GetVersion(job->id, commit.version);
-    if (found.ok() && found->info().sha256() == model->sha256()) break;
-    if (!AwaitCommitRetry(*job, commit.version, stored)) return;
+    if (found.ok() && found->info().sha256() == sha256.get()) break;
+    if (!AwaitCommitRetry(job, commit.version, stored)) return;
   }
   const absl::Time stored_at = clock_->Now();
   timing.set_commit_s(absl::ToDoubleSeconds(stored_at - first_task));
-  TRIB_LOG(debug, "job {} version {}: {:.3f} s after its first task the last update was in; server step {:.3f} s, hashes {:.3f} s, store {:.3f} s",
+  TRIB_LOG(debug, "job {} version {}: {:.3f} s after its first task the last update was in; server step {:.3f} s, hashes and store {:.3f} s",
            job->id, commit.version, absl::ToDoubleSeconds(begin - first_task), absl::ToDoubleSeconds(made - begin),
-           absl::ToDoubleSeconds(hashed - made), absl::ToDoubleSeconds(stored_at - hashed));
+           absl::ToDoubleSeconds(stored_at - made));
+  info.set_sha256(sha256.get());
   absl::MutexLock lock(&mutex_);
   ++job->commits_made;
   job->commit_time += stored_at - begin;
   Publish(job, commit, std::move(model), std::move(row));
 }
 
-bool Coordinator::AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) {
-  TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job.id, version, MessageOf(trouble));
+bool Coordinator::TidyJob(const JobPtr& job) {
+  const absl::StatusOr<bool> more = housekeeping_.Tidy(
+      job->id,
+      [&](uint64_t base) {
+        absl::MutexLock lock(&mutex_);
+        return job->Final() || (job->Open() && job->runtime->round->TooStale(base));
+      },
+      WallMicros());
+  if (!more.ok()) TRIB_LOG(warn, "job {}: what the store could forget stays: {}", job->id, MessageOf(more.status()));
+  return more.ok() && *more;
+}
+
+bool Coordinator::AwaitCommitRetry(const JobPtr& job, uint64_t version, const absl::Status& trouble) {
+  TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job->id, version, MessageOf(trouble));
+  TidyJob(job);  // it may make the room that is missing
   absl::MutexLock lock(&mutex_);
-  job.commit_trouble = MessageOf(trouble);
-  MarkChanged(job, /*persist=*/false);
+  job->commit_trouble = MessageOf(trouble);
+  MarkChanged(*job, /*persist=*/false);
   if (!stopping_) commit_wake_.WaitWithTimeout(&mutex_, kCommitRetry);
   return !stopping_;  // otherwise clients keep their updates and send them again
 }
@@ -222,6 +251,7 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
     if (job->Open()) job->hurry_at = job->runtime->round->deadline();
     if (!begun.ok() && job->Open() && !job->finishing) LoseAggregate(job, MessageOf(begun));
   }
+  to_tidy_.insert(job);
   MarkChanged(*job, /*persist=*/job->Final());
   changed_.SignalAll();
 }

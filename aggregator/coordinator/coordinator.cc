@@ -18,7 +18,8 @@ constexpr absl::Duration kStoreRetry = absl::Seconds(1);
 }  // namespace
 
 Coordinator::Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store)
-    : options_(std::move(options)), clock_(clock), store_(std::move(store)), started_us_(WallMicros()), book_(store_.get(), options_.max_clients) {}
+    : options_(std::move(options)), clock_(clock), store_(std::move(store)), started_us_(WallMicros()), book_(store_.get(), options_.max_clients),
+      housekeeping_(store_.get(), options_.retention) {}
 
 absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(CoordinatorOptions options, const Clock* clock) {
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> store, StateStore::Open(options.store));
@@ -84,6 +85,7 @@ absl::Status Coordinator::Restore() {
   }
   absl::MutexLock lock(&mutex_);
   jobs_ = std::move(jobs);
+  to_tidy_.insert(jobs_.begin(), jobs_.end());
   for (const v1::ClientRow& row : clients) {
     ClientRecord& client = clients_[row.id()];
     client.id = row.id();

@@ -28,12 +28,14 @@
 #include "aggregator/coordinator/api.h"
 #include "aggregator/coordinator/capacity_book.h"
 #include "aggregator/coordinator/client_book.h"
+#include "aggregator/coordinator/housekeeping.h"
 #include "aggregator/coordinator/job.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/strategy.h"
 #include "aggregator/state/state_store.h"
+#include "common/byte_source.h"
 #include "common/clock.h"
 #include "tributary/v1/admin.pb.h"
 #include "tributary/v1/federation.pb.h"
@@ -42,6 +44,7 @@ namespace tributary::aggregator {
 
 struct CoordinatorOptions {
   StateStore::Options store;
+  RetentionOptions retention;
   WorkerPool::Options workers;
   size_t pool_bytes = size_t{512} << 20;       // slabs and object pools of all jobs together
   absl::Duration heartbeat = absl::Seconds(5);  // a client is gone after three without a message
@@ -106,7 +109,8 @@ class Coordinator {
   void OnTop(const v1::TopMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
 
   // ---- people ----
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors, std::string artifact)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<v1::Job> ListJobs() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<v1::Job> GetJob(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<v1::Job> CancelJob(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -229,8 +233,10 @@ class Coordinator {
   // commits.cc: the commit thread
   void CommitLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunCommit(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the store may forget of a job. True: there is more.
+  bool TidyJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
   // After a commit met trouble that may pass. False: the coordinator stops.
-  bool AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool AwaitCommitRetry(const JobPtr& job, uint64_t version, const absl::Status& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunJournal(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
   void MaybeJournal(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -279,6 +285,7 @@ class Coordinator {
   const std::unique_ptr<StateStore> store_;
   const int64_t started_us_;
   ClientBook book_;                 // identities; own lock
+  Housekeeping housekeeping_;       // commit thread only
   std::unique_ptr<WorkerPool> workers_;
 
   mutable absl::Mutex mutex_;
@@ -312,6 +319,7 @@ class Coordinator {
   std::vector<std::pair<JobPtr, std::shared_ptr<JobRuntime>>> closing_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<JobRuntime>> retired_ ABSL_GUARDED_BY(mutex_);  // pools that ingress may still write into
   std::deque<CommitWork> commits_ ABSL_GUARDED_BY(mutex_);
+  std::set<JobPtr> to_tidy_ ABSL_GUARDED_BY(mutex_);
   absl::Time next_client_scan_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   absl::Time store_again_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // after a row could not be stored
   bool open_jobs_ ABSL_GUARDED_BY(mutex_) = false;          // memory became free: queued jobs may open

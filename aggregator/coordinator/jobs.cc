@@ -426,7 +426,8 @@ std::string Coordinator::WaitingFor(const Job& job) const {
                        job.relayed.taken ? fmt::format("wait there for version {}", job.latest.info().version() + 1) : "are on their way", trouble);
   }
   if (job.committing) return job.commit_trouble.empty() ? "" : fmt::format("waiting for the state store: {}", job.commit_trouble);
-  return job.runtime->round->WaitingFor(clock_->Now());
+  const std::string waiting = job.runtime->round->WaitingFor(clock_->Now());
+  return job.upload_trouble.empty() || waiting.empty() ? waiting : fmt::format("{}; updates are refused: {}", waiting, job.upload_trouble);
 }
 
 v1::Job Coordinator::Describe(const Job& job) const {

@@ -67,7 +67,7 @@ class CommitTrigger {
 class StalenessPolicy {
  public:
   virtual ~StalenessPolicy() = default;
-  // Factor on the update's weight, or nothing: too stale, refused.
+  // Factor on the update's weight, or nothing: too stale, refused; then so is everything staler (what is known of it is forgotten).
   virtual std::optional<double> Factor(uint64_t staleness) const = 0;
 };
 

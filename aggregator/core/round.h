@@ -109,6 +109,8 @@ class Round {
   // A task of an earlier epoch of the aggregator is admitted when nothing of its client counts for the open version yet. Whose it
   // was and for which version is taken at the client's word: the worst a liar gets is what an honest client has, one update a version.
   absl::Status CheckUpload(const UpdateKeyRef& key, uint64_t version) const;
+  // Whether an update that starts from `version` is refused for its age alone, now and ever after.
+  bool TooStale(uint64_t version) const { return version < version_ && !policies_.staleness->Factor(version_ - version); }
 
   // Whether another node's partial for the open version can be taken: OK, or FAILED_PRECONDITION (another version, closed),
   // ALREADY_EXISTS with the updates that are counted here, or whose clients are, in *overlap, INVALID_ARGUMENT for a weight that this

@@ -49,7 +49,8 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   }
   v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) override { return coordinator_->Query(client, key); }
 
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) override {
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                  std::string artifact) override {
     return coordinator_->SubmitJob(header, std::move(tensors), std::move(artifact));
   }
   std::vector<v1::Job> ListJobs() override { return coordinator_->ListJobs(); }

@@ -103,6 +103,11 @@ std::vector<Setting> BuiltInSettings() {
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
+      {"worker_hang_s", SettingKind::kNumber, "seconds after which a worker that has work, gets nothing done and does not answer is replaced", "10"},
+      {"min_free_mb", SettingKind::kInteger, "MiB that must stay free on the store's disk; below, updates and jobs are refused until there is room", "256"},
+      {"keep_versions", SettingKind::kInteger, "newest versions of a job whose tensors stay in the store, besides its first; 0: all", "0"},
+      {"keep_every", SettingKind::kInteger, "besides those of keep_versions, the tensors of every N-th version stay; 0: no others", "0"},
+      {"dedupe_days", SettingKind::kNumber, "days that a client can still ask what became of an update that was counted", "7"},
       {"log_format", SettingKind::kText, "text or json", "text"},
       {"log_level", SettingKind::kText, "trace, debug, info, warn or error", "info"},
   };
@@ -206,6 +211,18 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   config.upload_lease = absl::Seconds(lease_s);
   TRIB_ASSIGN_OR_RETURN(const double journal_s, Number(Find(settings, "journal_s"), 0.01, 3600));
   config.journal_every = absl::Seconds(journal_s);
+  TRIB_ASSIGN_OR_RETURN(const double worker_hang_s, Number(Find(settings, "worker_hang_s"), 1, 86400));
+  config.worker_hang = absl::Seconds(worker_hang_s);
+  TRIB_ASSIGN_OR_RETURN(const int64_t min_free_mb, Integer(Find(settings, "min_free_mb"), 0, int64_t{1} << 30));
+  config.min_free_bytes = static_cast<uint64_t>(min_free_mb) << 20;
+  TRIB_ASSIGN_OR_RETURN(const int64_t keep_versions, Integer(Find(settings, "keep_versions"), 0, int64_t{1} << 40));
+  if (keep_versions != 0 && keep_versions < static_cast<int64_t>(kLeastNewest)) {
+    return Bad(Find(settings, "keep_versions"), fmt::format("0 (all) or at least {}", kLeastNewest));
+  }
+  TRIB_ASSIGN_OR_RETURN(const int64_t keep_every, Integer(Find(settings, "keep_every"), 0, int64_t{1} << 40));
+  TRIB_ASSIGN_OR_RETURN(const double dedupe_days, Number(Find(settings, "dedupe_days"), 0, 36500));
+  config.retention = {.newest = static_cast<uint64_t>(keep_versions), .every = static_cast<uint64_t>(keep_every),
+                      .dedupe_rows = absl::Hours(24 * dedupe_days)};
   const absl::StatusOr<LogFormat> format = ParseLogFormat(Find(settings, "log_format").value);
   if (!format.ok()) return Bad(Find(settings, "log_format"), "text or json");
   config.log_format = *format;

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "aggregator/state/retention.h"
 #include "common/log.h"
 #include "common/status.h"
 
@@ -47,6 +48,9 @@ struct DaemonConfig {
   std::string node;                     // this node's name there
   std::vector<std::string> relay_nodes;  // names of nodes that may attach below this one
   double capacity = 0;                  // updates
+  absl::Duration worker_hang;
+  uint64_t min_free_bytes = 0;
+  RetentionOptions retention;
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };

@@ -99,6 +99,7 @@ int Serve(const DaemonConfig& config) {
   const BootClock clock;
   CoordinatorOptions options;
   options.store.dir = config.store;
+  options.store.min_free_bytes = config.min_free_bytes;
   options.workers.worker_program = (ExecutableDir() / "tributary-worker").string();
   options.workers.workers = config.workers;
   options.workers.scale_period = config.scale_period;
@@ -116,10 +117,12 @@ int Serve(const DaemonConfig& config) {
   }
   options.workers.transport = transport->kind;
   options.workers.pin_folder = config.pin_folder;
+  options.workers.hang_patience = config.worker_hang;
   options.transport_reason = std::string(absl::StripPrefix(transport->reason, fmt::format("transport {}: ", NameOf(transport->kind))));
   options.pool_bytes = config.pool_bytes;
   options.heartbeat = config.heartbeat;
   options.journal_every = config.journal_every;
+  options.retention = config.retention;
   options.software = "tributary-aggregator " TRIBUTARY_VERSION;
   options.capacity = config.capacity;
   options.relay_nodes = config.relay_nodes;

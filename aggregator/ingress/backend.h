@@ -18,6 +18,7 @@
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
 #include "aggregator/store/object_pool.h"
+#include "common/byte_source.h"
 #include "common/large_bytes.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -137,7 +138,9 @@ class RelayBackend {
 class AdminBackend {
  public:
   virtual ~AdminBackend() = default;
-  virtual absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) = 0;
+  // `tensors`: a safetensors file of the size in the header, unchecked otherwise. The response means that the job is on disk.
+  virtual absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                          std::string artifact) = 0;
   virtual std::vector<v1::Job> ListJobs() = 0;
   virtual absl::StatusOr<v1::Job> GetJob(const std::string& job) = 0;
   virtual absl::StatusOr<v1::Job> CancelJob(const std::string& job, const std::string& reason) = 0;

@@ -56,7 +56,7 @@ struct GrpcServer::Impl {
         uploads({options.chunk_bytes, options.upload_lease}, federation_backend, clock), crcs(options.chunk_bytes),
         federation({federation_backend, &uploads, &watch, &crcs, clock, options.chunk_bytes, options.control_queue, local_address,
                     options.hello_timeout, options.stall_timeout}),
-        admin({options.max_spec_bytes, options.max_tensors_bytes}, admin_backend) {
+        admin({options.max_spec_bytes, options.max_tensors_bytes}, local_address, admin_backend) {
     if (relay_backend != nullptr) {
       relay = std::make_unique<RelayService>(RelayService::Options{federation_backend, relay_backend, &watch, clock, options.stall_timeout});
     }
@@ -143,7 +143,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& opt
   TRIB_RETURN_IF_ERROR(CheckOptions(options));
   auto impl = std::make_unique<Impl>(options, federation, admin, relay);
   if (!impl->local_address.empty()) {
-    TRIB_ASSIGN_OR_RETURN(impl->local, LocalServer::Start(impl->local_address, federation, &impl->uploads));
+    TRIB_ASSIGN_OR_RETURN(impl->local, LocalServer::Start(impl->local_address, federation, admin, {options.max_spec_bytes, options.max_tensors_bytes},
+                                                             &impl->uploads));
   }
   TRIB_RETURN_IF_ERROR(impl->Listen());
   impl->reaper = std::jthread([raw = impl.get()](const std::stop_token& stop) { raw->Reap(stop); });

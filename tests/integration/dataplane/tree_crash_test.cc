@@ -2,7 +2,6 @@
 // bit, and nothing is left behind: no byte, no descriptor, no process (dataplane.md T13).
 #include <dirent.h>
 #include <signal.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -12,6 +11,7 @@
 #include <thread>
 
 #include "aggregator/core/kernels.h"
+#include "tests/integration/dataplane/crashing_program.h"
 #include "tests/integration/dataplane/pool_rig.h"
 #include "tests/support/sanitized.h"
 
@@ -67,26 +67,6 @@ class NothingLeftBehind : public ::testing::Test {
 
 #ifdef TRIBUTARY_CRASH_POINTS
 // ---- named points ----
-
-// A worker program of which the given starts, counted from 0, die at a crash point; the others live.
-class CrashingProgram {
- public:
-  CrashingProgram(const std::string& where, const std::string& starts) : folder_(::testing::TempDir() + "crash_" + RandomHex(8)) {
-    std::filesystem::create_directories(folder_);
-    std::ofstream script(path());
-    script << "#!/bin/sh\n"
-           << "i=0; while ! mkdir " << folder_ << "/$i 2>/dev/null; do i=$((i+1)); done\n"
-           << "case ' " << starts << " ' in *\" $i \"*) export TRIBUTARY_CRASH=" << where << ";; esac\n"
-           << "exec " << WORKER_PROGRAM << " \"$@\"\n";
-    script.close();
-    ::chmod(path().c_str(), 0755);
-  }
-  ~CrashingProgram() { std::filesystem::remove_all(folder_); }
-  std::string path() const { return folder_ + "/worker"; }
-
- private:
-  const std::string folder_;
-};
 
 struct PointCase {
   const char* where;
