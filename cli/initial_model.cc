@@ -7,24 +7,25 @@
 #include "common/ids.h"
 #include "common/process.h"
 #include "common/safetensors.h"
+#include "proto/local_call.h"
 
 namespace tributary::cli {
 namespace {
 
 constexpr size_t kPartBytes = 1 << 20;
 
-absl::StatusOr<std::string> ReadTensors(const std::string& path) {
-  TRIB_ASSIGN_OR_RETURN(std::string content, ReadFile(path, TensorLayout::kMaxBytes));
+absl::StatusOr<FileSource> OpenTensors(const std::string& path) {
+  TRIB_ASSIGN_OR_RETURN(FileSource file, FileSource::Open(path));
   // Checked here as well as on the server: the message can name the file.
-  const auto view = ParseSafetensors(std::as_bytes(std::span(content)));
+  const auto view = ReadSafetensorsHeader(file);
   if (!view.ok()) return Annotate(view.status(), path);
   const auto layout = LayoutOf(*view);
   if (!layout.ok()) return Annotate(layout.status(), path);
-  return content;
+  return file;
 }
 
 // Runs `tributary-client init-model`, which knows the models.
-absl::StatusOr<std::string> InitialiseModel(const std::filesystem::path& job_file) {
+absl::StatusOr<FileSource> InitialiseModel(const std::filesystem::path& job_file) {
   const std::filesystem::path program = ExecutableDir() / "tributary-client";
   if (!std::filesystem::exists(program)) {
     return FailedPrecondition("{} is missing: a model of the zoo is initialised by tributary-client (build preset 'release', or give "
@@ -37,7 +38,7 @@ absl::StatusOr<std::string> InitialiseModel(const std::filesystem::path& job_fil
   options.args = {"init-model", "--job", job_file.string(), "--out", (folder / "model.safetensors").string()};
   options.stdout_file = folder / "log";
   options.stderr_file = folder / "log.err";
-  absl::StatusOr<std::string> tensors = [&]() -> absl::StatusOr<std::string> {
+  absl::StatusOr<FileSource> tensors = [&]() -> absl::StatusOr<FileSource> {
     TRIB_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Spawn(options));
     const auto status = child.Wait(absl::Minutes(5));
     if (!status.ok()) return Internal("initialising the model of {} took more than 5 minutes", job_file.string());
@@ -49,53 +50,97 @@ absl::StatusOr<std::string> InitialiseModel(const std::filesystem::path& job_fil
       if (why.starts_with("error: ")) why.erase(0, sizeof("error: ") - 1);
       return InvalidArgument("initialising the model of {} failed: {}", job_file.string(), why.empty() ? "no message" : why);
     }
-    return ReadFile(folder / "model.safetensors", TensorLayout::kMaxBytes);
+    return FileSource::Open(folder / "model.safetensors");
   }();
-  std::error_code ignored;
+  std::error_code ignored;  // an open file outlives its name
   std::filesystem::remove_all(folder, ignored);
   return tensors;
+}
+
+// The parts of a file as messages; `set` puts one into the request. False: the server has hung up.
+template <typename Set>
+absl::StatusOr<bool> Stream(const FileSource& file, grpc::ClientWriter<v1::SubmitJobRequest>& stream, Set set) {
+  bool open = true;
+  TRIB_RETURN_IF_ERROR(ForEachPiece(file, kPartBytes, [&](std::span<const std::byte> piece) {
+    if (!open) return absl::OkStatus();
+    v1::SubmitJobRequest request;
+    set(request, std::string(reinterpret_cast<const char*>(piece.data()), piece.size()));
+    open = stream.Write(request);
+    return absl::OkStatus();
+  }));
+  return open;
+}
+
+v1::SubmitHeader HeaderOf(const Submission& submission) {
+  v1::SubmitHeader header;
+  header.set_spec_yaml(submission.spec_yaml);
+  header.set_tensors_bytes(submission.tensors.size());
+  if (submission.artifact) header.set_artifact_bytes(submission.artifact->size());
+  header.set_artifact_sha256(submission.artifact_sha256);
+  return header;
+}
+
+absl::StatusOr<v1::SubmitJobResponse> SubmitOverGrpc(Client& client, const Submission& submission) {
+  grpc::ClientContext context;
+  v1::SubmitJobResponse response;
+  const auto stream = client.stub().SubmitJob(&context, &response);
+  v1::SubmitJobRequest request;
+  *request.mutable_header() = HeaderOf(submission);
+  absl::StatusOr<bool> open = stream->Write(request);
+  if (*open) open = Stream(submission.tensors, *stream, [](v1::SubmitJobRequest& r, std::string part) { r.set_tensors(std::move(part)); });
+  if (open.ok() && *open && submission.artifact) {
+    open = Stream(*submission.artifact, *stream, [](v1::SubmitJobRequest& r, std::string part) { r.set_artifact(std::move(part)); });
+  }
+  if (!open.ok()) context.TryCancel();
+  stream->WritesDone();
+  const grpc::Status status = stream->Finish();
+  if (!open.ok()) return open.status();
+  if (!status.ok()) return Client::FromGrpc(status);
+  return response;
+}
+
+// nullopt: this aggregator is not to be reached so, it has seen nothing.
+std::optional<absl::StatusOr<v1::SubmitJobResponse>> SubmitLocally(Client& client, const Submission& submission) {
+  const auto node = client.Call(&v1::Admin::Stub::GetNode, v1::GetNodeRequest());
+  if (!node.ok() || !IsLocalAddress(node->local_address())) return std::nullopt;
+  const absl::StatusOr<UniqueFd> socket = ConnectLocally(node->local_address());
+  if (!socket.ok()) return std::nullopt;
+  v1::LocalRequest request;
+  *request.mutable_submit()->mutable_header() = HeaderOf(submission);
+  if (request.ByteSizeLong() > kMaxLocalRequestBytes) return std::nullopt;
+  std::vector<int> fds = {submission.tensors.fd()};
+  if (submission.artifact) fds.push_back(submission.artifact->fd());
+  const uint64_t bytes = submission.tensors.size() + (submission.artifact ? submission.artifact->size() : 0);
+  // From here on the job may have been accepted, whatever fails: it is not sent a second time.
+  auto reply = AskLocally(socket->get(), request, fds, LocalTimeout(bytes));
+  if (!reply.ok()) return reply.status();
+  return std::move(*reply->message.mutable_submitted());
 }
 
 }  // namespace
 
 absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_file) {
   TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(job_file));
-  Submission submission;
-  submission.spec_yaml = CanonicalYaml(spec);
+  std::optional<FileSource> artifact;
+  std::string artifact_sha256;
   if (!spec.model.torchscript.empty()) {
-    TRIB_ASSIGN_OR_RETURN(submission.artifact, ReadFile(spec.model.torchscript));
-    submission.artifact_sha256 = Sha256Hex(std::as_bytes(std::span(submission.artifact)));
+    TRIB_ASSIGN_OR_RETURN(artifact, FileSource::Open(spec.model.torchscript));
+    Sha256 sha256;
+    TRIB_RETURN_IF_ERROR(ForEachPiece(*artifact, kPartBytes, [&](std::span<const std::byte> piece) {
+      sha256.Update(piece);
+      return absl::OkStatus();
+    }));
+    artifact_sha256 = sha256.HexDigest();
   }
   const std::string& file = spec.model.init.empty() ? spec.model.tensors : spec.model.init;
-  auto tensors = file.empty() ? InitialiseModel(job_file) : ReadTensors(file);
+  auto tensors = file.empty() ? InitialiseModel(job_file) : OpenTensors(file);
   if (!tensors.ok()) return tensors.status();
-  submission.tensors = *std::move(tensors);
-  return submission;
+  return Submission{CanonicalYaml(spec), *std::move(tensors), std::move(artifact), std::move(artifact_sha256)};
 }
 
 absl::StatusOr<v1::SubmitJobResponse> Submit(Client& client, const Submission& submission) {
-  grpc::ClientContext context;
-  v1::SubmitJobResponse response;
-  const auto stream = client.stub().SubmitJob(&context, &response);
-  v1::SubmitJobRequest request;
-  v1::SubmitHeader* header = request.mutable_header();
-  header->set_spec_yaml(submission.spec_yaml);
-  header->set_tensors_bytes(submission.tensors.size());
-  header->set_artifact_bytes(submission.artifact.size());
-  header->set_artifact_sha256(submission.artifact_sha256);
-  bool open = stream->Write(request);
-  for (size_t at = 0; open && at < submission.tensors.size(); at += kPartBytes) {
-    request.set_tensors(submission.tensors.substr(at, kPartBytes));
-    open = stream->Write(request);
-  }
-  for (size_t at = 0; open && at < submission.artifact.size(); at += kPartBytes) {
-    request.set_artifact(submission.artifact.substr(at, kPartBytes));
-    open = stream->Write(request);
-  }
-  stream->WritesDone();
-  const grpc::Status status = stream->Finish();
-  if (!status.ok()) return Client::FromGrpc(status);
-  return response;
+  if (auto response = SubmitLocally(client, submission)) return *std::move(response);
+  return SubmitOverGrpc(client, submission);
 }
 
 }  // namespace tributary::cli

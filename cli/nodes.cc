@@ -50,6 +50,7 @@ nlohmann::json NodeJobJson(const v1::NodeJob& job) {
                         {"promotions", job.promotions()},
                         {"partials", job.partials()},
                         {"process_starts", job.process_starts()},
+                        {"node_partials", job.node_partials()},
                         {"replans", job.replans()},
                         {"capacity", nullptr},
                         {"residual", nullptr},
@@ -82,7 +83,14 @@ nlohmann::json NodeJson(const v1::Node& node) {
   }
   nlohmann::json jobs = nlohmann::json::array();
   for (const v1::NodeJob& job : node.jobs()) jobs.push_back(NodeJobJson(job));
+  nlohmann::json below = nlohmann::json::array();
+  for (const v1::NodeBelow& other : node.nodes()) {
+    below.push_back({{"name", other.name()}, {"attached", other.attached()}, {"epoch", other.epoch()}, {"capacity", other.capacity()},
+                     {"clients", other.clients()}, {"asked", other.asked()}});
+  }
   return {{"address", node.address()},
+          {"upstream", node.upstream()},
+          {"nodes", below},
           {"metrics", node.metrics()},
           {"software", node.software()},
           {"started_us", node.started_us()},
@@ -122,6 +130,11 @@ void PrintWorkersAndTrees(const v1::Node& node) {
   for (const v1::Worker& w : node.workers()) {
     fmt::print("{:>6} {:>8} {:<7} {:>6} {:>9.3f} {:>9.2f} {:>7.3f} {:>9} {:>8}\n", w.index(), w.pid(), Printable(w.role()), w.queued(),
                w.seconds_per_update() * 1e3, w.updates_per_second(), w.load(), w.folded(), w.restarts());
+  }
+  if (!node.upstream().empty()) fmt::print("\nbelow the node at {}\n", Printable(node.upstream()));
+  for (const v1::NodeBelow& other : node.nodes()) {
+    fmt::print("\nnode {}: {}, capacity {:.0f} updates, {} clients, asked for {} updates\n", Printable(other.name()), other.attached() ? "attached" : "away",
+               other.capacity(), other.clients(), other.asked());
   }
   for (const v1::NodeJob& job : node.jobs()) {
     std::string leaves = job.shape() == "tree" ? fmt::format(" of {} out of {} leaves", job.leaves(), job.max_leaves()) : "";

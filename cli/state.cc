@@ -66,6 +66,7 @@ nlohmann::json VersionJson(const v1::VersionInfo& info) {
   for (const std::string& name : info.strategy_state()) vectors.push_back(name);
   return {{"job", info.job()},           {"version", info.version()},           {"sha256", info.sha256()},   {"parent_sha256", info.parent_sha256()},
           {"bytes", info.bytes()},       {"committed_us", info.committed_us()}, {"trigger", info.trigger()}, {"epoch", info.epoch()},
+          {"pruned_us", info.pruned_us()},
           {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors}};
 }
 
@@ -82,8 +83,8 @@ absl::StatusOr<int> List(const Context& context, StateSource& source, const std:
   fmt::print("job {}\n{:>8}  {:<12} {:>10} {:>8} {:>9}  {:<19}  {}\n", id, "VERSION", "SHA-256", "SIZE", "CLIENTS", "ACCURACY", "COMMITTED", "TRIGGER");
   for (const v1::VersionInfo& info : versions) {
     const bool measured = info.metrics_size() > 0 && std::isfinite(info.metrics(0).accuracy());
-    fmt::print("{:>8}  {:<12} {:>10} {:>8} {:>9}  {:<19}  {}\n", info.version(), info.sha256().substr(0, 12), HumanBytes(info.bytes()),
-               info.contributors_size(), measured ? fmt::format("{:.4f}", info.metrics(0).accuracy()) : "-", HumanTime(info.committed_us()),
+    fmt::print("{:>8}  {:<12} {:>10} {:>8} {:>9}  {:<19}  {}\n", info.version(), info.sha256().substr(0, 12),
+               info.pruned_us() == 0 ? HumanBytes(info.bytes()) : "pruned", info.contributors_size(), measured ? fmt::format("{:.4f}", info.metrics(0).accuracy()) : "-", HumanTime(info.committed_us()),
                info.trigger());
   }
   return kDone;
@@ -104,6 +105,7 @@ absl::StatusOr<int> Get(const Context& context, StateSource& source, const std::
   fmt::print("job         {}\nversion     {}\nsha256      {}\nparent      {}\nsize        {}\ncommitted   {}\ntrigger     {}\nepoch       {}\n", info.job(),
              info.version(), info.sha256(), info.parent_sha256().empty() ? "-" : info.parent_sha256(), HumanBytes(info.bytes()),
              HumanTime(info.committed_us()), info.trigger().empty() ? "-" : info.trigger(), info.epoch());
+  if (info.pruned_us() != 0) fmt::print("tensors     pruned at {}\n", HumanTime(info.pruned_us()));
   fmt::print("strategy    {}\n", info.strategy_state_size() == 0 ? "-" : fmt::format("{}", fmt::join(info.strategy_state(), ", ")));
   for (const v1::Metric& m : info.metrics()) {
     fmt::print("metric      loss {:.6g}, accuracy {:.4f}, {} examples, by {}\n", m.loss(), m.accuracy(), m.examples(), m.evaluator());

@@ -22,6 +22,7 @@ constexpr const char* kNames[] = {
 struct Target {
   int point = -1;
   long passage = 0;
+  int signal = SIGKILL;
 };
 
 Target ReadTarget() {
@@ -30,7 +31,8 @@ Target ReadTarget() {
   const char* colon = std::strchr(text, ':');
   const std::string name = colon ? std::string(text, colon) : std::string(text);
   for (size_t i = 0; i < std::size(kNames); ++i) {
-    if (name == kNames[i]) return {static_cast<int>(i), colon ? std::atol(colon + 1) : 1};
+    if (name != kNames[i]) continue;
+    return {static_cast<int>(i), colon ? std::atol(colon + 1) : 1, std::string(text).ends_with(":stop") ? SIGSTOP : SIGKILL};
   }
   return {};
 }
@@ -41,7 +43,7 @@ void PassCrashPoint(CrashPoint point) {
   static const Target target = ReadTarget();
   static std::atomic<long> passages{0};
   if (static_cast<int>(point) != target.point) return;
-  if (passages.fetch_add(1) + 1 == target.passage) ::kill(::getpid(), SIGKILL);
+  if (passages.fetch_add(1) + 1 == target.passage) ::kill(::getpid(), target.signal);
 }
 
 }  // namespace tributary

@@ -1,6 +1,6 @@
 // Named places where a test may kill the process: TRIB_CRASH_POINT(state_commit_before_sync).
 // With TRIBUTARY_CRASH_POINTS (debug and sanitizer presets) the environment variable TRIBUTARY_CRASH=name:n raises SIGKILL at
-// the n-th passage of that point in this process (n from 1). Otherwise the macro is nothing and no name is in the binary.
+// the n-th passage of that point in this process (n from 1), TRIBUTARY_CRASH=name:n:stop SIGSTOP. Otherwise the macro is nothing and no name is in the binary.
 // All names are in crash_points.def, each used exactly once (the tidy test checks it). Threads: safe.
 #pragma once
 

@@ -1,6 +1,7 @@
 #include "common/safetensors.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -14,6 +15,7 @@ namespace {
 
 using nlohmann::json;
 
+constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeader = 100'000'000;
 constexpr std::string_view kMetadataKey = "__metadata__";
 
@@ -227,27 +229,23 @@ absl::StatusOr<DType> ModelDType(const SafetensorsEntry& entry) {
   return InvalidArgument("tensor '{}': expected type F32, F64 or I64, got {}", Shown(entry.name), entry.dtype);
 }
 
-}  // namespace
-
-const SafetensorsEntry* SafetensorsView::Find(std::string_view name) const {
-  for (const SafetensorsEntry& entry : entries) {
-    if (entry.name == name) return &entry;
-  }
-  return nullptr;
-}
-
-absl::StatusOr<SafetensorsView> ParseSafetensors(std::span<const std::byte> bytes) {
-  if (bytes.size() < 8) return InvalidArgument("safetensors: expected at least 8 bytes, got {}", bytes.size());
+// The header's length, from the first bytes of a file of `file_bytes`.
+absl::StatusOr<uint64_t> HeaderBytes(std::span<const std::byte> head, uint64_t file_bytes) {
+  if (head.size() < kLengthBytes) return InvalidArgument("safetensors: expected at least 8 bytes, got {}", file_bytes);
   uint64_t header_bytes = 0;
-  for (size_t i = 0; i < 8; ++i) header_bytes |= static_cast<uint64_t>(bytes[i]) << (8 * i);
+  for (size_t i = 0; i < kLengthBytes; ++i) header_bytes |= static_cast<uint64_t>(head[i]) << (8 * i);
   if (header_bytes > kMaxHeader) {
     return InvalidArgument("safetensors: expected a header of at most {} bytes, got {}", kMaxHeader, header_bytes);
   }
-  if (header_bytes > bytes.size() - 8) {
+  if (header_bytes > file_bytes - kLengthBytes) {
     return InvalidArgument("safetensors: a header of {} bytes is announced, the file has {} after the length", header_bytes,
-                           bytes.size() - 8);
+                           file_bytes - kLengthBytes);
   }
-  const std::string_view header(reinterpret_cast<const char*>(bytes.data()) + 8, header_bytes);
+  return header_bytes;
+}
+
+// Entries without their bytes.
+absl::StatusOr<SafetensorsView> ParseHeader(std::string_view header, uint64_t file_bytes) {
   if (header.empty() || header[0] != '{') return InvalidArgument("safetensors header: expected it to begin with '{{'");
   // The JSON reader takes a NUL for the end of its input.
   if (header.find('\0') != std::string_view::npos) return InvalidArgument("safetensors header: not valid JSON: it has a NUL byte");
@@ -261,7 +259,8 @@ absl::StatusOr<SafetensorsView> ParseSafetensors(std::span<const std::byte> byte
   std::stable_sort(tensors.begin(), tensors.end(), [](const HeaderEntry& a, const HeaderEntry& b) {
     return a.begin != b.begin ? a.begin < b.begin : a.end < b.end;
   });
-  const std::span<const std::byte> data = bytes.subspan(8 + header_bytes);
+  const uint64_t data_begin = kLengthBytes + header.size();
+  const uint64_t data_bytes = file_bytes - data_begin;
   SafetensorsView view;
   view.metadata = std::move(handler.metadata);
   view.entries.reserve(tensors.size());
@@ -272,23 +271,77 @@ absl::StatusOr<SafetensorsView> ParseSafetensors(std::span<const std::byte> byte
       return InvalidArgument("tensor '{}': {}: expected its data to begin at {}, got {}", name,
                              tensor.begin < expected_begin ? "overlaps another" : "a hole before it", expected_begin, tensor.begin);
     }
-    if (tensor.end < tensor.begin || tensor.end > data.size()) {
+    if (tensor.end < tensor.begin || tensor.end > data_bytes) {
       return InvalidArgument("tensor '{}': data_offsets [{}, {}] do not lie in the file's {} bytes of data", name, tensor.begin,
-                             tensor.end, data.size());
+                             tensor.end, data_bytes);
     }
     TRIB_ASSIGN_OR_RETURN(const uint64_t size, ExpectedBytes(tensor.entry));
     if (size != tensor.end - tensor.begin) {
       return InvalidArgument("tensor '{}': shape {} of {} takes {} bytes, data_offsets give {}", name,
                              ShapeText(tensor.entry.shape), tensor.entry.dtype, size, tensor.end - tensor.begin);
     }
-    tensor.entry.bytes = data.subspan(tensor.begin, size);
+    tensor.entry.file_offset = data_begin + tensor.begin;
+    tensor.entry.size_bytes = size;
     expected_begin = tensor.end;
     view.entries.push_back(std::move(tensor.entry));
   }
-  if (expected_begin != data.size()) {
-    return InvalidArgument("safetensors: {} bytes of data, of which the tensors name {}", data.size(), expected_begin);
+  if (expected_begin != data_bytes) {
+    return InvalidArgument("safetensors: {} bytes of data, of which the tensors name {}", data_bytes, expected_begin);
   }
   return view;
+}
+
+// Which entry goes where in the flat form.
+absl::StatusOr<std::vector<std::pair<const SafetensorsEntry*, const PlacedTensor*>>> MatchTensors(const SafetensorsView& view,
+                                                                                                  const TensorLayout& layout) {
+  // One pass over the entries with an index by name: both sides may have many thousand tensors.
+  std::map<std::string_view, const PlacedTensor*> wanted;
+  for (const PlacedTensor& tensor : layout.tensors()) wanted.emplace(tensor.spec.name, &tensor);
+  std::vector<std::pair<const SafetensorsEntry*, const PlacedTensor*>> pairs;
+  pairs.reserve(wanted.size());
+  for (const SafetensorsEntry& entry : view.entries) {
+    const auto found = wanted.find(entry.name);
+    if (found == wanted.end()) return InvalidArgument("tensor '{}': the model has none of this name", Shown(entry.name));
+    const TensorSpec& spec = found->second->spec;
+    if (entry.dtype != DTypeName(spec.dtype)) {
+      return InvalidArgument("tensor '{}': expected type {}, got {}", Shown(entry.name), DTypeName(spec.dtype), entry.dtype);
+    }
+    if (entry.shape != spec.shape) {
+      return InvalidArgument("tensor '{}': expected shape {}, got {}", Shown(entry.name), ShapeText(spec.shape),
+                             ShapeText(entry.shape));
+    }
+    pairs.emplace_back(&entry, found->second);
+    wanted.erase(found);  // a second one of the name is unknown then
+  }
+  if (!wanted.empty()) return InvalidArgument("tensor '{}': missing", Shown(wanted.begin()->first));
+  return pairs;
+}
+
+}  // namespace
+
+const SafetensorsEntry* SafetensorsView::Find(std::string_view name) const {
+  for (const SafetensorsEntry& entry : entries) {
+    if (entry.name == name) return &entry;
+  }
+  return nullptr;
+}
+
+absl::StatusOr<SafetensorsView> ParseSafetensors(std::span<const std::byte> bytes) {
+  TRIB_ASSIGN_OR_RETURN(const uint64_t header_bytes, HeaderBytes(bytes, bytes.size()));
+  TRIB_ASSIGN_OR_RETURN(SafetensorsView view,
+                        ParseHeader({reinterpret_cast<const char*>(bytes.data()) + kLengthBytes, header_bytes}, bytes.size()));
+  for (SafetensorsEntry& entry : view.entries) entry.bytes = bytes.subspan(entry.file_offset, entry.size_bytes);
+  return view;
+}
+
+absl::StatusOr<SafetensorsView> ReadSafetensorsHeader(const ByteSource& file) {
+  std::array<std::byte, kLengthBytes> length{};
+  const auto head = std::span(length).first(std::min<uint64_t>(kLengthBytes, file.size()));
+  TRIB_RETURN_IF_ERROR(file.Read(0, head));
+  TRIB_ASSIGN_OR_RETURN(const uint64_t header_bytes, HeaderBytes(head, file.size()));
+  std::string header(header_bytes, '\0');
+  TRIB_RETURN_IF_ERROR(file.Read(kLengthBytes, std::as_writable_bytes(std::span(header))));
+  return ParseHeader(header, file.size());
 }
 
 absl::StatusOr<SafetensorsFile> SafetensorsFile::Read(const std::filesystem::path& path) {
@@ -336,29 +389,18 @@ absl::StatusOr<std::vector<std::byte>> ToFlat(const SafetensorsView& view, const
 
 absl::Status CopyFlat(const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out) {
   TRIB_CHECK(out.size() == layout.total_bytes(), "{} bytes for a layout of {}", out.size(), layout.total_bytes());
-  // One pass over the entries with an index by name: both sides may have many thousand tensors.
-  std::map<std::string_view, const PlacedTensor*> wanted;
-  for (const PlacedTensor& tensor : layout.tensors()) wanted.emplace(tensor.spec.name, &tensor);
-  std::vector<std::pair<const SafetensorsEntry*, const PlacedTensor*>> pairs;
-  pairs.reserve(wanted.size());
-  for (const SafetensorsEntry& entry : view.entries) {
-    const auto found = wanted.find(entry.name);
-    if (found == wanted.end()) return InvalidArgument("tensor '{}': the model has none of this name", Shown(entry.name));
-    const TensorSpec& spec = found->second->spec;
-    if (entry.dtype != DTypeName(spec.dtype)) {
-      return InvalidArgument("tensor '{}': expected type {}, got {}", Shown(entry.name), DTypeName(spec.dtype), entry.dtype);
-    }
-    if (entry.shape != spec.shape) {
-      return InvalidArgument("tensor '{}': expected shape {}, got {}", Shown(entry.name), ShapeText(spec.shape),
-                             ShapeText(entry.shape));
-    }
-    pairs.emplace_back(&entry, found->second);
-    wanted.erase(found);  // a second one of the name is unknown then
+  TRIB_ASSIGN_OR_RETURN(const auto pairs, MatchTensors(view, layout));
+  for (const auto& [entry, tensor] : pairs) {
+    if (tensor->bytes != 0) std::memcpy(out.data() + tensor->offset_bytes, entry->bytes.data(), tensor->bytes);
   }
-  if (!wanted.empty()) return InvalidArgument("tensor '{}': missing", Shown(wanted.begin()->first));
-  for (const auto& pair : pairs) {
-    if (pair.second->bytes == 0) continue;
-    std::memcpy(out.data() + pair.second->offset_bytes, pair.first->bytes.data(), pair.second->bytes);
+  return absl::OkStatus();
+}
+
+absl::Status ReadFlat(const ByteSource& file, const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out) {
+  TRIB_CHECK(out.size() == layout.total_bytes(), "{} bytes for a layout of {}", out.size(), layout.total_bytes());
+  TRIB_ASSIGN_OR_RETURN(const auto pairs, MatchTensors(view, layout));
+  for (const auto& [entry, tensor] : pairs) {
+    TRIB_RETURN_IF_ERROR(file.Read(entry->file_offset, out.subspan(tensor->offset_bytes, tensor->bytes)));
   }
   return absl::OkStatus();
 }

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "common/byte_source.h"
 #include "common/file.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -24,7 +25,9 @@ struct SafetensorsEntry {
   std::string name;
   std::string dtype;  // the file's own name: "F32", "F16", "BF16", "I64", "U8", …
   std::vector<int64_t> shape;
-  std::span<const std::byte> bytes;  // into the file or buffer that was parsed
+  uint64_t file_offset = 0;  // of its first byte
+  uint64_t size_bytes = 0;
+  std::span<const std::byte> bytes;  // into the buffer that was parsed; empty if only the header was read
 };
 
 struct SafetensorsView {
@@ -35,6 +38,9 @@ struct SafetensorsView {
 
 // `bytes` must outlive the view.
 absl::StatusOr<SafetensorsView> ParseSafetensors(std::span<const std::byte> bytes);
+
+// Reads and checks the header only: entries without bytes.
+absl::StatusOr<SafetensorsView> ReadSafetensorsHeader(const ByteSource& file);
 
 // A whole file in memory with its view.
 class SafetensorsFile {
@@ -58,6 +64,8 @@ struct FlatModel {
 absl::StatusOr<TensorLayout> LayoutOf(const SafetensorsView& view);
 // The file must have exactly `layout`'s tensors (any order in the file): for updates and checkpoints. `out`: layout.total_bytes().
 absl::Status CopyFlat(const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out);
+// The same from a file whose header is `view`: each byte is read once, into its place. Errors of the source too.
+absl::Status ReadFlat(const ByteSource& file, const SafetensorsView& view, const TensorLayout& layout, std::span<std::byte> out);
 absl::StatusOr<std::vector<std::byte>> ToFlat(const SafetensorsView& view, const TensorLayout& layout);
 absl::StatusOr<FlatModel> ToModel(const SafetensorsView& view);
 

@@ -6,6 +6,8 @@
 #   scripts/bench.sh transport [--only T1,T6] [--runs N]                              SK_MSG and lanes: T1 T1b T6 T7 T12 T14 T16 (root)
 #   scripts/bench.sh dataplane [T1 … T20] [--runs N] [--quick] [--out DIR]             the data plane's acceptance measurements, judged: a table
 #                                                                                     in DIR (build/dataplane-DATE) and a JSON document
+#   scripts/bench.sh dataplane ladder [--runs N] [--quick] [--out DIR]                 the four switches one after another on three nodes (root):
+#                                                                                     a table, JSON and a chart in DIR (build/ladder)
 #   scripts/bench.sh planner [T4|T8|T8b|T10|T10b|sweep|ladder ...] [--seeds N]        the control plane, one JSON line a measurement
 #   scripts/bench.sh kills [KILLS [MIB]]                                               kill -9 at named points: KILLS (5) at each of the workers', and
 #                                                                                     8 x KILLS of the daemon; MIB (44.8) an update; a dev build
@@ -17,6 +19,13 @@ usage() { sed -n '2,11p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
 # Builds what it needs by itself, which is little of the product.
+if [ "$name" = dataplane ] && [ "${1:-}" = ladder ]; then
+  shift
+  [ -f "$build/build.ninja" ] || "$root/scripts/deps.sh" >&2
+  [ -f "$build/build.ninja" ] || (cd "$root" && cmake --preset release) >&2
+  cmake --build "$build" --target tributary-aggregator tributary-worker tributary trib-scripted-client >&2
+  exec python3 "$root/tests/bench/nodes_rig.py" "$build/bin" ladder --out "$root/build/ladder" "$@"
+fi
 if [ "$name" = dataplane ]; then
   [ -f "$build/build.ninja" ] || "$root/scripts/deps.sh" >&2
   exec python3 "$root/tests/bench/dataplane_bench.py" --build "$build" --dev-build "${TRIBUTARY_DEV_BUILD:-$root/build/dev}" "$@"

@@ -2,7 +2,7 @@
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
 #   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
-# TRIBUTARY_REQUIRE=bpf (what .ci/run sets): tests that need eBPF fail instead of being skipped where they find none.
+# TRIBUTARY_REQUIRE=bpf,mount (what .ci/run sets): tests that need eBPF or a mount fail instead of being skipped where they find none.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"
@@ -16,7 +16,7 @@ case ${1:-} in
     cmake --preset "$1" >/dev/null
     cmake --build --preset "$1"
     step "test: $1"
-    exec ctest --preset "$1" -LE 'torch|tidy' ;;
+    exec ctest --preset "$1" -j "$(nproc)" -LE 'torch|tidy' ;;
   "") ;;
   *) sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
 esac
@@ -27,12 +27,11 @@ step "configure and build: dev (debug, no LibTorch)"
 cmake --preset dev >/dev/null
 cmake --build --preset dev
 step "test: dev"
-# Once more for a test that fails: the machines are shared, and a few tests race real processes against real time. Both runs are printed.
-ctest --preset dev --repeat until-pass:2
+ctest --preset dev -j "$(nproc)"
 step "configure and build: release (optimised, LibTorch)"
 cmake --preset release >/dev/null
 cmake --build --preset release --target tributary tributary-aggregator tributary-worker tributary-client \
   trib-scripted-client client_torch_test
 step "test: release (what needs LibTorch or an optimised build)"
-ctest --preset release --repeat until-pass:2 -L 'torch|demo'
+ctest --preset release -j "$(nproc)" -L 'torch|demo'
 step "all tests passed"

@@ -50,15 +50,16 @@ void SetLane(const LaneStats& from, v1::LaneCounters* to) {
 
 }  // namespace
 
-absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) {
+absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                               std::string artifact) {
   {
     absl::MutexLock lock(&mutex_);
     if (draining_) return Unavailable("this server is shutting down");
   }
   TRIB_RETURN_IF_ERROR(store_->Writable());
   TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
-  if (tensors.size() != header.tensors_bytes()) {
-    return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors.size());
+  if (tensors->size() != header.tensors_bytes()) {
+    return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }
   if (artifact.size() != header.artifact_bytes()) {
     return InvalidArgument("artifact: expected the {} bytes that the header says, got {}", header.artifact_bytes(), artifact.size());
@@ -78,7 +79,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   std::shared_ptr<JobRuntime> runtime;
   std::shared_ptr<ModelBuffer> first;
   {
-    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(tensors))));
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ReadSafetensorsHeader(*tensors));
     TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, LayoutOf(view));
     if (layout.trainable_count() == 0) return InvalidArgument("{}: the model has no trainable element", origin);
     if (layout.float_dtype() != spec.dtype) {
@@ -90,11 +91,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (!made.ok()) return made.status();
     runtime = *std::move(made);
     TRIB_ASSIGN_OR_RETURN(first, ModelBuffer::Make(runtime->shelf));
-    TRIB_RETURN_IF_ERROR(CopyFlat(view, layout, first->writable()));
+    TRIB_RETURN_IF_ERROR(ReadFlat(*tensors, view, layout, first->writable()));
     TRIB_RETURN_IF_ERROR(Annotate(CheckFinite(layout, first->bytes()), origin));
   }
-  tensors = {};
-  first->Seal(0, Sha256Hex(first->bytes()));
+  tensors.reset();
+  const std::shared_future<std::string> sha256 = ModelBuffer::SealMeanwhile(first, 0);
 
   v1::SubmitJobResponse response;
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
@@ -120,11 +121,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   VersionCommit batch;
   batch.job = job->row;
   batch.tensors = first->bytes();
+  batch.sha256 = [sha256] { return sha256.get(); };
   batch.version.set_format_version(1);
   v1::VersionInfo& info = *batch.version.mutable_info();
   info.set_job(job->id);
   info.set_version(0);
-  info.set_sha256(first->sha256());
   info.set_bytes(first->bytes().size());
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
@@ -135,6 +136,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   }
   job->latest = batch.version;
   TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));
+  job->latest.mutable_info()->set_sha256(sha256.get());
   job->model = first;  // spares OpenJob reading it back
   {
     absl::MutexLock lock(&mutex_);
@@ -178,6 +180,7 @@ absl::Status Coordinator::AwaitStored(const JobPtr& job) {
 absl::StatusOr<v1::Job> Coordinator::CancelJob(const std::string& text, const std::string& reason) {
   absl::MutexLock lock(&mutex_);
   TRIB_ASSIGN_OR_RETURN(const JobPtr job, ResolveJob(text));
+  if (job->row.relayed()) return FailedPrecondition("job {} belongs to the node above this one: cancel it there", job->id);
   if (job->row.state() == v1::JOB_STATE_CANCELLED) return Describe(*job);
   const std::string why = reason.empty() ? "cancelled by a person" : reason;
   const absl::Time give_up = absl::Now() + kAwaitStored;
@@ -212,6 +215,7 @@ absl::StatusOr<v1::Job> Coordinator::ResumeJob(const std::string& text) {
     absl::MutexLock lock(&mutex_);
     if (draining_) return Unavailable("this server is shutting down");
     TRIB_ASSIGN_OR_RETURN(job, ResolveJob(text));
+    if (job->row.relayed()) return FailedPrecondition("job {} belongs to the node above this one: resume it there", job->id);
     if (job->row.state() == v1::JOB_STATE_DONE) return FailedPrecondition("job {} is done; submit a new one with its model as model.init", job->id);
     if (!job->Final()) return Describe(*job);
     // The old runtime must be gone before a new one opens.
@@ -282,6 +286,7 @@ v1::NodeJob Coordinator::DescribeOnNode(const Job& job) const {
     out.set_partials(stats->partials);
     out.set_process_starts(stats->starts);
   }
+  out.set_node_partials(job.partials_taken);
   out.set_replans(planner.replans());
   if (const std::optional<double> capacity = planner.capacity()) {
     out.set_capacity(*capacity);
@@ -331,6 +336,21 @@ v1::Node Coordinator::GetNode() {
       seat.set_pushed(from.lane.pushed);
       SetLane(from.lane, seat.mutable_lane());
     }
+  }
+  node.set_upstream(options_.upstream);
+  for (const auto& [name, below] : nodes_) {
+    v1::NodeBelow& shown = *node.add_nodes();
+    shown.set_name(name);
+    shown.set_attached(below.session != 0);
+    shown.set_epoch(below.epoch);
+    shown.set_capacity(below.capacity);
+    shown.set_clients(static_cast<uint64_t>(below.clients));
+    uint64_t asked = 0;
+    for (const JobPtr& job : jobs_) {
+      const auto share = job->nodes.shares.find(name);
+      if (share != job->nodes.shares.end() && !share->second.arrived) asked += share->second.goal;
+    }
+    shown.set_asked(asked);
   }
   const WorkerPool::Traffic traffic = workers_->TrafficOf();
   SetLane(traffic.lanes, node.mutable_lanes());

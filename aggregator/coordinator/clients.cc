@@ -47,6 +47,7 @@ absl::StatusOr<uint64_t> Coordinator::Attach(const std::string& client_id, const
     client.to_evaluate.clear();
     sessions_[session] = client_id;
     dirty_clients_.insert(client_id);
+    if (upstream_ != nullptr) next_report_ = absl::InfinitePast();
     loop_wake_.Signal();
   }
   // Registered first: whatever is settled from here on goes to this stream, after the Welcome.
@@ -136,6 +137,7 @@ void Coordinator::Detach(uint64_t session) {
   client.evaluating.reset();
   client.to_evaluate.clear();
   client.detached = clock_->Now();
+  if (upstream_ != nullptr) next_report_ = absl::InfinitePast();
   dirty_clients_.insert(client.id);
   // It cannot take a new task; one under way survives a short absence.
   Withdraw(client, /*with_tasks=*/false);
@@ -280,7 +282,7 @@ void Coordinator::OnDeclined(ClientRecord& client, const v1::TaskDeclined& decli
 }
 
 bool Coordinator::Evaluates(const ClientRecord& client, const Job& job) const {
-  if (!client.hello.evaluates()) return false;
+  if (!client.hello.evaluates() || job.row.relayed()) return false;  // the top's evaluators do
   const std::vector<std::string>& named = job.spec.evaluate.clients;
   return named.empty() || std::find(named.begin(), named.end(), client.id) != named.end();
 }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "common/clock.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
 #include "common/log.h"
@@ -13,6 +14,7 @@ namespace {
 constexpr absl::Duration kCommitRetry = absl::Seconds(1);
 constexpr absl::Duration kJournalRetry = absl::Seconds(10);
 constexpr int kJournalShare = 9;  // pause at least this many times the time a journal took: at most 10 % of the time
+constexpr absl::Duration kTidyEvery = absl::Hours(1);
 constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
 
@@ -30,16 +32,31 @@ v1::Contributor ContributorRow(const UpdateKeyRef& key, double weight, uint64_t 
 }  // namespace
 
 void Coordinator::CommitLoop(const std::stop_token& stop) {
+  absl::Time tidy_all = clock_->Now() + kTidyEvery;
   while (true) {
     CommitWork work;
+    JobPtr untidy;
     {
       absl::MutexLock lock(&mutex_);
-      while (commits_.empty() && !stop.stop_requested() && !stopping_) commit_wake_.Wait(&mutex_);
+      while (commits_.empty() && to_tidy_.empty() && !stop.stop_requested() && !stopping_) {
+        commit_wake_.WaitWithTimeout(&mutex_, std::max(absl::ZeroDuration(), tidy_all - clock_->Now()));
+        if (clock_->Now() < tidy_all) continue;
+        to_tidy_.insert(jobs_.begin(), jobs_.end());
+        tidy_all = clock_->Now() + kTidyEvery;
+      }
       if (stop.stop_requested() || stopping_) return;
-      work = std::move(commits_.front());
-      commits_.pop_front();
+      if (!commits_.empty()) {
+        work = std::move(commits_.front());
+        commits_.pop_front();
+      } else {
+        untidy = to_tidy_.extract(to_tidy_.begin()).value();
+      }
     }
-    if (work.journal) {
+    if (untidy != nullptr) {
+      if (!TidyJob(untidy)) continue;
+      absl::MutexLock lock(&mutex_);
+      to_tidy_.insert(std::move(untidy));
+    } else if (work.journal) {
       RunJournal(work);
     } else {
       RunCommit(work);
@@ -54,13 +71,35 @@ void Coordinator::RunCommit(CommitWork& work) {
   const absl::Time begin = clock_->Now();
   ModelRef previous;
   absl::Time first_task;
+  std::shared_ptr<NodeSums> from_nodes;
+  bool own_updates = false;
   {
     absl::MutexLock lock(&mutex_);
     previous = job->model;
     first_task = job->first_task == absl::InfinitePast() ? begin : job->first_task;
+    from_nodes = job->nodes.sums;
+    for (const RoundContributor& contributor : commit.contributors) {
+      const auto entry = job->updates.find(contributor.key.update);
+      own_updates = own_updates || entry == job->updates.end() || entry->second.node.empty();
+    }
   }
   TRIB_CRASH_POINT(round_before_server_step);
-  const absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(runtime.number);
+  absl::StatusOr<WorkerPool::Sums> sums = WorkerPool::Sums();
+  if (own_updates) sums = workers_->ReadSums(runtime.number);
+  std::vector<StatePiece> pieces;
+  std::span<const int64_t> counters;
+  if (sums.ok()) {
+    pieces = sums->pieces;
+    counters = sums->counters;
+  }
+  if (sums.ok() && from_nodes != nullptr) {
+    if (const absl::Status whole = from_nodes->Finish(*runtime.reducer, pieces, counters); whole.ok()) {
+      pieces = {{0, runtime.layout.float_count(), from_nodes->floats().data()}};
+      counters = from_nodes->counters();
+    } else {
+      sums = whole;
+    }
+  }
   if (!sums.ok() || previous == nullptr) {
     absl::MutexLock lock(&mutex_);
     job->committing = false;
@@ -74,12 +113,12 @@ void Coordinator::RunCommit(CommitWork& work) {
     absl::StatusOr<std::shared_ptr<ModelBuffer>> room = ModelBuffer::Make(runtime.shelf);
     if (room.ok()) {
       model = *std::move(room);
-    } else if (!AwaitCommitRetry(*job, commit.version, room.status())) {
+    } else if (!AwaitCommitRetry(job, commit.version, room.status())) {
       return;
     }
   }
   const absl::Status stepped =
-      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, sums->pieces, commit.sum_weight, sums->counters,
+      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, pieces, commit.sum_weight, counters,
                       previous->bytes(), runtime.state, model->writable());
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
@@ -93,19 +132,17 @@ void Coordinator::RunCommit(CommitWork& work) {
   TRIB_CRASH_POINT(round_after_server_step);
   const absl::Time made = clock_->Now();
   const double aggregate_s = absl::ToDoubleSeconds(made - first_task);
-  model->Seal(commit.version, Sha256Hex(model->bytes()));
-
-  const absl::Time hashed = clock_->Now();
+  const std::shared_future<std::string> sha256 = ModelBuffer::SealMeanwhile(model, commit.version);
 
   VersionCommit batch;
   batch.tensors = model->bytes();
+  batch.sha256 = [sha256] { return sha256.get(); };
   for (const auto& [name, values] : runtime.state.vectors) batch.strategy_state.push_back({name, values});
   v1::VersionRow& row = batch.version;
   row.set_format_version(1);
   v1::VersionInfo& info = *row.mutable_info();
   info.set_job(job->id);
   info.set_version(commit.version);
-  info.set_sha256(model->sha256());
   info.set_bytes(model->bytes().size());
   info.set_committed_us(WallMicros());
   info.set_parent_sha256(previous->sha256());
@@ -145,25 +182,39 @@ void Coordinator::RunCommit(CommitWork& work) {
     if (stored.ok()) break;
     // A failed write is an unknown outcome: the manifest tells.
     const absl::StatusOr<v1::VersionRow> found = store_->GetVersion(job->id, commit.version);
-    if (found.ok() && found->info().sha256() == model->sha256()) break;
-    if (!AwaitCommitRetry(*job, commit.version, stored)) return;
+    if (found.ok() && found->info().sha256() == sha256.get()) break;
+    if (!AwaitCommitRetry(job, commit.version, stored)) return;
   }
   const absl::Time stored_at = clock_->Now();
   timing.set_commit_s(absl::ToDoubleSeconds(stored_at - first_task));
-  TRIB_LOG(debug, "job {} version {}: {:.3f} s after its first task the last update was in; server step {:.3f} s, hashes {:.3f} s, store {:.3f} s",
+  TRIB_LOG(debug, "job {} version {}: {:.3f} s after its first task the last update was in; server step {:.3f} s, hashes and store {:.3f} s",
            job->id, commit.version, absl::ToDoubleSeconds(begin - first_task), absl::ToDoubleSeconds(made - begin),
-           absl::ToDoubleSeconds(hashed - made), absl::ToDoubleSeconds(stored_at - hashed));
+           absl::ToDoubleSeconds(stored_at - made));
+  info.set_sha256(sha256.get());
   absl::MutexLock lock(&mutex_);
   ++job->commits_made;
   job->commit_time += stored_at - begin;
   Publish(job, commit, std::move(model), std::move(row));
 }
 
-bool Coordinator::AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) {
-  TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job.id, version, MessageOf(trouble));
+bool Coordinator::TidyJob(const JobPtr& job) {
+  const absl::StatusOr<bool> more = housekeeping_.Tidy(
+      job->id,
+      [&](uint64_t base) {
+        absl::MutexLock lock(&mutex_);
+        return job->Final() || (job->Open() && job->runtime->round->TooStale(base));
+      },
+      WallMicros());
+  if (!more.ok()) TRIB_LOG(warn, "job {}: what the store could forget stays: {}", job->id, MessageOf(more.status()));
+  return more.ok() && *more;
+}
+
+bool Coordinator::AwaitCommitRetry(const JobPtr& job, uint64_t version, const absl::Status& trouble) {
+  TRIB_LOG(error, "job {}: version {} cannot be stored, trying again: {}", job->id, version, MessageOf(trouble));
+  TidyJob(job);  // it may make the room that is missing
   absl::MutexLock lock(&mutex_);
-  job.commit_trouble = MessageOf(trouble);
-  MarkChanged(job, /*persist=*/false);
+  job->commit_trouble = MessageOf(trouble);
+  MarkChanged(*job, /*persist=*/false);
   if (!stopping_) commit_wake_.WaitWithTimeout(&mutex_, kCommitRetry);
   return !stopping_;  // otherwise clients keep their updates and send them again
 }
@@ -193,17 +244,20 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
     }
   }
   if (job->Open()) {
+    OpenShares(job);
     const absl::Status begun = BeginRound(*job, *job->runtime, ++job->round_number, 0);
+    Post(job, NodesExpected{ExpectedFromNodes(*job)});
     Post(job, VersionCommitted{commit.version});
     if (job->Open()) job->hurry_at = job->runtime->round->deadline();
     if (!begun.ok() && job->Open() && !job->finishing) LoseAggregate(job, MessageOf(begun));
   }
+  to_tidy_.insert(job);
   MarkChanged(*job, /*persist=*/job->Final());
   changed_.SignalAll();
 }
 
 void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
-  if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling) return;
+  if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling || job->relayed.busy) return;
   if (job->folded_since_journal == 0 || now < job->next_journal) return;
   const Round& round = *job->runtime->round;
   // The commit that is about to come makes the partial superfluous.
@@ -223,7 +277,7 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   std::vector<const UpdateEntry*> folded;
   for (const auto& [id, entry] : job->updates) {
     const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
-    if (entry.folded && held) folded.push_back(&entry);
+    if (entry.folded && held && entry.node.empty()) folded.push_back(&entry);  // of others their nodes keep the partial
   }
   std::sort(folded.begin(), folded.end(), [](const UpdateEntry* a, const UpdateEntry* b) { return a->key < b->key; });
   double sum_weight = 0;

@@ -18,7 +18,8 @@ constexpr absl::Duration kStoreRetry = absl::Seconds(1);
 }  // namespace
 
 Coordinator::Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store)
-    : options_(std::move(options)), clock_(clock), store_(std::move(store)), started_us_(WallMicros()), book_(store_.get(), options_.max_clients) {}
+    : options_(std::move(options)), clock_(clock), store_(std::move(store)), started_us_(WallMicros()), book_(store_.get(), options_.max_clients),
+      housekeeping_(store_.get(), options_.retention) {}
 
 absl::StatusOr<std::unique_ptr<Coordinator>> Coordinator::Start(CoordinatorOptions options, const Clock* clock) {
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<StateStore> store, StateStore::Open(options.store));
@@ -50,10 +51,13 @@ Coordinator::~Coordinator() {
     committer_.request_stop();
     loop_wake_.SignalAll();
     commit_wake_.SignalAll();
+    relayer_.request_stop();
+    relay_wake_.SignalAll();
     changed_.SignalAll();
   }
   if (loop_.joinable()) loop_.join();
   if (committer_.joinable()) committer_.join();
+  if (relayer_.joinable()) relayer_.join();
   workers_.reset();  // before the pools of the jobs
 }
 
@@ -66,6 +70,7 @@ absl::Status Coordinator::Restore() {
     auto job = std::make_shared<Job>();
     job->id = row.id();
     job->row = row;
+    job->relayed.catch_up = row.relayed();
     absl::StatusOr<JobSpec> spec = ParseJobSpec(row.spec_yaml(), row.id());
     if (!spec.ok()) return DataLoss("job {} in the state store: its description is not readable: {}", row.id(), MessageOf(spec.status()));
     job->spec = *std::move(spec);
@@ -80,6 +85,7 @@ absl::Status Coordinator::Restore() {
   }
   absl::MutexLock lock(&mutex_);
   jobs_ = std::move(jobs);
+  to_tidy_.insert(jobs_.begin(), jobs_.end());
   for (const v1::ClientRow& row : clients) {
     ClientRecord& client = clients_[row.id()];
     client.id = row.id();
@@ -119,7 +125,9 @@ void Coordinator::Drain(absl::Duration timeout) {
     return std::any_of(jobs_.begin(), jobs_.end(), [](const JobPtr& job) {
       const bool to_journal = job->Open() && job->spec.durability == Durability::kDurable && job->folded_since_journal > 0 &&
                               job->next_journal == absl::InfinitePast();
-      return job->Open() && (job->committing || job->journalling || job->in_flight > 0 || to_journal);
+      // A partial that waits for the node above is not waited for: its clients, or the journal, have the updates.
+      const bool committing = job->committing && !job->row.relayed();
+      return job->Open() && (committing || job->journalling || job->in_flight > 0 || to_journal);
     });
   };
   while (busy() && absl::Now() < give_up) {
@@ -128,6 +136,7 @@ void Coordinator::Drain(absl::Duration timeout) {
   }
   stopping_ = true;
   commit_wake_.SignalAll();
+  relay_wake_.SignalAll();
 }
 
 void Coordinator::SetJobEnded(std::function<void(const std::string& job)> ended) {
@@ -146,7 +155,7 @@ bool Coordinator::LoopHasWork() const {
 }
 
 absl::Time Coordinator::NextWake() const {
-  absl::Time next = next_client_scan_;
+  absl::Time next = std::min(next_client_scan_, next_report_);
   for (const JobPtr& job : jobs_) {
     if (!job->Open()) continue;
     next = std::min({next, job->wake, job->hurry_at, ReplanAt(*job)});
@@ -314,6 +323,8 @@ void Coordinator::RunTimers(absl::Time now) {
     MaybeJournal(job, now);
   }
   if (now >= next_client_scan_) RunClientTimers(now);
+  RunNodeTimers(now);
+  if (now >= next_report_) ReportClients();
 }
 
 void Coordinator::RunClientTimers(absl::Time now) {

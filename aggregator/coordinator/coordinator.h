@@ -28,12 +28,14 @@
 #include "aggregator/coordinator/api.h"
 #include "aggregator/coordinator/capacity_book.h"
 #include "aggregator/coordinator/client_book.h"
+#include "aggregator/coordinator/housekeeping.h"
 #include "aggregator/coordinator/job.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/strategy.h"
 #include "aggregator/state/state_store.h"
+#include "common/byte_source.h"
 #include "common/clock.h"
 #include "tributary/v1/admin.pb.h"
 #include "tributary/v1/federation.pb.h"
@@ -42,6 +44,7 @@ namespace tributary::aggregator {
 
 struct CoordinatorOptions {
   StateStore::Options store;
+  RetentionOptions retention;
   WorkerPool::Options workers;
   size_t pool_bytes = size_t{512} << 20;       // slabs and object pools of all jobs together
   absl::Duration heartbeat = absl::Seconds(5);  // a client is gone after three without a message
@@ -54,6 +57,9 @@ struct CoordinatorOptions {
   CapacityBook capacities;                             // empty: no capacity is known, nothing is flagged
   std::string software = "tributary-aggregator";
   std::string transport_reason = "configured";  // why workers.transport; for people
+  double node_capacity = 20;                    // MC of this node in updates (tributary nodes calibrate): placement
+  std::vector<std::string> relay_nodes = {};    // that may attach below this one
+  std::string upstream = {};                    // where the node above this one is, for people; empty: this is the top
 };
 
 class Coordinator {
@@ -84,8 +90,27 @@ class Coordinator {
   void RejectUpdate(const UpdateHeader& header, const std::string& reason_code, const std::string& message) ABSL_LOCKS_EXCLUDED(mutex_);
   v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) ABSL_LOCKS_EXCLUDED(mutex_);
 
+  // ---- nodes below this one (relay_top.cc) ----
+  // PERMISSION_DENIED for a node that relay_nodes does not name, FAILED_PRECONDITION for one that a later start of it has fenced.
+  absl::StatusOr<uint64_t> AttachNode(const std::string& name, const v1::NodeHello& hello, std::shared_ptr<NodeSink> sink) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnNodeReport(uint64_t session, const v1::NodeReport& report) ABSL_LOCKS_EXCLUDED(mutex_);
+  void DetachNode(uint64_t session) ABSL_LOCKS_EXCLUDED(mutex_);
+  PartialAdmission BeginPartial(const std::string& name, const CheckedPartial& partial) ABSL_LOCKS_EXCLUDED(mutex_);
+  // All bytes are in, their digest and range are good. Anything but TAKEN has changed nothing.
+  v1::PartialAnswer FinishPartial(const std::string& name, const CheckedPartial& partial, std::span<const std::byte> sums) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Its bytes are wrong; counted by name.
+  void RefusePartial(const std::string& name, const CheckedPartial& partial, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::RelayVersion> RelayGetVersion(const std::string& name, const std::string& job, uint64_t version);
+
+  // ---- the node above this one (relay_node.cc) ----
+  // `upstream` must outlive the coordinator. Called once, before anything comes from there.
+  void SetUpstream(Upstream* upstream) ABSL_LOCKS_EXCLUDED(mutex_);
+  v1::NodeHello HelloToTop() ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnTop(const v1::TopMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
+
   // ---- people ----
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors, std::string artifact)
+      ABSL_LOCKS_EXCLUDED(mutex_);
   std::vector<v1::Job> ListJobs() ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<v1::Job> GetJob(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<v1::Job> CancelJob(const std::string& job, const std::string& reason) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -117,6 +142,7 @@ class Coordinator {
     v1::PartialRow partial;
   };
   struct StoredEvent { std::string job; v1::EventRow row; };
+  enum class RelayTask { kNone, kJoin, kAdopt, kPush };
 
   Coordinator(CoordinatorOptions options, const Clock* clock, std::unique_ptr<StateStore> store);
 
@@ -207,18 +233,59 @@ class Coordinator {
   // commits.cc: the commit thread
   void CommitLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunCommit(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What the store may forget of a job. True: there is more.
+  bool TidyJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
   // After a commit met trouble that may pass. False: the coordinator stops.
-  bool AwaitCommitRetry(Job& job, uint64_t version, const absl::Status& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
+  bool AwaitCommitRetry(const JobPtr& job, uint64_t version, const absl::Status& trouble) ABSL_LOCKS_EXCLUDED(mutex_);
   void RunJournal(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
   void MaybeJournal(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // relay_top.cc: this node as the top
+  NodeRecord* NodeOf(uint64_t session) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void RunNodeTimers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  bool NodesMayServe(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  int64_t ExpectedFromNodes(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // Shares out what nobody brings yet of the open version; the engine learns what to expect.
+  void ShareJob(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ShareOpenJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // True if a node is asked for more than before.
+  bool PlaceShares(Job& job, int64_t missing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void OpenShares(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LoseShares(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void EndShares(const Job& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void GiveUpShare(const JobPtr& job, const std::string& name, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SendRound(const Job& job, NodeRecord& node, uint64_t goal, bool again) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status CheckAgainstStore(const CheckedPartial& partial, v1::PartialAnswer* answer) const;
+  v1::PartialAnswer JudgePartial(const std::string& name, const CheckedPartial& partial, const JobPtr& job, bool* bad) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  void CountBadPartial(const std::string& name, const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // relay_node.cc: this node below another; the relay thread
+  void RelayLoop(const std::stop_token& stop) ABSL_LOCKS_EXCLUDED(mutex_);
+  RelayTask NextRelayTask(const Job& job, absl::Time now, absl::Time* wake) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  absl::Status JoinJob(const std::string& id) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Until the workers have nothing of the job in hand; from then on nothing goes to them.
+  void AwaitFolds(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  absl::Status AdoptVersion(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status PushPartial(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  void OnRelayRound(const v1::RelayRound& round) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void SetGoal(const JobPtr& job, bool hurry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MaybeEndRelayed(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReportClients() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t TrainingClients() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  static JobSpec RelayedSpec(const Job& job);
+  // The node above has said what is wanted, and nothing is to be caught up with first.
+  static bool MayOpenRelayed(const Job& job);
+  static bool BehindTop(const Job& job);
 
   const CoordinatorOptions options_;
   const Clock* const clock_;
   const std::unique_ptr<StateStore> store_;
   const int64_t started_us_;
   ClientBook book_;                 // identities; own lock
+  Housekeeping housekeeping_;       // commit thread only
   std::unique_ptr<WorkerPool> workers_;
 
   mutable absl::Mutex mutex_;
@@ -252,15 +319,28 @@ class Coordinator {
   std::vector<std::pair<JobPtr, std::shared_ptr<JobRuntime>>> closing_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::shared_ptr<JobRuntime>> retired_ ABSL_GUARDED_BY(mutex_);  // pools that ingress may still write into
   std::deque<CommitWork> commits_ ABSL_GUARDED_BY(mutex_);
+  std::set<JobPtr> to_tidy_ ABSL_GUARDED_BY(mutex_);
   absl::Time next_client_scan_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
   absl::Time store_again_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();  // after a row could not be stored
   bool open_jobs_ ABSL_GUARDED_BY(mutex_) = false;          // memory became free: queued jobs may open
+
+  std::map<std::string, NodeRecord> nodes_ ABSL_GUARDED_BY(mutex_);   // below this one
+  Upstream* upstream_ ABSL_GUARDED_BY(mutex_) = nullptr;              // above it
+  uint64_t fence_ ABSL_GUARDED_BY(mutex_) = 0;                        // of the node above
+  std::map<std::string, v1::JobInfo> announced_ ABSL_GUARDED_BY(mutex_);      // of jobs that are not here yet
+  std::map<std::string, v1::RelayRound> announced_rounds_ ABSL_GUARDED_BY(mutex_);
+  absl::Time join_not_before_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  int64_t clients_told_ ABSL_GUARDED_BY(mutex_) = -1;
+  absl::Time next_report_ ABSL_GUARDED_BY(mutex_) = absl::InfiniteFuture();
+  absl::Duration report_every_ ABSL_GUARDED_BY(mutex_) = absl::Seconds(5);
+  absl::CondVar relay_wake_;
 
   absl::Mutex ended_mutex_;         // held during the call
   std::function<void(const std::string&)> ended_ ABSL_GUARDED_BY(ended_mutex_);
 
   std::jthread loop_;
   std::jthread committer_;
+  std::jthread relayer_;            // where there is a node above
 };
 
 }  // namespace tributary::aggregator

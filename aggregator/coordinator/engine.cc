@@ -143,6 +143,13 @@ void Coordinator::Do(const JobPtr& job, const Commit& action) {
     const auto entry = job->updates.find(contributor.key.update);
     if (entry != job->updates.end()) entry->second.committing = true;
   }
+  if (job->row.relayed()) {
+    job->relayed.commit = action;
+    job->relayed.push = true;
+    job->relayed.taken = false;
+    relay_wake_.Signal();
+    return;
+  }
   CommitWork work;
   work.job = job;
   work.runtime = job->runtime;
@@ -183,6 +190,7 @@ void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
   // Held folds belong to the lost aggregate too.
   for (const auto& [update, key] : job->held) job->runtime->pool->Release(key);
   job->held.clear();
+  LoseShares(job);
   const absl::Status begun = BeginRound(*job, *job->runtime, ++job->round_number, 0);
   job->hurry_at = job->runtime->round->deadline();
   if (!begun.ok()) return Finalize(*job, v1::JOB_STATE_FAILED, fmt::format("the workers cannot start a new aggregate: {}", MessageOf(begun)));
@@ -192,9 +200,14 @@ void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
     const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
     if (held && !job->arriving.contains(id)) lost.push_back(entry.key);
   }
-  for (const UpdateKeyRef& key : lost) job->updates.erase(key.update);
+  std::set<UpdateId> of_nodes;
+  for (const UpdateKeyRef& key : lost) {
+    if (!job->updates.at(key.update).node.empty()) of_nodes.insert(key.update);
+    job->updates.erase(key.update);
+  }
   Post(job, AggregateLost{reason});
   for (const UpdateKeyRef& key : lost) {
+    if (of_nodes.contains(key.update)) continue;  // its node sends it again
     // The engine counts the task of an attached contributor as outstanding again.
     const auto client = clients_.find(key.client);
     if (client != clients_.end() && client->second.attached() && !HasTask(client->second)) {

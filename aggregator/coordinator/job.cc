@@ -42,6 +42,15 @@ void ModelBuffer::Seal(uint64_t version, std::string sha256) {
   xxh3_128_ = Xxh3Digest(memory_.bytes);
 }
 
+std::shared_future<std::string> ModelBuffer::SealMeanwhile(std::shared_ptr<ModelBuffer> model, uint64_t version) {
+  return std::async(std::launch::async,
+                    [model = std::move(model), version] {
+                      model->Seal(version, Sha256Hex(model->bytes()));
+                      return model->sha256();
+                    })
+      .share();
+}
+
 SharedBytes ModelBuffer::Share(std::shared_ptr<const ModelBuffer> self) const {
   return {memory_.bytes, sha256_, xxh3_128_, memory_.fd.get(), std::move(self)};
 }

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <future>
 #include <map>
 #include <memory>
 #include <optional>
@@ -26,6 +27,7 @@
 
 #include "aggregator/coordinator/api.h"
 #include "aggregator/coordinator/capacity_book.h"
+#include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/round.h"
@@ -71,6 +73,9 @@ class ModelBuffer {
   std::span<const std::byte> bytes() const { return memory_.bytes; }
   // Once the bytes are final and before they are shared; `sha256` in hex.
   void Seal(uint64_t version, std::string sha256);
+  // The same on a thread of its own, which finds the hash too: hashing takes as long as writing the version to the store. Nothing else may
+  // be asked of the buffer before the future is ready; the last copy of the future waits for the thread.
+  static std::shared_future<std::string> SealMeanwhile(std::shared_ptr<ModelBuffer> model, uint64_t version);
   uint64_t version() const { return version_; }
   const std::string& sha256() const { return sha256_; }
   SharedBytes Share(std::shared_ptr<const ModelBuffer> self) const;
@@ -96,6 +101,7 @@ struct UpdateEntry {
   uint64_t examples = 0;
   bool folded = false;       // by every worker, in the open aggregate
   bool committing = false;   // in the commit under way
+  std::string node;          // whose partial brought it; empty: it came here
   absl::Time admitted;
 };
 
@@ -164,6 +170,7 @@ struct Job {
   int64_t started_us = 0;
   bool committing = false;
   std::string commit_trouble;              // the state store's last answer while a commit is tried again
+  std::string upload_trouble;              // and to the last client that wanted to upload; empty: there is room
   size_t in_flight = 0;                    // handed to the workers, not reported yet
   uint64_t round_number = 0;               // workers' round
   absl::Time hurry_at = absl::InfiniteFuture();  // its deadline, after which no timing makes workers wait
@@ -175,6 +182,10 @@ struct Job {
   bool journalling = false;
   std::vector<std::pair<UpdateId, ObjectKey>> held;
   absl::Time next_journal = absl::InfinitePast();
+
+  JobNodes nodes;                          // this node is the top
+  RelayedJob relayed;                      // row.relayed(): it belongs to the top
+  uint64_t partials_taken = 0;             // of other nodes, since the daemon started
 
   std::vector<v1::Metric> metrics;
   std::deque<v1::RoundTiming> timings;     // the last 100

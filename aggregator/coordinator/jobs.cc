@@ -42,7 +42,8 @@ absl::Status Coordinator::BeginRound(Job& job, JobRuntime& runtime, uint64_t num
     TRIB_ASSIGN_OR_RETURN(const auto estimate, workers_->LoadOf(runtime.number));
     planner.OnEstimate(now, estimate, workers_->MeanLoad());
   }
-  const int64_t left = job.spec.cohort.size - static_cast<int64_t>(done);
+  const int64_t wanted = job.row.relayed() ? RelayedSpec(job).cohort.size : job.spec.cohort.size - ExpectedFromNodes(job);
+  const int64_t left = wanted - static_cast<int64_t>(done);
   TRIB_ASSIGN_OR_RETURN(const RoundGoals goals, planner.Next(number, std::max<int64_t>(0, left)));
   return workers_->BeginRound(runtime.number, static_cast<uint32_t>(number), goals);
 }
@@ -90,6 +91,7 @@ void Coordinator::OpenQueuedJobs() {
       if (draining_ || stopping_) return;
       for (const JobPtr& candidate : jobs_) {
         if (candidate->Final() || candidate->runtime != nullptr || candidate->opening || tried.contains(candidate)) continue;
+        if (candidate->row.relayed() && !MayOpenRelayed(*candidate)) continue;
         job = candidate;
         break;
       }
@@ -247,6 +249,11 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   worker_options.arithmetic = runtime->arithmetic;
   worker_options.hierarchy = runtime->planner->pool();
   TRIB_RETURN_IF_ERROR(workers_->OpenJob(worker_options, runtime->pool.get()));
+  {
+    absl::MutexLock lock(&mutex_);
+    job->nodes = {};
+    PlaceShares(*job, job->spec.cohort.size);
+  }
   std::vector<UpdateEntry> entries;
   absl::Status status = BeginRound(*job, *runtime, 1, 0);
   RoundOptions round_options;
@@ -270,7 +277,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
 
   absl::MutexLock lock(&mutex_);
   const absl::Time now = clock_->Now();
-  runtime->round = std::make_unique<Round>(job->spec, *runtime->strategy, std::move(round_options), now);
+  runtime->round = std::make_unique<Round>(job->row.relayed() ? RelayedSpec(*job) : job->spec, *runtime->strategy, std::move(round_options), now);
   by_number_[runtime->number] = job;
   job->runtime = std::move(runtime);
   job->model = std::move(current);
@@ -285,6 +292,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
     job->max_task = std::max(job->max_task, entry.key.task);
     job->updates.insert_or_assign(entry.key.update, std::move(entry));
   }
+  if (const int64_t expected = ExpectedFromNodes(*job); expected > 0) Post(job, NodesExpected{expected});
   Post(job, Tick{});
   for (auto& [id, client] : clients_) {
     if (client.attached() && client.welcomed) OfferIdle(client);
@@ -304,6 +312,8 @@ void Coordinator::Finalize(Job& job, v1::JobState state, const std::string& reas
   job.finishing = false;
   job.wake = absl::InfiniteFuture();
   job.idle.clear();
+  EndShares(job);
+  job.nodes = {};
   std::vector<UpdateKeyRef> expired;
   for (auto& [id, entry] : job.updates) {
     const bool open = entry.state == v1::UPDATE_STATE_PARTIAL || entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
@@ -400,6 +410,7 @@ absl::StatusOr<JobPtr> Coordinator::ResolveJob(const std::string& text) const {
 
 std::string Coordinator::WaitingFor(const Job& job) const {
   if (job.Final()) return "";
+  if (job.runtime == nullptr && job.row.relayed() && !job.relayed.known) return "waiting for the node above to say what is wanted";
   if (job.runtime == nullptr) return job.queued_for.empty() ? "waiting for the job to open" : "waiting for memory: " + job.queued_for;
   if (job.finishing) {
     const std::vector<std::string> owing = OwingEvaluators(job);
@@ -408,8 +419,15 @@ std::string Coordinator::WaitingFor(const Job& job) const {
                        owing.size() > 1 ? fmt::format(" and {} more", owing.size() - 1) : "",
                        std::max(0.0, absl::ToDoubleSeconds(job.finish_by - clock_->Now())));
   }
+  if (job.row.relayed() && (job.committing || job.relayed.goal == 0)) {
+    const std::string trouble = job.relayed.trouble.empty() ? "" : "; " + job.relayed.trouble;
+    if (!job.committing) return "waiting for the node above: nothing is wanted of this one for the open version" + trouble;
+    return fmt::format("waiting for the node above: {} updates {}{}", job.relayed.commit ? job.relayed.commit->contributors.size() : 0,
+                       job.relayed.taken ? fmt::format("wait there for version {}", job.latest.info().version() + 1) : "are on their way", trouble);
+  }
   if (job.committing) return job.commit_trouble.empty() ? "" : fmt::format("waiting for the state store: {}", job.commit_trouble);
-  return job.runtime->round->WaitingFor(clock_->Now());
+  const std::string waiting = job.runtime->round->WaitingFor(clock_->Now());
+  return job.upload_trouble.empty() || waiting.empty() ? waiting : fmt::format("{}; updates are refused: {}", waiting, job.upload_trouble);
 }
 
 v1::Job Coordinator::Describe(const Job& job) const {

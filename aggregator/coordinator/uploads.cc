@@ -81,7 +81,12 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
     return admission;
   }
   if (row.status().code() != absl::StatusCode::kNotFound) return row.status();
-  if (const absl::Status writable = store_->Writable(); !writable.ok()) {
+  const absl::Status writable = store_->Writable();
+  {
+    absl::MutexLock lock(&mutex_);
+    job->upload_trouble = MessageOf(writable);
+  }
+  if (!writable.ok()) {
     *retry = kRetryDiskFull;
     return writable;
   }

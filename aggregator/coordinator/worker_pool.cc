@@ -18,6 +18,7 @@
 #include "aggregator/coordinator/pool_scaler.h"
 #include "aggregator/coordinator/seat_wiring.h"
 #include "aggregator/coordinator/worker_fleet.h"
+#include "aggregator/coordinator/worker_watchdog.h"
 #include "aggregator/transport/transport.h"
 #include "common/log.h"
 
@@ -43,6 +44,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
         progress(std::move(doorbell)),
         wiring(std::move(seat_wiring)),
         fleet(o.worker_program, progress.get(), this),
+        watchdog(o.hang_patience),
         scaler(o.workers, o.scale_period, context.clock.Now()) {
     context.workers = options.workers;
     context.lane_capacity = wiring->LaneCapacity(options.lane_capacity);
@@ -59,6 +61,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   mutable absl::Mutex mutex;
   const std::unique_ptr<SeatWiring> wiring ABSL_PT_GUARDED_BY(mutex);
   WorkerFleet fleet ABSL_GUARDED_BY(mutex);
+  WorkerWatchdog watchdog ABSL_GUARDED_BY(mutex);
   std::map<uint32_t, std::unique_ptr<PoolJob>> jobs ABSL_GUARDED_BY(mutex);
   std::vector<PoolReport> reports ABSL_GUARDED_BY(mutex);
   PoolContext context ABSL_GUARDED_BY(mutex);
@@ -70,10 +73,15 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   // ---- what the fleet asks (in Turn) ----
 
   void Greet(uint32_t worker) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    watchdog.Forget(worker);
     for (auto& [number, job] : jobs) job->Greet(worker);
   }
 
   absl::Status Hear(uint32_t worker, const WorkerMessage& message) override ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    if (message.kind == WorkerMessageKind::kPong) {
+      watchdog.Answered(worker);
+      return absl::OkStatus();
+    }
     for (auto& [number, job] : jobs) {
       if (job->HasSeat(message.job)) return job->Hear(worker, message);
     }
@@ -127,6 +135,25 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
     }
   }
 
+  // Asks workers that get nothing done whether they live, and has those replaced that do not.
+  void LookForHung(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    for (uint32_t i = 0; i < fleet.size(); ++i) {
+      if (!fleet.active(i) || fleet.pid(i) == 0) continue;
+      switch (watchdog.Look(i, WorkOf(i), now)) {
+        case WorkerWatchdog::Verdict::kFine: break;
+        case WorkerWatchdog::Verdict::kAsk: {
+          WorkerMessage ping;
+          ping.kind = WorkerMessageKind::kPing;
+          fleet.Tell(i, ping);
+          break;
+        }
+        case WorkerWatchdog::Verdict::kHung:
+          fleet.Kill(i, DeadlineExceeded("it has work, and has neither got on with it nor answered for {}", absl::FormatDuration(options.hang_patience)));
+          break;
+      }
+    }
+  }
+
   // ---- the thread ----
 
   // Everything that is to be done now. Returns how long to sleep.
@@ -144,6 +171,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
       if (job->under_way()) sleep = std::min(sleep, kSafetyTimeout);
       if (again) sleep = absl::ZeroDuration();
     }
+    LookForHung(now);
     return std::max(sleep, absl::ZeroDuration());
   }
 

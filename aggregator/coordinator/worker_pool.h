@@ -101,6 +101,7 @@ class WorkerPool {
     TransportKind transport = TransportKind::kRing;  // as ChooseTransport says (probe.h): nothing is probed here
     std::filesystem::path pin_folder = {};  // of the verdict program (ebpf/verdict_program.h); empty: nothing is pinned
     absl::Duration scale_period = absl::Seconds(30);  // > 0: between decisions on which parked processes stay (pool_scaler.h)
+    absl::Duration hang_patience = absl::Seconds(10);  // how long a worker with work may neither get on nor answer (worker_watchdog.h)
   };
   struct Callbacks {
     // Every worker has folded the object; it was released from the pool already.

@@ -33,7 +33,7 @@ class SynchronousAdmission final : public AdmissionPolicy {
 
   std::vector<std::string> Admit(const RoundView& view, Moment) override {
     // A task older than the deadline may never come back: it no longer keeps another client from filling its place.
-    int64_t expected = static_cast<int64_t>(view.contributions->size());
+    int64_t expected = static_cast<int64_t>(view.contributions->size()) + view.expected_from_nodes;
     for (const OutstandingTask& task : *view.outstanding) {
       if (task.version == view.version && view.now - task.issued < deadline_) ++expected;
     }

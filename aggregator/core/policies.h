@@ -40,6 +40,7 @@ struct RoundView {
   const std::vector<std::string>* idle = nullptr;   // attached training clients without a task, sorted by id
   const std::vector<OutstandingTask>* outstanding = nullptr;
   const std::vector<Contribution>* contributions = nullptr;  // to the open aggregate
+  int64_t expected_from_nodes = 0;      // updates that other nodes are to bring in partials
 };
 
 enum class Moment { kVersionOpened, kClientIdle, kTaskLost, kUploadTaken, kTick };
@@ -66,7 +67,7 @@ class CommitTrigger {
 class StalenessPolicy {
  public:
   virtual ~StalenessPolicy() = default;
-  // Factor on the update's weight, or nothing: too stale, refused.
+  // Factor on the update's weight, or nothing: too stale, refused; then so is everything staler (what is known of it is forgotten).
   virtual std::optional<double> Factor(uint64_t staleness) const = 0;
 };
 

@@ -278,8 +278,9 @@ void Round::On(const UpdateFolded& event, absl::Time now, Actions* out) {
 }
 
 void Round::On(const UpdateRefusedByWorker& event, absl::Time now, Actions* out) {
-  const auto it = std::find_if(taken_.begin(), taken_.end(),
-                               [&](const TakenUpdate& update) { return update.contributor.key.update == event.update; });
+  const auto it = std::find_if(taken_.begin(), taken_.end(), [&](const TakenUpdate& update) {
+    return !update.of_node && update.contributor.key.update == event.update;
+  });
   if (it == taken_.end() || it->folded || phase_ == Phase::kCommitting) return;
   const UpdateKeyRef key = it->contributor.key;
   taken_.erase(it);
@@ -302,6 +303,7 @@ void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
   }
   for (const TakenUpdate& update : lost) {
     const UpdateKeyRef& key = update.contributor.key;
+    if (update.of_node) continue;  // its node sends it again
     if (!attached_.contains(key.client) || outstanding_.contains(key.client)) continue;  // its task stays known
     outstanding_[key.client] = {.client = key.client, .task = key.task, .version = update.version, .issued = now};
     EraseSorted(&idle_, key.client);
@@ -354,7 +356,9 @@ void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
   phase_ = Phase::kCollecting;
   trigger_.clear();
   declined_.clear();
-  for (const TakenUpdate& update : taken_) tasks_.at(update.contributor.key.task).closed = fmt::format("its update is in version {}", version_);
+  for (const TakenUpdate& update : taken_) {
+    if (!update.of_node) tasks_.at(update.contributor.key.task).closed = fmt::format("its update is in version {}", version_);
+  }
   taken_.clear();
 
   const bool last = version_ >= static_cast<uint64_t>(spec_.stop.versions) || finish_after_commit_.has_value();
@@ -426,8 +430,8 @@ const RoundView& Round::FillView(ViewStorage* storage, const std::vector<std::st
     storage->contributions.push_back({.client = update.contributor.key.client, .task = update.contributor.key.task,
                                       .staleness = update.contributor.staleness, .folded = update.folded});
   }
-  storage->view = {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle,
-                   .outstanding = &storage->outstanding, .contributions = &storage->contributions};
+  storage->view = {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle, .outstanding = &storage->outstanding,
+                   .contributions = &storage->contributions, .expected_from_nodes = expected_from_nodes_};
   return storage->view;
 }
 
@@ -472,7 +476,7 @@ void Round::Issue(const std::string& client, absl::Time now, Actions* out) {
 }
 
 int64_t Round::LackingToQuorum(absl::Time now) const {
-  int64_t expected = static_cast<int64_t>(taken_.size());
+  int64_t expected = static_cast<int64_t>(taken_.size()) + expected_from_nodes_;
   for (const auto& [client, task] : outstanding_) {
     if (now - task.issued < spec_.cohort.deadline) ++expected;
   }
@@ -495,6 +499,77 @@ void Round::Wake(absl::Time now, Actions* out) {
   out->push_back(WakeAt{.when = next});
 }
 
+// ---- other nodes ----
+
+absl::Status Round::CheckPartial(uint64_t version, const std::vector<RoundContributor>& contributors, std::vector<UpdateId>* overlap) const {
+  overlap->clear();
+  if (finished_ || finish_after_commit_) return FailedPrecondition("the job is over");
+  if (version != version_) return FailedPrecondition("it starts from version {}, the current one is {}", version, version_);
+  const double most = strategy_.Weight(spec_.max_weight);
+  for (const RoundContributor& contributor : contributors) {
+    const UpdateKeyRef& key = contributor.key;
+    if (IsTaken(key.update) || HasContributed(key.client)) overlap->push_back(key.update);
+    if (!(contributor.weight > 0 && contributor.weight <= most)) {
+      return InvalidArgument("update {}: expected a weight in (0, {}], got {}", ToHex(key.update), most, contributor.weight);
+    }
+    if (!policies_.staleness->Factor(contributor.staleness)) return FailedPrecondition("update {}: it is {} versions old", ToHex(key.update), contributor.staleness);
+  }
+  if (!overlap->empty()) {
+    return AlreadyExists("{} of its {} updates, or others of their clients, count for version {} already", overlap->size(), contributors.size(), version_ + 1);
+  }
+  if (phase_ != Phase::kCollecting) return FailedPrecondition("version {} takes no more updates: {}", version_ + 1, trigger_);
+  return absl::OkStatus();
+}
+
+void Round::On(const NodesExpected& event, absl::Time now, Actions* out) {
+  expected_from_nodes_ = std::max<int64_t>(0, event.updates);
+  Admit(Moment::kTaskLost, now, out);
+}
+
+void Round::On(const PartialArrived& event, absl::Time now, Actions* out) {
+  for (const RoundContributor& contributor : event.contributors) {
+    taken_.push_back({.contributor = contributor,
+                      .claimed = contributor.weight,
+                      .version = version_ - std::min(version_, contributor.staleness),
+                      .folded = false,
+                      .of_node = true});
+    // A task that it may have here as well: its client's contribution is made.
+    if (const auto current = outstanding_.find(contributor.key.client); current != outstanding_.end()) {
+      const std::string reason = "the client's update came through another node";
+      out->push_back(CancelTask{.client = contributor.key.client, .task = current->second.task, .reason = reason});
+      tasks_.at(current->second.task).closed = reason;
+      Release(contributor.key.client);
+    }
+  }
+  MaybeClose(now, out);
+  Admit(Moment::kUploadTaken, now, out);
+}
+
+void Round::On(const CohortChanged& event, absl::Time now, Actions* out) {
+  spec_.cohort = event.cohort;
+  policies_ = strategy_.MakePolicies(event.cohort);
+  MaybeClose(now, out);
+  Admit(Moment::kTick, now, out);
+}
+
+void Round::On(const VersionAdopted& event, absl::Time now, Actions* out) {
+  if (event.version <= version_) return;
+  std::vector<TakenUpdate> counted;
+  for (TakenUpdate& update : taken_) {
+    if (event.counted.contains(update.contributor.key.update)) {
+      counted.push_back(std::move(update));
+      continue;
+    }
+    const std::string reason = fmt::format("version {} was committed without it", event.version);
+    out->push_back(Refuse{.key = update.contributor.key, .reason = reason, .expired = true});
+    tasks_.at(update.contributor.key.task).closed = reason;
+  }
+  taken_ = std::move(counted);
+  phase_ = Phase::kCommitting;
+  version_ = event.version - 1;
+  On(VersionCommitted{event.version}, now, out);
+}
+
 // ---- what people see ----
 
 size_t Round::updates_in() const { return taken_.size(); }
@@ -513,7 +588,11 @@ std::string Round::WaitingFor(absl::Time now) const {
     text = fmt::format("waiting for {} more of {}: {} training (oldest {})", std::max<int64_t>(wanted - in, 0), Counted(wanted, "update"),
                        Counted(training, "client"), Age(now - oldest));
   }
-  if (in + training < wanted) {
+  if (expected_from_nodes_ > 0) {
+    if (text.empty()) text = fmt::format("waiting for {} more of {}", std::max<int64_t>(wanted - in, 0), Counted(wanted, "update"));
+    text += fmt::format("{} {} from other nodes", training > 0 ? "," : ":", expected_from_nodes_);
+  }
+  if (in + training + expected_from_nodes_ < wanted) {
     const std::string connected = fmt::format("{} of {} connected", attached_.size(), Counted(wanted, "client"));
     if (text.empty()) {
       text = fmt::format("waiting for clients: {}", attached_.empty() ? "none" : fmt::format("{}", attached_.size()));

@@ -43,6 +43,8 @@ struct UpdateKeyRef {
   auto operator<=>(const UpdateKeyRef&) const = default;
 };
 
+struct RoundContributor { UpdateKeyRef key; double weight = 0; uint64_t examples = 0; uint64_t staleness = 0; };
+
 // ---- events ----
 // A training client is attached and has no task of this job. `offers`: an update it still holds for the open version (after a
 // restart of either side); the engine then adopts that task instead of issuing a new one. From here to ClientGone the client is
@@ -62,8 +64,19 @@ struct VersionCommitted { uint64_t version = 0; };
 struct MetricReported { uint64_t version = 0; double accuracy = 0; };
 struct CancelRequested { std::string reason; };
 struct Tick {};
-using RoundEvent = std::variant<ClientIdle, ClientGone, TaskDeclined, UpdateArrived, UpdateFolded, UpdateRefusedByWorker,
-                                AggregateLost, VersionCommitted, MetricReported, CancelRequested, Tick>;
+// Of nodes (relay.proto). `updates` of the open aggregate will come from other nodes, beside those that have come: no client of this one is
+// asked in their place.
+struct NodesExpected { int64_t updates = 0; };
+// A partial of another node, which has passed CheckPartial in the same breath. UpdateFolded follows for each contributor.
+struct PartialArrived { std::vector<RoundContributor> contributors; };
+// This engine runs under another one, which says how many updates it wants for the open version.
+struct CohortChanged { CohortSpec cohort; };
+// The other engine has committed `version`. Updates taken here that are not among `counted` are expired.
+struct VersionAdopted { uint64_t version = 0; std::set<UpdateId> counted; };
+
+using RoundEvent = std::variant<ClientIdle, ClientGone, TaskDeclined, UpdateArrived, UpdateFolded, UpdateRefusedByWorker, AggregateLost,
+                                VersionCommitted, MetricReported, CancelRequested, Tick, NodesExpected, PartialArrived, CohortChanged,
+                                VersionAdopted>;
 
 // ---- actions ----
 struct IssueTask { std::string client; uint64_t task = 0; uint64_t version = 0; absl::Time deadline; };
@@ -71,7 +84,6 @@ struct CancelTask { std::string client; uint64_t task = 0; std::string reason; }
 struct Fold { UpdateKeyRef key; double weight = 0; };              // effective weight
 // Not counted. `expired`: nobody's fault (round closed, too stale, job over); otherwise rejected.
 struct Refuse { UpdateKeyRef key; std::string reason; bool expired = false; };
-struct RoundContributor { UpdateKeyRef key; double weight = 0; uint64_t examples = 0; uint64_t staleness = 0; };
 struct Commit { uint64_t version = 0; std::vector<RoundContributor> contributors; double sum_weight = 0; std::string trigger; };
 struct Evaluate { uint64_t version = 0; };
 enum class Outcome { kDone, kFailed, kCancelled };
@@ -97,6 +109,13 @@ class Round {
   // A task of an earlier epoch of the aggregator is admitted when nothing of its client counts for the open version yet. Whose it
   // was and for which version is taken at the client's word: the worst a liar gets is what an honest client has, one update a version.
   absl::Status CheckUpload(const UpdateKeyRef& key, uint64_t version) const;
+  // Whether an update that starts from `version` is refused for its age alone, now and ever after.
+  bool TooStale(uint64_t version) const { return version < version_ && !policies_.staleness->Factor(version_ - version); }
+
+  // Whether another node's partial for the open version can be taken: OK, or FAILED_PRECONDITION (another version, closed),
+  // ALREADY_EXISTS with the updates that are counted here, or whose clients are, in *overlap, INVALID_ARGUMENT for a weight that this
+  // job gives nobody. Changes nothing.
+  absl::Status CheckPartial(uint64_t version, const std::vector<RoundContributor>& contributors, std::vector<UpdateId>* overlap) const;
 
   uint64_t version() const { return version_; }
   bool finished() const { return finished_; }
@@ -113,6 +132,7 @@ class Round {
     double claimed = 0;     // weight before strategy and staleness
     uint64_t version = 0;   // that it started from
     bool folded = false;
+    bool of_node = false;   // came in a partial: its task is another engine's
   };
   // A task this process issued, adopted or knows from a restored contributor, as long as its update may still come.
   struct KnownTask {
@@ -140,6 +160,10 @@ class Round {
   void On(const MetricReported& event, absl::Time now, Actions* out);
   void On(const CancelRequested& event, absl::Time now, Actions* out);
   void On(const Tick& event, absl::Time now, Actions* out);
+  void On(const NodesExpected& event, absl::Time now, Actions* out);
+  void On(const PartialArrived& event, absl::Time now, Actions* out);
+  void On(const CohortChanged& event, absl::Time now, Actions* out);
+  void On(const VersionAdopted& event, absl::Time now, Actions* out);
 
   struct ViewStorage {
     std::vector<OutstandingTask> outstanding;
@@ -173,6 +197,7 @@ class Round {
   uint64_t epoch_ = 1;
   uint64_t next_task_ = 1;
   uint64_t draws_ = 0;
+  int64_t expected_from_nodes_ = 0;
   absl::Time opened_;
   absl::Time wake_ = absl::InfiniteFuture();
   Phase phase_ = Phase::kCollecting;

@@ -9,10 +9,11 @@
 
 #include "aggregator/coordinator/coordinator.h"
 #include "aggregator/ingress/backend.h"
+#include "aggregator/ingress/relay_client.h"
 
 namespace tributary::aggregator {
 
-class BackendAdapter final : public FederationBackend, public AdminBackend {
+class BackendAdapter final : public FederationBackend, public AdminBackend, public RelayBackend {
  public:
   explicit BackendAdapter(Coordinator* coordinator) : coordinator_(coordinator) {}
 
@@ -48,7 +49,8 @@ class BackendAdapter final : public FederationBackend, public AdminBackend {
   }
   v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) override { return coordinator_->Query(client, key); }
 
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) override {
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                  std::string artifact) override {
     return coordinator_->SubmitJob(header, std::move(tensors), std::move(artifact));
   }
   std::vector<v1::Job> ListJobs() override { return coordinator_->ListJobs(); }
@@ -64,7 +66,35 @@ class BackendAdapter final : public FederationBackend, public AdminBackend {
   absl::StatusOr<v1::VersionInfo> GetVersion(const v1::GetVersionRequest& request) override { return coordinator_->GetVersion(request); }
   absl::StatusOr<std::string> ExportVersion(const v1::GetVersionRequest& request) override { return coordinator_->ExportVersion(request); }
 
+  absl::StatusOr<uint64_t> AttachNode(const std::string& node, const v1::NodeHello& hello, std::shared_ptr<NodeStream> stream) override {
+    return coordinator_->AttachNode(node, hello, std::make_shared<ToNode>(std::move(stream)));
+  }
+  void OnNodeReport(uint64_t session, const v1::NodeReport& report) override { coordinator_->OnNodeReport(session, report); }
+  void DetachNode(uint64_t session) override { coordinator_->DetachNode(session); }
+  PartialRoom BeginPartial(const std::string& node, const CheckedPartial& partial) override {
+    PartialAdmission admission = coordinator_->BeginPartial(node, partial);
+    return {std::move(admission.answer), std::move(admission.sums), admission.float_bytes, admission.limit};
+  }
+  v1::PartialAnswer FinishPartial(const std::string& node, const CheckedPartial& partial, std::span<const std::byte> sums) override {
+    return coordinator_->FinishPartial(node, partial, sums);
+  }
+  void RefusePartial(const std::string& node, const CheckedPartial& partial, const std::string& reason) override {
+    coordinator_->RefusePartial(node, partial, reason);
+  }
+  absl::StatusOr<v1::RelayVersion> RelayGetVersion(const std::string& node, const std::string& job, uint64_t version) override {
+    return coordinator_->RelayGetVersion(node, job, version);
+  }
+
  private:
+  class ToNode final : public NodeSink {
+   public:
+    explicit ToNode(std::shared_ptr<NodeStream> stream) : stream_(std::move(stream)) {}
+    void Send(v1::TopMessage message) override { stream_->Send(std::move(message)); }
+    void Close(const absl::Status& status) override { stream_->Close(status); }
+
+   private:
+    const std::shared_ptr<NodeStream> stream_;
+  };
   class Sink final : public ClientSink {
    public:
     explicit Sink(std::shared_ptr<ControlStream> stream) : stream_(std::move(stream)) {}
@@ -85,6 +115,22 @@ class BackendAdapter final : public FederationBackend, public AdminBackend {
   }
 
   Coordinator* const coordinator_;
+};
+
+// The other way round: the coordinator below, the client of the node above.
+class UpstreamAdapter final : public Upstream {
+ public:
+  explicit UpstreamAdapter(RelayClient* client) : client_(client) {}
+  absl::StatusOr<v1::PartialAnswer> Push(const CheckedPartial& partial, std::span<const std::span<const std::byte>> sums) override {
+    return client_->Push(partial, sums);
+  }
+  absl::StatusOr<v1::RelayVersion> GetVersion(const std::string& job, uint64_t version) override { return client_->GetVersion(job, version); }
+  absl::Status FetchModel(const std::string& job, uint64_t version, std::span<std::byte> out) override { return client_->FetchModel(job, version, out); }
+  absl::Status FetchArtifact(const std::string& job, std::string* out) override { return client_->FetchArtifact(job, out); }
+  void Report(const v1::NodeReport& report) override { client_->Report(report); }
+
+ private:
+  RelayClient* const client_;
 };
 
 }  // namespace tributary::aggregator

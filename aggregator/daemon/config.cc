@@ -2,12 +2,14 @@
 
 #include <absl/strings/ascii.h>
 #include <absl/strings/numbers.h>
+#include <absl/strings/str_split.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <thread>
 
 #include "common/file.h"
+#include "common/ids.h"
 #include "common/yaml_reader.h"
 
 namespace tributary::aggregator {
@@ -94,9 +96,18 @@ std::vector<Setting> BuiltInSettings() {
        fmt::format("{}", std::clamp<int64_t>(MemoryMib() / 16, 512, 4096))},
       {"grpc_quota_mb", SettingKind::kInteger, "MiB of gRPC's own buffers, all connections together", "128"},
       {"local_transfer", SettingKind::kText, "on or off: clients of this host and user pass models and updates as file descriptors", "on"},
+      {"upstream", SettingKind::kText, "HOST:PORT of the node above, which this node's clients' updates go to as one partial a round; empty: none", ""},
+      {"node", SettingKind::kText, "name of this node towards the node above", ""},
+      {"relay_nodes", SettingKind::kText, "names of the nodes that may attach below this one, with commas between; empty: none may", ""},
+      {"node_capacity", SettingKind::kNumber, "updates that this node takes at a time, for placement among nodes (see tributary nodes calibrate)", "20"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
+      {"worker_hang_s", SettingKind::kNumber, "seconds after which a worker that has work, gets nothing done and does not answer is replaced", "10"},
+      {"min_free_mb", SettingKind::kInteger, "MiB that must stay free on the store's disk; below, updates and jobs are refused until there is room", "256"},
+      {"keep_versions", SettingKind::kInteger, "newest versions of a job whose tensors stay in the store, besides its first; 0: all", "0"},
+      {"keep_every", SettingKind::kInteger, "besides those of keep_versions, the tensors of every N-th version stay; 0: no others", "0"},
+      {"dedupe_days", SettingKind::kNumber, "days that a client can still ask what became of an update that was counted", "7"},
       {"log_format", SettingKind::kText, "text or json", "text"},
       {"log_level", SettingKind::kText, "trace, debug, info, warn or error", "info"},
   };
@@ -174,12 +185,44 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   const Setting& local_transfer = Find(settings, "local_transfer");
   if (local_transfer.value != "on" && local_transfer.value != "off") return Bad(local_transfer, "on or off");
   config.local_transfer = local_transfer.value == "on";
+  if (const Setting& upstream = Find(settings, "upstream"); !upstream.value.empty()) {
+    std::string host;
+    int port = 0;
+    TRIB_RETURN_IF_ERROR(Address(upstream, &host, &port));
+    if (port == 0) return Bad(upstream, "HOST:PORT with the port of the node above");
+    config.upstream = upstream.value;
+  }
+  const Setting& node = Find(settings, "node");
+  config.node = node.value;
+  if (!node.value.empty() && !ValidateClientId(node.value).ok()) return Bad(node, "1 to 64 characters of [A-Za-z0-9._-]");
+  if (node.value.empty() != config.upstream.empty()) return Bad(node, "a name if there is an upstream, and none otherwise");
+  for (const absl::string_view name : absl::StrSplit(Find(settings, "relay_nodes").value, ',', absl::SkipWhitespace())) {
+    const std::string text(absl::StripAsciiWhitespace(name));
+    if (!ValidateClientId(text).ok()) return Bad(Find(settings, "relay_nodes"), "names of [A-Za-z0-9._-] with commas between");
+    config.relay_nodes.push_back(text);
+  }
+  if (!config.relay_nodes.empty() && !config.upstream.empty()) {
+    return Bad(Find(settings, "relay_nodes"), "none, because this node has one above it (two levels of nodes at most)");
+  }
+  TRIB_ASSIGN_OR_RETURN(config.node_capacity, Number(Find(settings, "node_capacity"), 0.001, 1e9));
   TRIB_ASSIGN_OR_RETURN(const double heartbeat_s, Number(Find(settings, "heartbeat_s"), 0.1, 3600));
   config.heartbeat = absl::Seconds(heartbeat_s);
   TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));
   config.upload_lease = absl::Seconds(lease_s);
   TRIB_ASSIGN_OR_RETURN(const double journal_s, Number(Find(settings, "journal_s"), 0.01, 3600));
   config.journal_every = absl::Seconds(journal_s);
+  TRIB_ASSIGN_OR_RETURN(const double worker_hang_s, Number(Find(settings, "worker_hang_s"), 1, 86400));
+  config.worker_hang = absl::Seconds(worker_hang_s);
+  TRIB_ASSIGN_OR_RETURN(const int64_t min_free_mb, Integer(Find(settings, "min_free_mb"), 0, int64_t{1} << 30));
+  config.min_free_bytes = static_cast<uint64_t>(min_free_mb) << 20;
+  TRIB_ASSIGN_OR_RETURN(const int64_t keep_versions, Integer(Find(settings, "keep_versions"), 0, int64_t{1} << 40));
+  if (keep_versions != 0 && keep_versions < static_cast<int64_t>(kLeastNewest)) {
+    return Bad(Find(settings, "keep_versions"), fmt::format("0 (all) or at least {}", kLeastNewest));
+  }
+  TRIB_ASSIGN_OR_RETURN(const int64_t keep_every, Integer(Find(settings, "keep_every"), 0, int64_t{1} << 40));
+  TRIB_ASSIGN_OR_RETURN(const double dedupe_days, Number(Find(settings, "dedupe_days"), 0, 36500));
+  config.retention = {.newest = static_cast<uint64_t>(keep_versions), .every = static_cast<uint64_t>(keep_every),
+                      .dedupe_rows = absl::Hours(24 * dedupe_days)};
   const absl::StatusOr<LogFormat> format = ParseLogFormat(Find(settings, "log_format").value);
   if (!format.ok()) return Bad(Find(settings, "log_format"), "text or json");
   config.log_format = *format;

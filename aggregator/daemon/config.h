@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "aggregator/state/retention.h"
 #include "common/log.h"
 #include "common/status.h"
 
@@ -43,6 +44,13 @@ struct DaemonConfig {
   absl::Duration heartbeat;
   absl::Duration upload_lease;
   absl::Duration journal_every;
+  std::string upstream;                 // HOST:PORT of the node above; empty: this is the top
+  std::string node;                     // this node's name there
+  std::vector<std::string> relay_nodes;  // names of nodes that may attach below this one
+  double node_capacity = 0;             // updates
+  absl::Duration worker_hang;
+  uint64_t min_free_bytes = 0;
+  RetentionOptions retention;
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };

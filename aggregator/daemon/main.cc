@@ -24,6 +24,7 @@
 #include "aggregator/transport/probe.h"
 #include "common/clock.h"
 #include "common/file.h"
+#include "common/ids.h"
 #include "common/log.h"
 #include "common/unique_fd.h"
 
@@ -72,6 +73,16 @@ void RaiseFileLimit() {
   ::setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+// By which the node above knows this one; made at the first start.
+absl::StatusOr<std::string> NodeSecret(const std::filesystem::path& store) {
+  const std::filesystem::path path = store / "node-secret";
+  absl::StatusOr<std::string> secret = ReadFile(path, 256);
+  if (secret.ok() || secret.status().code() != absl::StatusCode::kNotFound) return secret;
+  const std::string made = RandomHex(32);
+  TRIB_RETURN_IF_ERROR(WriteFileAtomically(path, std::string_view(made)));  // in a folder of mode 0700
+  return made;
+}
+
 int Serve(const DaemonConfig& config) {
   int fds[2];
   if (::pipe2(fds, O_CLOEXEC) != 0) return Report(ErrnoStatus(errno, "pipe"), "", kFailed);
@@ -88,6 +99,7 @@ int Serve(const DaemonConfig& config) {
   const BootClock clock;
   CoordinatorOptions options;
   options.store.dir = config.store;
+  options.store.min_free_bytes = config.min_free_bytes;
   options.workers.worker_program = (ExecutableDir() / "tributary-worker").string();
   options.workers.workers = config.workers;
   options.workers.scale_period = config.scale_period;
@@ -105,11 +117,24 @@ int Serve(const DaemonConfig& config) {
   }
   options.workers.transport = transport->kind;
   options.workers.pin_folder = config.pin_folder;
+  options.workers.hang_patience = config.worker_hang;
   options.transport_reason = std::string(absl::StripPrefix(transport->reason, fmt::format("transport {}: ", NameOf(transport->kind))));
   options.pool_bytes = config.pool_bytes;
   options.heartbeat = config.heartbeat;
   options.journal_every = config.journal_every;
+  options.retention = config.retention;
   options.software = "tributary-aggregator " TRIBUTARY_VERSION;
+  options.node_capacity = config.node_capacity;
+  options.relay_nodes = config.relay_nodes;
+  options.upstream = config.upstream;
+  std::unique_ptr<RelayClient> relay_client;
+  std::unique_ptr<UpstreamAdapter> upstream;  // both outlive the coordinator
+  if (!config.upstream.empty()) {
+    const absl::StatusOr<std::string> secret = NodeSecret(config.store);
+    if (!secret.ok()) return Report(secret.status(), "it is in the store's folder", kFailed);
+    relay_client = std::make_unique<RelayClient>(RelayClient::Options{config.upstream, config.node, *secret});
+    upstream = std::make_unique<UpstreamAdapter>(relay_client.get());
+  }
   absl::StatusOr<std::unique_ptr<Coordinator>> started = Coordinator::Start(options, &clock);
   if (!started.ok()) return Report(started.status(), "", kFailed);  // a locked store's message has its remedy
   const std::unique_ptr<Coordinator> coordinator = *std::move(started);
@@ -119,7 +144,7 @@ int Serve(const DaemonConfig& config) {
   server_options.quota_bytes = config.grpc_quota_bytes;
   server_options.upload_lease = config.upload_lease;
   server_options.local_transfer = config.local_transfer;
-  absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(server_options, &adapter, &adapter);
+  absl::StatusOr<std::unique_ptr<GrpcServer>> server = GrpcServer::Start(server_options, &adapter, &adapter, config.relay_nodes.empty() ? nullptr : &adapter);
   if (!server.ok()) return Report(server.status(), "if the port is taken, choose another with --listen HOST:PORT (port 0: any)", kFailed);
   GrpcServer* const grpc = server->get();
   coordinator->SetJobEnded([grpc](const std::string& job) { grpc->ForgetJob(job); });
@@ -138,6 +163,11 @@ int Serve(const DaemonConfig& config) {
       return Report(written, "choose another file with --port-file", kFailed);
     }
   }
+  if (relay_client != nullptr) {
+    coordinator->SetUpstream(upstream.get());
+    Coordinator* const raw = coordinator.get();
+    relay_client->Start({[raw] { return raw->HelloToTop(); }, [raw](const v1::TopMessage& message) { raw->OnTop(message); }});
+  }
   TRIB_LOG(info, "serving on {}, state in {}, {} workers, pool {} MiB", address, config.store, config.workers, config.pool_bytes >> 20);
 
   char byte = 0;
@@ -147,6 +177,7 @@ int Serve(const DaemonConfig& config) {
   grpc->SetServing(false);
   metrics.reset();
   coordinator->Drain(kDrain);
+  if (relay_client != nullptr) relay_client->Stop();
   grpc->Shutdown(kGrace);
   coordinator->SetJobEnded({});
   if (!config.port_file.empty()) {

@@ -64,15 +64,25 @@ absl::Status Append(std::string_view what, const std::string& part, uint64_t ann
 
 }  // namespace
 
-absl::Status AdminService::CheckSubmitHeader(const v1::SubmitHeader& header) const {
-  if (header.spec_yaml().empty() || header.spec_yaml().size() > options_.max_spec_bytes)
-    return InvalidArgument("spec_yaml: expected 1 to {} bytes, got {}", options_.max_spec_bytes, header.spec_yaml().size());
-  if (header.tensors_bytes() > options_.max_tensors_bytes)
-    return InvalidArgument("tensors_bytes: expected at most {}, got {}", options_.max_tensors_bytes, header.tensors_bytes());
-  if (header.artifact_bytes() > options_.max_tensors_bytes)
-    return InvalidArgument("artifact_bytes: expected at most {}, got {}", options_.max_tensors_bytes, header.artifact_bytes());
+absl::Status CheckSubmitHeader(const v1::SubmitHeader& header, const SubmitLimits& limits) {
+  if (header.spec_yaml().empty() || header.spec_yaml().size() > limits.max_spec_bytes)
+    return InvalidArgument("spec_yaml: expected 1 to {} bytes, got {}", limits.max_spec_bytes, header.spec_yaml().size());
+  if (header.tensors_bytes() > limits.max_tensors_bytes)
+    return InvalidArgument("tensors_bytes: expected at most {}, got {}", limits.max_tensors_bytes, header.tensors_bytes());
+  if (header.artifact_bytes() > limits.max_tensors_bytes)
+    return InvalidArgument("artifact_bytes: expected at most {}, got {}", limits.max_tensors_bytes, header.artifact_bytes());
   if (header.artifact_bytes() > 0 && header.artifact_sha256().size() != 64)
     return InvalidArgument("artifact_sha256: expected 64 hex digits, got {} bytes", header.artifact_sha256().size());
+  return absl::OkStatus();
+}
+
+absl::Status CheckArtifact(const v1::SubmitHeader& header, const std::string& artifact) {
+  if (artifact.size() != header.artifact_bytes())
+    return InvalidArgument("artifact: expected the announced {} bytes, got {}", header.artifact_bytes(), artifact.size());
+  if (artifact.empty()) return absl::OkStatus();
+  const std::string sha256 = Sha256Hex(std::as_bytes(std::span(artifact.data(), artifact.size())));
+  if (sha256 != header.artifact_sha256())
+    return InvalidArgument("artifact: SHA-256 is {}, announced {}", sha256, header.artifact_sha256());
   return absl::OkStatus();
 }
 
@@ -80,7 +90,7 @@ absl::Status AdminService::Submit(grpc::ServerReader<v1::SubmitJobRequest>* read
   v1::SubmitJobRequest request;
   if (!reader->Read(&request) || !request.has_header()) return InvalidArgument("SubmitJob: the first message must be the header");
   const v1::SubmitHeader header = request.header();
-  TRIB_RETURN_IF_ERROR(CheckSubmitHeader(header));
+  TRIB_RETURN_IF_ERROR(CheckSubmitHeader(header, limits_));
   std::string tensors;
   std::string artifact;
   while (reader->Read(&request)) {
@@ -97,14 +107,8 @@ absl::Status AdminService::Submit(grpc::ServerReader<v1::SubmitJobRequest>* read
   }
   if (tensors.size() != header.tensors_bytes())
     return InvalidArgument("tensors: expected the announced {} bytes, got {}", header.tensors_bytes(), tensors.size());
-  if (artifact.size() != header.artifact_bytes())
-    return InvalidArgument("artifact: expected the announced {} bytes, got {}", header.artifact_bytes(), artifact.size());
-  if (!artifact.empty()) {
-    const std::string sha256 = Sha256Hex(std::as_bytes(std::span(artifact.data(), artifact.size())));
-    if (sha256 != header.artifact_sha256())
-      return InvalidArgument("artifact: SHA-256 is {}, announced {}", sha256, header.artifact_sha256());
-  }
-  TRIB_ASSIGN_OR_RETURN(*response, backend_->SubmitJob(header, std::move(tensors), std::move(artifact)));
+  TRIB_RETURN_IF_ERROR(CheckArtifact(header, artifact));
+  TRIB_ASSIGN_OR_RETURN(*response, backend_->SubmitJob(header, std::make_unique<MemorySource>(std::move(tensors)), std::move(artifact)));
   return absl::OkStatus();
 }
 
@@ -175,6 +179,7 @@ grpc::Status AdminService::ListClients(grpc::ServerContext*, const v1::ListClien
 
 grpc::Status AdminService::GetNode(grpc::ServerContext*, const v1::GetNodeRequest*, v1::Node* response) {
   *response = backend_->GetNode();
+  response->set_local_address(local_address_);
   return grpc::Status::OK;
 }
 

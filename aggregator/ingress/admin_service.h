@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "aggregator/ingress/backend.h"
 #include "common/status.h"
@@ -17,13 +18,20 @@
 
 namespace tributary::aggregator {
 
+struct SubmitLimits {
+  size_t max_spec_bytes = 1024 * 1024;
+  uint64_t max_tensors_bytes = uint64_t{64} << 30;  // and likewise the artifact
+};
+// What a header can show, before any byte is taken.
+absl::Status CheckSubmitHeader(const v1::SubmitHeader& header, const SubmitLimits& limits);
+// With the whole artifact at hand: of the announced size and hash.
+absl::Status CheckArtifact(const v1::SubmitHeader& header, const std::string& artifact);
+
 class AdminService final : public v1::Admin::Service {
  public:
-  struct Options {
-    size_t max_spec_bytes = 1024 * 1024;
-    uint64_t max_tensors_bytes = uint64_t{64} << 30;
-  };
-  AdminService(const Options& options, AdminBackend* backend) : options_(options), backend_(backend) {}
+  // `local_address`: what GetNode says.
+  AdminService(const SubmitLimits& limits, std::string local_address, AdminBackend* backend)
+      : limits_(limits), local_address_(std::move(local_address)), backend_(backend) {}
   // Ends the calls that do not end by themselves.
   void Stop() { stopping_ = true; }
 
@@ -47,10 +55,10 @@ class AdminService final : public v1::Admin::Service {
 
  private:
   absl::Status Submit(grpc::ServerReader<v1::SubmitJobRequest>* reader, v1::SubmitJobResponse* response);
-  absl::Status CheckSubmitHeader(const v1::SubmitHeader& header) const;
   absl::Status Watch(const std::string& job, grpc::ServerContext* context, grpc::ServerWriter<v1::Job>* writer);
 
-  const Options options_;
+  const SubmitLimits limits_;
+  const std::string local_address_;
   AdminBackend* const backend_;
   std::atomic<bool> stopping_{false};
 };

@@ -18,8 +18,11 @@
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
 #include "aggregator/store/object_pool.h"
+#include "common/byte_source.h"
+#include "common/large_bytes.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "proto/relay_codec.h"
 #include "tributary/v1/admin.pb.h"
 #include "tributary/v1/federation.pb.h"
 
@@ -102,10 +105,42 @@ class FederationBackend {
   virtual v1::UpdateStatus Query(const std::string& client, const v1::UpdateKey& key) = 0;
 };
 
+// The sending half of one node's control stream; as ControlStream.
+class NodeStream {
+ public:
+  virtual ~NodeStream() = default;
+  virtual void Send(v1::TopMessage message) = 0;
+  virtual void Close(const absl::Status& status) = 0;
+};
+
+// `node` is always the authenticated name.
+class RelayBackend {
+ public:
+  virtual ~RelayBackend() = default;
+  virtual absl::StatusOr<uint64_t> AttachNode(const std::string& node, const v1::NodeHello& hello, std::shared_ptr<NodeStream> stream) = 0;
+  virtual void OnNodeReport(uint64_t session, const v1::NodeReport& report) = 0;
+  virtual void DetachNode(uint64_t session) = 0;
+  // Settles everything a header can show. SEND: `sums` has room for the partial's bytes, of which the first float_bytes are sums to be
+  // looked at by CheckSums with `limit`.
+  struct PartialRoom {
+    v1::PartialAnswer answer;
+    LargeBytes sums;
+    size_t float_bytes = 0;
+    double limit = 0;
+  };
+  virtual PartialRoom BeginPartial(const std::string& node, const CheckedPartial& partial) = 0;
+  // All bytes are in and good.
+  virtual v1::PartialAnswer FinishPartial(const std::string& node, const CheckedPartial& partial, std::span<const std::byte> sums) = 0;
+  virtual void RefusePartial(const std::string& node, const CheckedPartial& partial, const std::string& reason) = 0;
+  virtual absl::StatusOr<v1::RelayVersion> RelayGetVersion(const std::string& node, const std::string& job, uint64_t version) = 0;
+};
+
 class AdminBackend {
  public:
   virtual ~AdminBackend() = default;
-  virtual absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors, std::string artifact) = 0;
+  // `tensors`: a safetensors file of the size in the header, unchecked otherwise. The response means that the job is on disk.
+  virtual absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
+                                                          std::string artifact) = 0;
   virtual std::vector<v1::Job> ListJobs() = 0;
   virtual absl::StatusOr<v1::Job> GetJob(const std::string& job) = 0;
   virtual absl::StatusOr<v1::Job> CancelJob(const std::string& job, const std::string& reason) = 0;

@@ -14,13 +14,14 @@
 #include "aggregator/store/memfd.h"
 #include "common/check.h"
 #include "common/fd_socket.h"
+#include "common/byte_source.h"
 #include "common/log.h"
+#include "proto/local_call.h"
 
 namespace tributary::aggregator {
 namespace {
 
 constexpr int kBacklog = 512;
-constexpr size_t kMaxRequestBytes = 16 * 1024;
 constexpr absl::Duration kTimeout = absl::Seconds(2);  // for the peer to send its request, and to take the answer
 constexpr const char* kWhat = "local transfer";
 
@@ -33,14 +34,16 @@ v1::LocalAnswer Failed(const absl::Status& status) {
 
 }  // namespace
 
-LocalServer::LocalServer(UniqueFd listener, UniqueFd stop, FederationBackend* backend, UploadTable* uploads)
-    : listener_(std::move(listener)), stop_(std::move(stop)), backend_(backend), uploads_(uploads) {}
+LocalServer::LocalServer(UniqueFd listener, UniqueFd stop, FederationBackend* backend, AdminBackend* admin, const SubmitLimits& limits,
+                         UploadTable* uploads)
+    : listener_(std::move(listener)), stop_(std::move(stop)), backend_(backend), admin_(admin), limits_(limits), uploads_(uploads) {}
 
-absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const std::string& address, FederationBackend* backend, UploadTable* uploads) {
+absl::StatusOr<std::unique_ptr<LocalServer>> LocalServer::Start(const std::string& address, FederationBackend* backend, AdminBackend* admin,
+                                                                const SubmitLimits& limits, UploadTable* uploads) {
   TRIB_ASSIGN_OR_RETURN(UniqueFd listener, ListenAbstract(address, kBacklog));
   UniqueFd stop(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!stop.valid()) return ErrnoStatus(errno, "local transfer: eventfd");
-  std::unique_ptr<LocalServer> server(new LocalServer(std::move(listener), std::move(stop), backend, uploads));
+  std::unique_ptr<LocalServer> server(new LocalServer(std::move(listener), std::move(stop), backend, admin, limits, uploads));
   const unsigned threads = std::clamp(std::thread::hardware_concurrency(), 2u, 8u);
   for (unsigned i = 0; i < threads; ++i) server->threads_.emplace_back([raw = server.get()] { raw->Run(); });
   return server;
@@ -65,7 +68,7 @@ void LocalServer::Run() {
 
 void LocalServer::Serve(int connection) {
   // Read also what will be refused: closing with unread bytes would take the answer away from the client.
-  const absl::StatusOr<ReceivedRecord> record = ReceiveRecord(connection, kMaxRequestBytes, kTimeout, kWhat);
+  absl::StatusOr<ReceivedRecord> record = ReceiveRecord(connection, kMaxLocalRequestBytes, kTimeout, kWhat);
   const absl::StatusOr<uid_t> user = PeerUser(connection);
   v1::LocalRequest request;
   v1::LocalAnswer answer;
@@ -77,7 +80,7 @@ void LocalServer::Serve(int connection) {
   } else if (!request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size()))) {
     answer = Failed(InvalidArgument("{}: malformed request", kWhat));
   } else {
-    answer = Answer(request, record->fds, &fd);
+    answer = Answer(request, std::move(record->fds), &fd);
   }
   const std::string bytes = answer.SerializeAsString();
   const int fds[] = {fd.get()};
@@ -85,7 +88,14 @@ void LocalServer::Serve(int connection) {
   TRIB_LOG_IF_ERROR(SendRecord(connection, std::as_bytes(std::span(bytes)), std::span(fds, fd.valid() ? 1 : 0), kTimeout, kWhat));
 }
 
-v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::vector<UniqueFd>& fds, UniqueFd* out_fd) {
+v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, std::vector<UniqueFd> fds, UniqueFd* out_fd) {
+  if (request.has_submit()) {
+    absl::StatusOr<v1::SubmitJobResponse> submitted = Submit(request.submit().header(), std::move(fds));
+    if (!submitted.ok()) return Failed(submitted.status());
+    v1::LocalAnswer answer;
+    *answer.mutable_submitted() = *std::move(submitted);
+    return answer;
+  }
   const absl::StatusOr<Caller> caller = Authenticate(request.client(), request.secret(), backend_);
   if (!caller.ok()) return Failed(caller.status());
   v1::LocalAnswer answer;
@@ -110,10 +120,31 @@ v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, const std::
       *answer.mutable_update() = *std::move(status);
       return answer;
     }
+    case v1::LocalRequest::kSubmit:
     case v1::LocalRequest::CALL_NOT_SET:
       break;
   }
   return Failed(Unimplemented("{}: unknown request", kWhat));
+}
+
+absl::StatusOr<v1::SubmitJobResponse> LocalServer::Submit(const v1::SubmitHeader& header, std::vector<UniqueFd> fds) {
+  TRIB_RETURN_IF_ERROR(CheckSubmitHeader(header, limits_));
+  const size_t expected = header.artifact_bytes() > 0 ? 2 : 1;
+  if (fds.size() != expected) return InvalidArgument("{}: expected {} files with the job, got {}", kWhat, expected, fds.size());
+  TRIB_ASSIGN_OR_RETURN(FileSource tensors, FileSource::Of(std::move(fds[0]), "tensors"));
+  if (tensors.size() != header.tensors_bytes()) {
+    return InvalidArgument("tensors: expected the announced {} bytes, got {}", header.tensors_bytes(), tensors.size());
+  }
+  std::string artifact;
+  if (expected == 2) {
+    TRIB_ASSIGN_OR_RETURN(const FileSource file, FileSource::Of(std::move(fds[1]), "artifact"));
+    if (file.size() == header.artifact_bytes()) {
+      artifact.resize(file.size());
+      TRIB_RETURN_IF_ERROR(file.Read(0, std::as_writable_bytes(std::span(artifact))));
+    }
+  }
+  TRIB_RETURN_IF_ERROR(CheckArtifact(header, artifact));
+  return admin_->SubmitJob(header, std::make_unique<FileSource>(std::move(tensors)), std::move(artifact));
 }
 
 }  // namespace tributary::aggregator

@@ -18,6 +18,7 @@
 #include "aggregator/ingress/chunk_crcs.h"
 #include "aggregator/ingress/federation_service.h"
 #include "aggregator/ingress/local_server.h"
+#include "aggregator/ingress/relay_service.h"
 #include "aggregator/ingress/stream_watch.h"
 #include "aggregator/ingress/upload_table.h"
 #include "common/ids.h"
@@ -25,7 +26,7 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr int kMaxAdminThreads = 64;  // calls of Admin under way at once; more are refused by gRPC
+constexpr int kMaxAdminThreads = 64;  // calls of Admin and Relay under way at once; more are refused by gRPC
 
 absl::Status CheckOptions(const GrpcServerOptions& options) {
   if (options.chunk_bytes < 4096 || options.chunk_bytes + 4096 > options.max_message_bytes)
@@ -49,13 +50,17 @@ const Clock* DefaultClock() {
 }  // namespace
 
 struct GrpcServer::Impl {
-  Impl(const Options& options_in, FederationBackend* federation_backend, AdminBackend* admin_backend)
+  Impl(const Options& options_in, FederationBackend* federation_backend, AdminBackend* admin_backend, RelayBackend* relay_backend)
       : options(options_in), clock(options.clock != nullptr ? options.clock : DefaultClock()),
         local_address(options.local_transfer ? "tributary-" + RandomHex(16) : ""),
         uploads({options.chunk_bytes, options.upload_lease}, federation_backend, clock), crcs(options.chunk_bytes),
         federation({federation_backend, &uploads, &watch, &crcs, clock, options.chunk_bytes, options.control_queue, local_address,
                     options.hello_timeout, options.stall_timeout}),
-        admin({options.max_spec_bytes, options.max_tensors_bytes}, admin_backend) {}
+        admin({options.max_spec_bytes, options.max_tensors_bytes}, local_address, admin_backend) {
+    if (relay_backend != nullptr) {
+      relay = std::make_unique<RelayService>(RelayService::Options{federation_backend, relay_backend, &watch, clock, options.stall_timeout});
+    }
+  }
 
   absl::Status Listen();
   void Reap(const std::stop_token& stop);
@@ -68,6 +73,7 @@ struct GrpcServer::Impl {
   ChunkCrcCache crcs;
   FederationService federation;
   AdminService admin;
+  std::unique_ptr<RelayService> relay;  // null: no nodes below
   int port = 0;
   std::unique_ptr<LocalServer> local;
   std::unique_ptr<grpc::Server> server;
@@ -90,6 +96,7 @@ absl::Status GrpcServer::Impl::Listen() {
   builder.AddListeningPort(options.address, grpc::InsecureServerCredentials(), &port);
   builder.RegisterService(&federation);
   builder.RegisterService(&admin);
+  if (relay != nullptr) builder.RegisterService(relay.get());
   builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   builder.SetMaxSendMessageSize(-1);
   grpc::ResourceQuota quota("ingress");
@@ -131,12 +138,13 @@ GrpcServer::GrpcServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 GrpcServer::~GrpcServer() { Shutdown(absl::ZeroDuration()); }
 
-absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& options, FederationBackend* federation,
-                                                              AdminBackend* admin) {
+absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(const Options& options, FederationBackend* federation, AdminBackend* admin,
+                                                              RelayBackend* relay) {
   TRIB_RETURN_IF_ERROR(CheckOptions(options));
-  auto impl = std::make_unique<Impl>(options, federation, admin);
+  auto impl = std::make_unique<Impl>(options, federation, admin, relay);
   if (!impl->local_address.empty()) {
-    TRIB_ASSIGN_OR_RETURN(impl->local, LocalServer::Start(impl->local_address, federation, &impl->uploads));
+    TRIB_ASSIGN_OR_RETURN(impl->local, LocalServer::Start(impl->local_address, federation, admin, {options.max_spec_bytes, options.max_tensors_bytes},
+                                                             &impl->uploads));
   }
   TRIB_RETURN_IF_ERROR(impl->Listen());
   impl->reaper = std::jthread([raw = impl.get()](const std::stop_token& stop) { raw->Reap(stop); });
@@ -153,6 +161,7 @@ void GrpcServer::SetServing(bool serving) {
   health->SetServingStatus(serving);
   health->SetServingStatus(v1::Federation::service_full_name(), serving);
   health->SetServingStatus(v1::Admin::service_full_name(), serving);
+  if (impl_->relay != nullptr) health->SetServingStatus(v1::Relay::service_full_name(), serving);
 }
 
 void GrpcServer::ForgetJob(const std::string& job) { impl_->uploads.ForgetJob(job); }
@@ -162,6 +171,7 @@ size_t GrpcServer::partial_uploads() const { return impl_->uploads.size(); }
 void GrpcServer::Shutdown(absl::Duration grace) {
   std::call_once(impl_->shut_down, [&] {
     impl_->admin.Stop();
+    if (impl_->relay != nullptr) impl_->relay->Stop();
     impl_->watch.EndEndless(Unavailable("the aggregator is going away"));
     impl_->server->Shutdown(absl::ToChronoTime(absl::Now() + grace));  // gRPC's deadlines are wall clock
     impl_->local.reset();

@@ -1,11 +1,11 @@
-// The gRPC face of the aggregator: services Federation and Admin, grpc.health.v1 and reflection on one port.
+// The gRPC face of the aggregator: services Federation, Admin and Relay, grpc.health.v1 and reflection on one port.
 //
 // Everything that arrives is untrusted; it is checked here (proto/codec.h) before a backend sees it. Partial uploads live here,
 // in slots that the backend granted; a backend learns of an update only when all its bytes are in and good.
 //
 // Memory is bounded: gRPC by a ResourceQuota, uploads by the backend's pool, control streams by `control_queue` messages each,
 // fetches by one chunk each, which refers to the model's own memory.
-// Lifetime: both backends must outlive the server. Watch tokens and ControlStreams that they hold may outlive it.
+// Lifetime: the backends must outlive the server. Watch tokens and ControlStreams that they hold may outlive it.
 // Threads: all methods are safe from any thread. Callbacks into the backends come from gRPC's threads and the reaper's.
 // Errors: Start gives INVALID_ARGUMENT for options out of range, UNAVAILABLE naming the address that cannot be bound.
 #pragma once
@@ -50,8 +50,9 @@ class GrpcServer {
   using Options = GrpcServerOptions;
 
   // Binds and serves at once; health says NOT_SERVING until SetServing(true).
-  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const Options& options, FederationBackend* federation,
-                                                           AdminBackend* admin);
+  // `relay` null: no service for nodes.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(const Options& options, FederationBackend* federation, AdminBackend* admin,
+                                                           RelayBackend* relay = nullptr);
   // Shutdown(0) if that was not done.
   ~GrpcServer();
   GrpcServer(const GrpcServer&) = delete;

@@ -199,7 +199,7 @@ bool RocksStateStore::PayloadIsNamed(const keys::ParsedPayload& payload) const {
     }
     case keys::Owner::kVersion: {
       const auto row = GetRow<v1::VersionRow>(kVersions, keys::Version(payload.job, payload.number), "version");
-      return !absl::IsNotFound(row.status());
+      return row.ok() ? row->info().pruned_us() == 0 : !absl::IsNotFound(row.status());
     }
   }
   return true;
@@ -215,20 +215,20 @@ absl::Status RocksStateStore::SweepOrphans() {
   return absl::OkStatus();
 }
 
-absl::Status RocksStateStore::HasRoomFor(uint64_t bytes) const {
+absl::Status RocksStateStore::HasRoomFor(uint64_t bytes, uint64_t keep_free) const {
   if (options_.mode == Mode::kReadOnly) return FailedPrecondition("{}", What("was opened read-only"));
   struct statvfs disk {};
   if (::statvfs(options_.dir.c_str(), &disk) != 0) return ErrnoStatus(errno, What("statvfs"));
   const uint64_t free = static_cast<uint64_t>(disk.f_bavail) * disk.f_frsize;
-  if (free < bytes || free - bytes < options_.min_free_bytes) {
+  if (free < bytes || free - bytes < keep_free) {
     return ResourceExhausted("state store '{}': {} MiB are free on its disk; {} MiB were to be written and {} MiB must stay free: free some space",
-                             options_.dir, free / kMiB, bytes / kMiB, options_.min_free_bytes / kMiB);
+                             options_.dir, free / kMiB, bytes / kMiB, keep_free / kMiB);
   }
   return absl::OkStatus();
 }
 
-absl::Status RocksStateStore::Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what) {
-  TRIB_RETURN_IF_ERROR(HasRoomFor(batch.GetDataSize()));
+absl::Status RocksStateStore::Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what, uint64_t keep_free) {
+  TRIB_RETURN_IF_ERROR(HasRoomFor(batch.GetDataSize(), keep_free));
   rocksdb::WriteOptions options;
   options.sync = synced;
   return FromRocksDb(db_->Write(options, &batch), what);

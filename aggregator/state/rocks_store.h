@@ -1,5 +1,6 @@
 // The RocksDB implementation behind state_store.h; included by this folder's sources only.
-// open.cc opens and recovers, store_rows.cc has the small rows, store_versions.cc versions and partials, store_verify.cc the audit.
+// open.cc opens and recovers, store_rows.cc has the small rows, store_versions.cc versions and partials, store_retention.cc what
+// old versions give up, store_verify.cc the audit.
 // Threads: safe. One commit or journal write per job at a time (others of the same job wait); no lock is held across I/O.
 #pragma once
 
@@ -46,9 +47,12 @@ class RocksStateStore final : public StateStore {
   absl::Status CommitVersion(VersionCommit commit) override;
   absl::StatusOr<v1::VersionRow> GetVersion(const std::string& job, uint64_t version) const override;
   absl::StatusOr<uint64_t> LatestVersion(const std::string& job) const override;
+  absl::StatusOr<uint64_t> FirstVersion(const std::string& job) const override;
   absl::StatusOr<std::vector<v1::VersionRow>> ListVersions(const std::string& job) const override;
   absl::Status ReadTensors(const std::string& job, uint64_t version, std::span<std::byte> out, bool verify) const override;
   absl::StatusOr<std::vector<NamedVector>> ReadStrategyState(const std::string& job, uint64_t version) const override;
+  absl::Status DropTensors(const std::string& job, uint64_t version, int64_t now_us) override;
+  absl::Status ExpireUpdates(const std::string& job, uint64_t version, int64_t now_us) override;
   absl::StatusOr<v1::UpdateRow> GetUpdate(const std::string& job, const UpdateId& update) const override;
 
   absl::Status PutMetric(const std::string& job, const v1::Metric& metric) override;
@@ -92,9 +96,13 @@ class RocksStateStore final : public StateStore {
   absl::Status SweepOrphans();
 
   // RESOURCE_EXHAUSTED below the watermark plus `bytes`; FAILED_PRECONDITION when read-only.
-  absl::Status HasRoomFor(uint64_t bytes) const;
+  absl::Status HasRoomFor(uint64_t bytes) const { return HasRoomFor(bytes, options_.min_free_bytes); }
+  absl::Status HasRoomFor(uint64_t bytes, uint64_t keep_free) const;
   rocksdb::ColumnFamilyHandle* family(Family index) const { return handles_[index]; }
-  absl::Status Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what);
+  absl::Status Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what) {
+    return Write(batch, synced, what, options_.min_free_bytes);
+  }
+  absl::Status Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what, uint64_t keep_free);
   // "store '/dir': job 'a' version 3".
   std::string What(const std::string& object) const { return fmt::format("store '{}': {}", options_.dir, object); }
 
@@ -111,6 +119,7 @@ class RocksStateStore final : public StateStore {
   bool PayloadIsNamed(const keys::ParsedPayload& payload) const;
 
   uint64_t NextEvent(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status CheckNotPruned(const std::string& job, const v1::VersionRow& row) const;
   absl::StatusOr<v1::VersionRow> LatestRow(const std::string& job) const;
   absl::Status CheckFollows(const v1::VersionRow& row, const std::string& job, std::string* parent_sha256) const;
 

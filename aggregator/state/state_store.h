@@ -34,6 +34,8 @@ struct VersionCommit {
   v1::JobRow job;                   // state after this commit
   v1::VersionRow version;           // shards/shard_bytes are filled in by the store
   std::span<const std::byte> tensors;  // flat form
+  // Their SHA-256 in hex, if it is being computed while they are written: asked for after that, instead of version.info.sha256.
+  std::function<std::string()> sha256;
   std::vector<NamedVector> strategy_state;
   std::vector<std::pair<UpdateId, v1::UpdateRow>> updates;   // dedupe rows
   std::vector<v1::EventRow> events;
@@ -65,10 +67,18 @@ class StateStore {
   virtual absl::Status CommitVersion(VersionCommit commit) = 0;       // synced, atomic
   virtual absl::StatusOr<v1::VersionRow> GetVersion(const std::string& job, uint64_t version) const = 0;
   virtual absl::StatusOr<uint64_t> LatestVersion(const std::string& job) const = 0;   // NOT_FOUND: none
+  virtual absl::StatusOr<uint64_t> FirstVersion(const std::string& job) const = 0;    // NOT_FOUND: none
   virtual absl::StatusOr<std::vector<v1::VersionRow>> ListVersions(const std::string& job) const = 0;
   // `out.size()` must be the version's bytes. Verifies SHA-256 when `verify`.
   virtual absl::Status ReadTensors(const std::string& job, uint64_t version, std::span<std::byte> out, bool verify) const = 0;
   virtual absl::StatusOr<std::vector<NamedVector>> ReadStrategyState(const std::string& job, uint64_t version) const = 0;
+  // NOT_FOUND from both for a version whose tensors were dropped; the message names those that are kept.
+
+  // Retention (retention.h says when). Both leave the manifest and are idempotent; synced. `now_us`: wall clock, for the record.
+  // FAILED_PRECONDITION for the latest version.
+  virtual absl::Status DropTensors(const std::string& job, uint64_t version, int64_t now_us) = 0;
+  // The dedupe rows of a version's contributors.
+  virtual absl::Status ExpireUpdates(const std::string& job, uint64_t version, int64_t now_us) = 0;
   // NOT_FOUND: never counted.
   virtual absl::StatusOr<v1::UpdateRow> GetUpdate(const std::string& job, const UpdateId& update) const = 0;
 

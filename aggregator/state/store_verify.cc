@@ -61,11 +61,7 @@ class Auditor {
     Sound(scanned);
   }
 
-  void CheckVersion(const v1::JobRow& job, const v1::VersionRow& row, uint64_t version, const std::string& what) {
-    if (row.info().version() != version || row.info().job() != job.id()) {
-      Find(fmt::format("{}: the row says job '{}' version {}", what, row.info().job(), row.info().version()));
-    }
-    versions_.insert(version);
+  void CheckTensors(const v1::JobRow& job, const v1::VersionRow& row, uint64_t version, const std::string& what) {
     Sha256 sha256;
     const absl::Status read = store_.payloads_->ReadPiece(store_.family(kVersions), row.bulk(),
                                                           keys::Payload(keys::Owner::kVersion, job.id(), version), 0, row.info().bytes(),
@@ -78,11 +74,20 @@ class Auditor {
       if (got != row.info().sha256()) Find(fmt::format("{}: expected SHA-256 {}, got {}", what, row.info().sha256(), got));
     }
     Sound(store_.ReadStrategyState(job.id(), version).status());
+  }
+
+  void CheckVersion(const v1::JobRow& job, const v1::VersionRow& row, uint64_t version, const std::string& what) {
+    if (row.info().version() != version || row.info().job() != job.id()) {
+      Find(fmt::format("{}: the row says job '{}' version {}", what, row.info().job(), row.info().version()));
+    }
+    versions_.insert(version);
+    if (row.info().pruned_us() == 0) CheckTensors(job, row, version, what);
     for (const v1::Contributor& contributor : row.info().contributors()) {
       const auto id = UpdateIdFromBytes(contributor.update_id());
       if (!Sound(Annotate(id.status(), what + ": contributor '" + contributor.client() + "'"))) continue;
       const auto [place, fresh] = counted_.emplace(*id, version);
       if (!fresh) Find(fmt::format("{}: update {} is counted in version {} already", what, ToHex(*id), place->second));
+      if (row.dedupe_expired_us() != 0) continue;
       const auto dedupe = store_.GetUpdate(job.id(), *id);
       if (!dedupe.ok()) {
         Find(fmt::format("{}: update {} of client '{}' has no dedupe row: {}", what, ToHex(*id), contributor.client(),

@@ -81,7 +81,6 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   info.set_bytes(commit.tensors.size());
   info.set_parent_sha256(parent_sha256);
   info.set_epoch(epoch_);
-  if (info.sha256().empty()) info.set_sha256(Sha256Hex(commit.tensors));
   if (info.committed_us() == 0) info.set_committed_us(WallMicros());
   info.clear_layout();
   Pieces pieces = {commit.tensors};
@@ -113,6 +112,11 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   }
   TRIB_CRASH_POINT(commit_after_shards);
 
+  if (commit.sha256) {
+    info.set_sha256(commit.sha256());
+  } else if (info.sha256().empty()) {
+    info.set_sha256(Sha256Hex(commit.tensors));
+  }
   const auto put = [&](Family index, const std::string& key, const std::string& value) {
     return FromRocksDb(batch.Put(family(index), key, value), what);
   };
@@ -155,6 +159,16 @@ absl::StatusOr<uint64_t> RocksStateStore::LatestVersion(const std::string& job) 
   return row.info().version();
 }
 
+absl::StatusOr<uint64_t> RocksStateStore::FirstVersion(const std::string& job) const {
+  const std::unique_ptr<rocksdb::Iterator> it(db_->NewIterator(rocksdb::ReadOptions(), family(kVersions)));
+  it->Seek(keys::JobPrefix(keys::kVersion, job));
+  const std::string what = What(fmt::format("first version of job '{}'", job));
+  TRIB_RETURN_IF_ERROR(FromRocksDb(it->status(), what));
+  const auto parsed = it->Valid() ? keys::ParseVersion(it->key().ToStringView()) : std::nullopt;
+  if (!parsed || parsed->first != job) return NotFound("{}: the job has none", what);
+  return parsed->second;
+}
+
 absl::StatusOr<std::vector<v1::VersionRow>> RocksStateStore::ListVersions(const std::string& job) const {
   std::vector<v1::VersionRow> rows;
   TRIB_RETURN_IF_ERROR(Scan(kVersions, keys::JobPrefix(keys::kVersion, job), [&](std::string_view key, std::string_view value) -> absl::Status {
@@ -169,6 +183,7 @@ absl::StatusOr<std::vector<v1::VersionRow>> RocksStateStore::ListVersions(const 
 
 absl::Status RocksStateStore::ReadTensors(const std::string& job, uint64_t version, std::span<std::byte> out, bool verify) const {
   TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, GetVersion(job, version));
+  TRIB_RETURN_IF_ERROR(CheckNotPruned(job, row));
   const std::string what = What(fmt::format("job '{}' version {}", job, version));
   if (out.size() != row.info().bytes()) {
     return InvalidArgument("{}: has {} bytes of tensors, the buffer {}", what, row.info().bytes(), out.size());
@@ -191,6 +206,7 @@ absl::Status RocksStateStore::ReadTensors(const std::string& job, uint64_t versi
 
 absl::StatusOr<std::vector<NamedVector>> RocksStateStore::ReadStrategyState(const std::string& job, uint64_t version) const {
   TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, GetVersion(job, version));
+  TRIB_RETURN_IF_ERROR(CheckNotPruned(job, row));
   const std::string what = What(fmt::format("job '{}' version {} strategy state", job, version));
   const std::string payload = keys::Payload(keys::Owner::kVersion, job, version);
   std::vector<NamedVector> vectors;

@@ -60,6 +60,8 @@ int FdsOf(WorkerMessageKind kind) {
     case WorkerMessageKind::kCloseJob:
     case WorkerMessageKind::kStop:
     case WorkerMessageKind::kReplay:
+    case WorkerMessageKind::kPing:
+    case WorkerMessageKind::kPong:
     case WorkerMessageKind::kReady:
     case WorkerMessageKind::kRefused:
     case WorkerMessageKind::kFailed:

@@ -27,6 +27,7 @@ enum class WorkerMessageKind : uint32_t {
   kParent = 8,       // fds: lane, doorbell of its consumer: where the partial goes once it is complete
   kAnchor = 9,       // fd: anchor (SK_MSG transports). Before everything else of the seat; repeated: instead of the last one
   kReplay = 10,      // something sent to the seat did not arrive: look at its lanes
+  kPing = 11,        // answer with kPong, between two pieces of work
   // worker -> daemon
   kReady = 16,
   kRefused = 17,     // descriptor `key` was not folded: bad object, or not finite. Sent before the lane's `done` passes it
@@ -34,6 +35,7 @@ enum class WorkerMessageKind : uint32_t {
   kRoleTaken = 19,   // the seat acts under `epoch`
   kComplete = 20,    // the role of `epoch` has all its inputs; its partial of `folded` updates is published (0: there is none)
   kMerged = 21,      // the partial of `child` is in the seat's sums and no longer looked at
+  kPong = 22,
 };
 
 // What a seat is in its job. Middle and top take partials too; a range is a seat of a shard.

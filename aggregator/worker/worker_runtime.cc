@@ -75,6 +75,12 @@ absl::StatusOr<WorkerRuntime::Next> WorkerRuntime::Handle(WorkerChannel::Receive
     case WorkerMessageKind::kReplay:
       if (const auto seat = seats_.find(message.job); seat != seats_.end()) seat->second->Replay();
       return Next::kGoOn;
+    case WorkerMessageKind::kPing: {
+      WorkerMessage pong;
+      pong.kind = WorkerMessageKind::kPong;
+      TRIB_LOG_IF_ERROR(channel_.Send(pong));  // a daemon that is gone shows at the next Receive
+      return Next::kGoOn;
+    }
     case WorkerMessageKind::kCloseJob:
       seats_.erase(message.job);
       return Next::kGoOn;

@@ -7,12 +7,12 @@ namespace {
 constexpr size_t kMaxOutgoing = 256;
 }  // namespace
 
-std::shared_ptr<AttachStream> AttachStream::Open(Connection& connection, const Identity& identity, v1::ClientMessage hello,
+std::shared_ptr<AttachStream> AttachStream::Open(v1::Federation::Stub& control, const Identity& identity, v1::ClientMessage hello,
                                                  OnMessage on_message, OnEnd on_end) {
   std::shared_ptr<AttachStream> stream(new AttachStream(std::move(on_message), std::move(on_end)));
   stream->self_ = stream;
   Connection::AddIdentity(stream->context_, identity);
-  connection.stub().async()->Attach(&stream->context_, stream.get());
+  control.async()->Attach(&stream->context_, stream.get());
   // Writes start outside of gRPC's callbacks, so the call must be held open for them until the last read failed.
   stream->AddHold();
   stream->StartRead(&stream->incoming_);

@@ -23,7 +23,8 @@ class AttachStream final : public grpc::ClientBidiReactor<v1::ClientMessage, v1:
   using OnMessage = std::function<bool(v1::ServerMessage)>;  // false: too much; the stream ends
   using OnEnd = std::function<void(CallError)>;  // status OK: the server closed the stream
 
-  static std::shared_ptr<AttachStream> Open(Connection& connection, const Identity& identity, v1::ClientMessage hello,
+  // `control`: Connection::control(); must outlive the stream.
+  static std::shared_ptr<AttachStream> Open(v1::Federation::Stub& control, const Identity& identity, v1::ClientMessage hello,
                                             OnMessage on_message, OnEnd on_end);
   void Send(v1::ClientMessage message);
   // Half-closes: the server sees the client leave in good order. Cancel ends it at once.

@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "proto/codec.h"
+#include "proto/local_call.h"
 
 namespace tributary::client {
 namespace {
@@ -286,7 +287,7 @@ void Runtime::Do(size_t index, action::Connect& a) {
     messages_.emplace_back(index, std::move(received));
     return true;
   };
-  hosts_[index].stream = AttachStream::Open(connection_, hosts_[index].identity, std::move(message), on_message,
+  hosts_[index].stream = AttachStream::Open(connection_.control(), hosts_[index].identity, std::move(message), on_message,
                                             [this, index](CallError error) {
                                               Post(index, Event(event::StreamEnded{std::move(error.status), error.push_back}));
                                             });

@@ -1,5 +1,5 @@
-// A client daemon without its main: hosts N identities on one connection, each with its own session, outbox and secret under
-// STATE/<client>/, and shares between them the connection, downloads, the learners and the data.
+// A client daemon without its main: hosts N identities on one Connection, each with its own session, outbox and secret under
+// STATE/<client>/, and shares between them the Connection, downloads, the learners and the data.
 //
 //   gRPC threads ──messages──▶ ┌────────────┐ ──fetch──▶ 2 threads ──▶ train: train_threads ──▶ store, upload: upload_threads
 //   pools ─────────results───▶ │ loop thread │ ◀──────────────────────── events ────────────────────────────────────┘

@@ -17,7 +17,7 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
   args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 5'000);  // despite its name: the time a connection attempt gets
   args.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);                // retries are the sessions' business, by update key
   args.SetMaxReceiveMessageSize(16 << 20);                // JobInfo of a model with very many tensors
-  // A channel of its own per Connection: otherwise gRPC shares sockets between equal channels of one process.
+  // Otherwise gRPC shares one socket between equal channels of a process, those of one Connection among them.
   args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   return grpc::CreateCustomChannel(server, grpc::InsecureChannelCredentials(), args);
 }
@@ -25,7 +25,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& server) {
 }  // namespace
 
 Connection::Connection(const std::string& server)
-    : server_(server), channel_(MakeChannel(server)), stub_(v1::Federation::NewStub(channel_)), generic_(channel_) {}
+    : server_(server), control_(v1::Federation::NewStub(MakeChannel(server))), data_channel_(MakeChannel(server)),
+      data_(v1::Federation::NewStub(data_channel_)), generic_(data_channel_) {}
 
 void Connection::set_local_address(std::string address) {
   absl::MutexLock lock(&mutex_);

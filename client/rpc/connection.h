@@ -1,6 +1,8 @@
-// One gRPC channel to one aggregator, shared by all identities of a daemon, and what every call on it needs: the identity's
+// The gRPC channels to one aggregator, shared by all identities of a daemon, and what every call on them needs: the identity's
 // metadata, errors as absl::Status with the server's push-back delay, and a way to end all blocking calls at shutdown.
-// Keep-alive 20 s / 10 s finds half-open links. The channel's own reconnect backoff stays short (100 ms to 2 s): the sessions'
+// Two channels, each with a TCP connection of its own: control streams (heart-beats, tasks) on one, everything else on the other, so
+// that a large transfer cannot make its client look dead (dataplane.md §1 (10), T20).
+// Keep-alive 20 s / 10 s finds half-open links. The channels' own reconnect backoff stays short (100 ms to 2 s): the sessions'
 // backoff is the one that counts.
 // Threads: safe.
 #pragma once
@@ -35,10 +37,13 @@ struct CallError {
 
 class Connection {
  public:
-  // `server`: HOST:PORT or unix:PATH. Connects on first use.
+  // `server`: HOST:PORT or unix:PATH. Each channel connects on first use.
   explicit Connection(const std::string& server);
 
-  v1::Federation::Stub& stub() { return *stub_; }
+  // For Attach, and for nothing else.
+  v1::Federation::Stub& control() { return *control_; }
+  // For all other calls; generic() is the same channel, for messages of raw bytes.
+  v1::Federation::Stub& data() { return *data_; }
   grpc::GenericStub& generic() { return generic_; }
   const std::string& server() const { return server_; }
 
@@ -73,8 +78,9 @@ class Connection {
 
  private:
   const std::string server_;
-  std::shared_ptr<grpc::Channel> channel_;  // gRPC hands channels out shared
-  std::unique_ptr<v1::Federation::Stub> stub_;
+  std::unique_ptr<v1::Federation::Stub> control_;
+  std::shared_ptr<grpc::Channel> data_channel_;  // gRPC hands channels out shared
+  std::unique_ptr<v1::Federation::Stub> data_;
   grpc::GenericStub generic_;
   mutable absl::Mutex mutex_;
   bool cancelled_ ABSL_GUARDED_BY(mutex_) = false;

@@ -16,9 +16,6 @@
 
 namespace tributary::client {
 
-// Whether a server's Welcome names a socket that is one of Tributary's: a client talks to no other.
-bool IsLocalAddress(const std::string& address);
-
 // A read-only mapping of a sealed memfd.
 class MappedModel {
  public:

@@ -84,7 +84,7 @@ class Upload {
     v1::QueryUpdateRequest request;
     *request.add_keys() = KeyToProto(header_.job, header_.task, header_.update);
     v1::QueryUpdateResponse response;
-    if (const grpc::Status done = connection_.stub().QueryUpdate(&call.context(), request, &response); !done.ok()) {
+    if (const grpc::Status done = connection_.data().QueryUpdate(&call.context(), request, &response); !done.ok()) {
       return Connection::ErrorOf(done, "QueryUpdate");
     }
     if (response.updates_size() != 1) return {Internal("QueryUpdate: 1 answer expected, got {}", response.updates_size()), {}};
@@ -104,7 +104,7 @@ class Upload {
     request.set_weight(header_.weight);
     request.set_examples(header_.examples);
     for (const auto& [name, value] : header_.metrics) (*request.mutable_metrics())[name] = value;
-    if (const grpc::Status done = connection_.stub().BeginUpload(&call.context(), request, status); !done.ok()) {
+    if (const grpc::Status done = connection_.data().BeginUpload(&call.context(), request, status); !done.ok()) {
       return Connection::ErrorOf(done, "BeginUpload");
     }
     return {};

@@ -30,6 +30,15 @@ function(trib_library name)
   target_link_libraries(${name} PUBLIC trib_flags ${ARG_DEPS})
 endfunction()
 
+# trib_precompile(NAME HEADERS ...): for targets whose many files all begin with the same heavy headers. ccache caches those files
+# all the same (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself.
+function(trib_precompile name)
+  cmake_parse_arguments(ARG "" "" "HEADERS" ${ARGN})
+  if(NOT CMAKE_CXX_CLANG_TIDY)
+    target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
+  endif()
+endfunction()
+
 # trib_program(NAME SOURCES main.cc DEPS targets ...): a program in build/<preset>/bin.
 function(trib_program name)
   cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})

@@ -40,6 +40,7 @@ class Id:
     missing: str = ""        # what has to exist first
     shares: str = ""         # lines come from another id's run
     simulated: bool = False
+    script: str = ""         # instead of a program: a script beside this file, which the product is built for
 
 
 def rig(mechanism, rules, shares=""):
@@ -73,7 +74,8 @@ IDS = {
     "T7": transport("idle cost"),
     "T8": planner("placement quality"),
     "T8b": planner("placement speed", simulated=False),
-    "T9": Id("locality end to end", missing="the Relay service between nodes"),
+    "T9": Id("locality end to end", script="nodes_rig.py", args=("{bin}", "{id}", "--runs", "{runs}", "{quick}"),
+             rules={"20 updates of 4 MiB, 3 nodes, 1 Gbit/s": [at_least(1.3)]}),
     "T10": planner("hierarchy plan"),
     "T10b": planner("EWMA", simulated=False),
     "T11": worker("warm reuse", "t11"),
@@ -88,6 +90,7 @@ IDS = {
     "T20": rig("head of line", {"heart-beat beside an update, tributary-client": [ceiling(100, strict=True)]}),
 }
 PROGRAM_SECONDS = 300
+PRODUCT = ("tributary-aggregator", "tributary-worker", "tributary", "trib-scripted-client")
 # T7 idles 4 s an arm and run, not the note's 10, and scales its threshold: three transports, two arms and five runs would take five minutes.
 
 
@@ -142,7 +145,7 @@ class Runner:
 
     def fill(self, name, args):
         options = self.options
-        values = {"worker": str(self.build / "bin" / "tributary-worker"), "id": name, "runs": str(options.runs), "quick": "--quick" if options.quick else "",
+        values = {"worker": str(self.build / "bin" / "tributary-worker"), "bin": str(self.build / "bin"), "id": name, "runs": str(options.runs), "quick": "--quick" if options.quick else "",
                   "idle": "2" if options.quick else "4", "mib": "8" if options.quick else str(S_MIB), "seeds": "2" if options.quick else "5"}
         return [text for text in (arg.format(**values) for arg in args) if text]
 
@@ -150,11 +153,15 @@ class Runner:
         source = what.shares or name
         if source not in self.lines:
             program = self.build / "tests" / what.program
-            if not self.have(self.build, what.program, program):
+            if not what.script and not self.have(self.build, what.program, program):
                 return Result(name, NOT_BUILT, f"there is no {what.program}")
+            for target in PRODUCT if what.script else ():
+                if not self.have(self.build, target, self.build / "bin" / target):
+                    return Result(name, NOT_BUILT, f"there is no {target}")
             if "{worker}" in what.args and not self.have(self.build, "tributary-worker", self.build / "bin" / "tributary-worker"):
                 return Result(name, NOT_BUILT, "there is no tributary-worker")
-            self.codes[source], self.lines[source] = self.call([str(program)] + self.fill(source, what.args))
+            command = [sys.executable, str(Path(__file__).with_name(what.script))] if what.script else [str(program)]
+            self.codes[source], self.lines[source] = self.call(command + self.fill(source, what.args))
         code = self.codes[source]
         measurements = []
         for line in self.lines[source]:
@@ -180,7 +187,7 @@ class Runner:
         if verdict != FAIL and unseen:
             verdict, why = (FEW_RUNS, "left out by --quick: " + ", ".join(unseen)) if self.options.quick else (FAIL, "no figures: " + ", ".join(unseen))
         if code != 0 and not any(m.verdict == FAIL for m in measurements):  # a program that judges exits 1 for what it calls a fail, which its lines then say too
-            verdict, why = FAIL, f"{what.program} ended with {code}"
+            verdict, why = FAIL, f"{what.program or what.script} ended with {code}"
         return Result(name, verdict, why, measurements=measurements)
 
     def call(self, command):

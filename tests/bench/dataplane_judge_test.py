@@ -140,7 +140,7 @@ class Table(unittest.TestCase):
     def test_knows_every_id_of_the_note(self):
         self.assertEqual(list(IDS), "T1 T1b T2 T2b T3 T3b T4 T4b T5 T5b T6 T7 T8 T8b T9 T10 T10b T11 T12 T13 T14 T15 T16 T17 T18 T19 T20".split())
         for name, what in IDS.items():
-            self.assertEqual(sum(bool(way) for way in (what.program, what.label, what.missing)), 1, name)
+            self.assertEqual(sum(bool(way) for way in (what.program, what.label, what.missing, what.script)), 1, name)
 
     def test_a_row_has_a_cell_a_column_whatever_the_line(self):
         two = {"id": "T10", "case": "a | b", "baseline_arm": "x", "baseline": [1, 2], "our_arm": "y", "ours": [1, 1], "ratio": [1.0, 0.5],

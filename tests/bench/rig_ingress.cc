@@ -58,7 +58,7 @@ namespace {
 
 class NoAdmin final : public AdminBackend {
  public:
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader&, std::string, std::string) override { return NotFound("no jobs in a rig"); }
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader&, std::unique_ptr<ByteSource>, std::string) override { return NotFound("no jobs in a rig"); }
   std::vector<v1::Job> ListJobs() override { return {}; }
   absl::StatusOr<v1::Job> GetJob(const std::string&) override { return NotFound("no jobs in a rig"); }
   absl::StatusOr<v1::Job> CancelJob(const std::string&, const std::string&) override { return NotFound("no jobs in a rig"); }

@@ -72,7 +72,7 @@ class Federation:
         base = "/dev/shm" if os.path.isdir("/dev/shm") and free_gib("/dev/shm") > 1 else None
         self.work = Path(work or tempfile.mkdtemp(prefix="tributary-e2e-", dir=base))
         self.own_work = work is None
-        self.workers, self.aggregator_flags = workers, list(aggregator_flags)
+        self.workers, self.aggregator_flags = workers, [str(flag) for flag in aggregator_flags]
         self.aggregator, self.clients, self.server, self.port = None, {}, None, 0
 
     def __enter__(self):

@@ -1,5 +1,7 @@
-// make_store DIR JOB…: a store with finished jobs "<JOB>-00aa11", versions 0 to 2 each, for state_test.py.
+// make_store DIR JOB[:LAST]…: a store with finished jobs "<JOB>-00aa11", versions 0 to LAST (2) each, for state_test.py.
 // In version v every element of "w" is v, "mean" is 10 v, "steps" is 100 v; "momentum" is v + 0.5; two contributors a version.
+#include <absl/strings/numbers.h>
+
 #include <cstdio>
 #include <cstring>
 #include <vector>
@@ -11,7 +13,11 @@
 namespace tributary::aggregator {
 namespace {
 
-absl::Status AddJob(StateStore& store, const std::string& name, int64_t submitted_us) {
+absl::Status AddJob(StateStore& store, const std::string& wanted, int64_t submitted_us) {
+  const size_t colon = wanted.find(':');
+  const std::string name = wanted.substr(0, colon);
+  uint64_t last = 2;
+  if (colon != std::string::npos && !absl::SimpleAtoi(wanted.substr(colon + 1), &last)) return InvalidArgument("JOB:LAST");
   TRIB_ASSIGN_OR_RETURN(const TensorLayout layout,
                         TensorLayout::Create({{.name = "w", .shape = {2, 3}, .dtype = DType::kF32, .kind = TensorKind::kTrainable},
                                               {.name = "mean", .shape = {2}, .dtype = DType::kF32, .kind = TensorKind::kBuffer},
@@ -25,7 +31,7 @@ absl::Status AddJob(StateStore& store, const std::string& name, int64_t submitte
   job.set_state(v1::JOB_STATE_DONE);
   job.set_submitted_us(submitted_us);
   job.set_finished_us(submitted_us + 1);
-  for (uint64_t version = 0; version <= 2; ++version) {
+  for (uint64_t version = 0; version <= last; ++version) {
     VersionCommit commit;
     job.set_updates_committed(version * 2);
     commit.job = job;

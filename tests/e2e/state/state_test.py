@@ -9,6 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
@@ -120,7 +121,36 @@ def damaged(work):
     check(done.returncode == FAILED and "net-00aa11" in done.stdout and "finding" in done.stdout, done.stdout + done.stderr)
 
 
+def pruned(work):
+    """What an aggregator with --keep-versions keeps of a store that it finds, and how the rest is told."""
+    subprocess.run([MAKE_STORE, str(work / "store"), "net:9"], check=True)
+    with Federation(BIN, work=work, aggregator_flags=["--keep-versions", 2, "--keep-every", 4, "--dedupe-days", 0]) as federation:
+        federation.start_aggregator()
+        where, end = ("--server", federation.server), time.time() + 60
+        while True:
+            versions = json.loads(run("ls", "net", *where, "--json").stdout)["versions"]
+            if sum(v["pruned_us"] > 0 for v in versions) == 5:
+                break
+            check(time.time() < end, versions)
+            time.sleep(0.05)
+        check([v["version"] for v in versions if v["pruned_us"] == 0] == [0, 4, 8, 9], versions)
+        check(all(len(v["contributors"]) == 2 for v in versions[1:]), "contributors are kept")
+        online = run("export", "net", "--version", 3, "--out", work / "gone", *where, code=NOT_FOUND).stderr
+    where = ("--store", work / "store")
+    offline = run("export", "net", "--version", 3, "--out", work / "gone", *where, code=NOT_FOUND).stderr
+    for message in (online, offline):
+        check("version 3" in message and "pruned at" in message and "kept: 0, 4, 8, 9" in message, message)
+    check(not (work / "gone").exists(), "a refused export left a file")
+    lines = run("ls", "net", *where).stdout.splitlines()[2:]
+    check([" pruned " in line for line in lines] == [v not in (0, 4, 8, 9) for v in range(10)], lines)
+    check("tensors     pruned at" in run("get", "net", "--version", 3, *where).stdout, "get")
+    run("export", "net", "--version", 4, "--out", work / "there", *where)
+    check(json.loads(run("verify", *where, "--json").stdout)["sound"], "a store that forgot on purpose is sound")
+
+
 def main():
+    with tempfile.TemporaryDirectory() as folder:
+        pruned(Path(folder))
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         store = work / "store"

@@ -1,17 +1,24 @@
 // The CLI's commands against a server in this process that answers from a script: what is sent, what is printed, how it exits.
 #include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
+#include <poll.h>
 #include <stdlib.h>
+#include <sys/socket.h>
 
 #include <atomic>
 #include <filesystem>
+#include <thread>
 
 #include "cli/app.h"
 #include "cli/initial_model.h"
+#include "common/byte_source.h"
 #include "common/digest.h"
+#include "common/fd_socket.h"
 #include "common/file.h"
+#include "common/ids.h"
 #include "common/job_spec.h"
 #include "common/safetensors.h"
+#include "proto/local_call.h"
 #include "tests/support/status_matchers.h"
 #include "tributary/v1/admin.grpc.pb.h"
 
@@ -69,6 +76,7 @@ class ScriptedAdmin final : public v1::Admin::Service {
     node->set_transport("ring");
     node->set_transport_reason("because");
     node->set_metrics("127.0.0.1:9");
+    node->set_local_address(local_address);
     // A tree of three leaves: worker 1 is the top, merges the partial of worker 0, and worker 2 has not sent its own yet.
     v1::NodeJob* job = node->add_jobs();
     job->set_job("n-123456");
@@ -121,6 +129,7 @@ class ScriptedAdmin final : public v1::Admin::Service {
   v1::SubmitHeader header;
   std::string tensors, artifact;
   size_t largest_part = 0;
+  std::string local_address;
   bool refuse_submit = false;
   v1::JobState final_state = v1::JOB_STATE_DONE;
   std::atomic<int> watches{0};
@@ -195,6 +204,72 @@ TEST_F(CliServerTest, SubmitSendsTheCanonicalJobAndEveryByteInParts) {
   EXPECT_EQ(admin_.header.tensors_bytes(), admin_.tensors.size());
   EXPECT_EQ(admin_.header.artifact_bytes(), 0u);
   EXPECT_LT(admin_.largest_part, size_t{4} << 20);
+}
+
+// A server whose local socket counts what comes over it and answers with `code`.
+class LocalSocket {
+ public:
+  explicit LocalSocket(int code) : code_(code), listener_(ListenAbstract(name, 4).value()), thread_([this] { Serve(); }) {}
+  std::string Tensors() {
+    thread_.join();
+    return tensors_;
+  }
+  const std::string name = "tributary-" + RandomHex(16);
+
+ private:
+  void Serve() {
+    pollfd waiting{listener_.get(), POLLIN, 0};
+    if (::poll(&waiting, 1, 20'000) != 1) return;
+    const UniqueFd socket(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    absl::StatusOr<ReceivedRecord> record = ReceiveRecord(socket.get(), kMaxLocalRequestBytes, absl::Seconds(20), "test");
+    v1::LocalRequest request;
+    if (!record.ok() || !request.ParseFromArray(record->bytes.data(), static_cast<int>(record->bytes.size())) || record->fds.size() != 1) return;
+    const FileSource file = FileSource::Of(std::move(record->fds[0]), "tensors").value();
+    tensors_.resize(file.size());
+    EXPECT_THAT(file.Read(0, std::as_writable_bytes(std::span(tensors_))), IsOk());
+    EXPECT_EQ(request.submit().header().tensors_bytes(), tensors_.size());
+    v1::LocalAnswer answer;
+    answer.set_code(code_);
+    answer.set_message("the store is full");
+    answer.mutable_submitted()->set_job("n-abcdef");
+    const std::string bytes = answer.SerializeAsString();
+    EXPECT_THAT(SendRecord(socket.get(), std::as_bytes(std::span(bytes)), {}, absl::Seconds(20), "test"), IsOk());
+  }
+  const int code_;
+  std::string tensors_;
+  UniqueFd listener_;
+  std::jthread thread_;
+};
+
+TEST_F(CliServerTest, AnAggregatorOfThisHostIsHandedTheFileInstead) {
+  LocalSocket socket(0);
+  admin_.local_address = socket.name;
+  const Result result = Run({"submit", WriteJob(1000), "--json"});
+  ASSERT_EQ(result.code, kDone) << result.err;
+  EXPECT_EQ(result.json()["id"], "n-abcdef");
+  EXPECT_EQ(socket.Tensors(), *ReadFile(dir_ / "m.safetensors"));
+  EXPECT_EQ(admin_.header.spec_yaml(), "") << "it was sent over gRPC as well";
+}
+
+TEST_F(CliServerTest, WhatFailsAfterTheFileWasHandedOverIsNotSubmittedAgain) {
+  LocalSocket socket(static_cast<int>(absl::StatusCode::kResourceExhausted));
+  admin_.local_address = socket.name;
+  const Result result = Run({"submit", WriteJob(1000)});
+  EXPECT_EQ(result.code, kRefused);
+  EXPECT_THAT(result.err, HasSubstr("the store is full"));
+  socket.Tensors();
+  EXPECT_EQ(admin_.header.spec_yaml(), "");
+}
+
+TEST_F(CliServerTest, ASocketThatIsNotHereMeansGrpc) {
+  for (const std::string& name : {"tributary-" + RandomHex(16), std::string("/run/other.sock")}) {
+    admin_.local_address = name;
+    admin_.header.Clear();
+    const Result result = Run({"submit", WriteJob(1000), "--json"});
+    ASSERT_EQ(result.code, kDone) << result.err;
+    EXPECT_EQ(result.json()["id"], "n-123456");
+    EXPECT_NE(admin_.header.spec_yaml(), "");
+  }
 }
 
 TEST_F(CliServerTest, SubmitSendsTheTorchScriptFileWithItsHash) {

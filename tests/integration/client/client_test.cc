@@ -31,9 +31,10 @@ std::string ExpectedUpdate(const std::string& client, uint64_t version, const st
 
 class KnownLearner : public Learner {
  public:
-  explicit KnownLearner(std::atomic<bool>* hang) : hang_(hang) {}
+  KnownLearner(std::atomic<bool>* hang, std::atomic<int>* begun) : hang_(hang), begun_(begun) {}
   std::string device() const override { return "cpu"; }
   absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset*) override {
+    ++*begun_;
     while (hang_->load()) {
       if (!request.progress(0.5f)) return Cancelled("stopped");
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -53,6 +54,7 @@ class KnownLearner : public Learner {
 
  private:
   std::atomic<bool>* hang_;
+  std::atomic<int>* begun_;
 };
 
 class ClientTest : public ::testing::Test {
@@ -88,7 +90,7 @@ class ClientTest : public ::testing::Test {
     };
     client_ = std::jthread([this, options](std::stop_token stop) {
       result_ = RunClient(
-          options, [this]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<KnownLearner>(&hang_); },
+          options, [this]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<KnownLearner>(&hang_, &begun_); },
           [](const DataRequest&) -> absl::StatusOr<std::shared_ptr<const Dataset>> { return std::shared_ptr<const Dataset>(); }, stop);
     });
   }
@@ -97,6 +99,12 @@ class ClientTest : public ::testing::Test {
     client_.request_stop();
     client_.join();
     EXPECT_THAT(result_, IsOk());
+  }
+  // The learner has begun `count` trainings.
+  bool WaitTraining(int count) {
+    const absl::Time end = absl::Now() + absl::Seconds(30);
+    while (begun_ < count && absl::Now() < end) absl::SleepFor(absl::Milliseconds(2));
+    return begun_ >= count;
   }
   bool WaitSettled(size_t count) {
     absl::MutexLock lock(&mutex_);
@@ -133,6 +141,7 @@ class ClientTest : public ::testing::Test {
   std::unique_ptr<FakeServer> server_;
   int port_ = 0;
   std::atomic<bool> hang_{false};
+  std::atomic<int> begun_{0};
   absl::Mutex mutex_;
   size_t settled_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t stored_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -156,6 +165,18 @@ TEST_F(ClientTest, IdentitiesShareOneDownloadPerVersion) {
   StartClient(8);
   ASSERT_TRUE(server_->WaitCommitted(8, absl::Seconds(30)));
   EXPECT_EQ(server_->fetches(), 1u);
+}
+
+TEST_F(ClientTest, ControlStreamsHaveAConnectionThatNoTransferUses) {
+  StartServer({}, 2);
+  StartClient(3);
+  ASSERT_TRUE(server_->WaitCommitted(3, absl::Seconds(30)));
+  EXPECT_GE(server_->fetches(), 2u);
+  EXPECT_EQ(server_->pushes(), 6u);
+  // One each, whatever the number of identities: a daemon costs the server two connections.
+  ASSERT_EQ(server_->control_peers().size(), 1u);
+  ASSERT_EQ(server_->data_peers().size(), 1u);
+  EXPECT_NE(*server_->control_peers().begin(), *server_->data_peers().begin());
 }
 
 TEST_F(ClientTest, CutUploadsResumeWhereTheServerStands) {
@@ -205,7 +226,7 @@ TEST_F(ClientTest, UpdateMadeWhileTheServerIsGoneArrivesAfterTheClientsRestart) 
   hang_ = true;
   StartClient(1);
   ASSERT_TRUE(server_->WaitAttached(1, absl::Seconds(30)));
-  absl::SleepFor(absl::Milliseconds(300));  // the task is under way
+  ASSERT_TRUE(WaitTraining(1));
   server_->Stop(true);
   hang_ = false;
   ASSERT_TRUE(WaitStored(1));
@@ -239,9 +260,9 @@ TEST_F(ClientTest, CancelledTaskEndsAndTheNextOneIsDone) {
   hang_ = true;
   StartClient(1);
   ASSERT_TRUE(server_->WaitAttached(1, absl::Seconds(30)));
-  absl::SleepFor(absl::Milliseconds(200));
+  ASSERT_TRUE(WaitTraining(1));
   server_->CancelTasks();  // the server issues another for the same version
-  absl::SleepFor(absl::Milliseconds(200));
+  ASSERT_TRUE(WaitTraining(2)) << "the first one does not end";
   EXPECT_EQ(OutboxEntries(), 0u);
   hang_ = false;
   ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(30)));

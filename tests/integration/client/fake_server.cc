@@ -114,6 +114,16 @@ std::vector<std::string> FakeServer::Violations() const {
   return violations_;
 }
 
+std::set<std::string> FakeServer::control_peers() const {
+  absl::MutexLock lock(&mutex_);
+  return control_peers_;
+}
+
+std::set<std::string> FakeServer::data_peers() const {
+  absl::MutexLock lock(&mutex_);
+  return data_peers_;
+}
+
 uint64_t FakeServer::fetches() const {
   absl::MutexLock lock(&mutex_);
   return fetches_;
@@ -132,7 +142,8 @@ std::string FakeServer::Model(uint64_t version) const {
 
 bool FakeServer::Chance(double probability) { return std::uniform_real_distribution<double>(0, 1)(random_) < probability; }
 
-std::string FakeServer::IdentityOf(grpc::ServerContext& context) {
+std::string FakeServer::IdentityOf(grpc::ServerContext& context, bool control) {
+  (control ? control_peers_ : data_peers_).insert(context.peer());
   std::string client = Metadata(context, "tributary-client");
   const std::string secret = Metadata(context, "tributary-secret");
   if (client.empty() || !CheckSecret(secret).ok()) Violation("a call without identity");
@@ -190,7 +201,7 @@ grpc::Status FakeServer::Attach(grpc::ServerContext* context, grpc::ServerReader
   {
     absl::MutexLock lock(&mutex_);
     if (const absl::Status checked = CheckHello(first.hello()); !checked.ok()) Violation(MessageOf(checked));
-    client = IdentityOf(*context);
+    client = IdentityOf(*context, /*control=*/true);
     generation = generation_;
     cancel = cancel_;
     progress_[client];

@@ -65,6 +65,9 @@ class FakeServer final : public v1::Federation::Service {
   std::vector<v1::EvaluationReport> Evaluations() const;
   std::vector<std::string> Violations() const;  // of the protocol, by the client
   std::string Model(uint64_t version) const;
+  // The far ends (address and port) of the connections that control streams came over, and of those of all other calls.
+  std::set<std::string> control_peers() const;
+  std::set<std::string> data_peers() const;
   uint64_t fetches() const;
   uint64_t pushes() const;
   void SendEvaluateTasks(bool on);
@@ -79,7 +82,7 @@ class FakeServer final : public v1::Federation::Service {
   bool Chance(double probability) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fill(const std::string& update, v1::UpdateStatus* status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Commit(Held& held) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::string IdentityOf(grpc::ServerContext& context) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  std::string IdentityOf(grpc::ServerContext& context, bool control = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Violation(std::string text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { violations_.push_back(std::move(text)); }
 
   const TensorLayout layout_;
@@ -104,6 +107,8 @@ class FakeServer final : public v1::Federation::Service {
   std::vector<std::string> declines_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::EvaluationReport> evaluations_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> control_peers_ ABSL_GUARDED_BY(mutex_);
+  std::set<std::string> data_peers_ ABSL_GUARDED_BY(mutex_);
   uint64_t fetches_ ABSL_GUARDED_BY(mutex_) = 0;
   uint64_t pushes_ ABSL_GUARDED_BY(mutex_) = 0;
 };

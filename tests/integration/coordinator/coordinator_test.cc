@@ -270,7 +270,7 @@ TEST_F(CoordinatorTest, EndsAJobWhoseAccuracyIsReached) {
   TRIB_ASSERT_OK_AND_ASSIGN(std::string tensors, SerializeSafetensors(layout_, flat));
   header.set_spec_yaml("name: accurate\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nstop: {versions: 100, accuracy: 0.9}\n");
   header.set_tensors_bytes(tensors.size());
-  TRIB_ASSERT_OK_AND_ASSIGN(const v1::SubmitJobResponse submitted, coordinator_->SubmitJob(header, tensors, ""));
+  TRIB_ASSERT_OK_AND_ASSIGN(const v1::SubmitJobResponse submitted, coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""));
   TestClient judge = Attach("judge", {}, false, true);
   TestClient a = Attach("a");
   ASSERT_THAT(Send(MakeUpdate(a, AwaitTask(a), 1)), IsOk());
@@ -315,7 +315,7 @@ TEST_F(CoordinatorTest, ReattachingEndsTheOlderStreamAndSaysTheTaskAgain) {
 }
 
 TEST_F(CoordinatorTest, ASilentClientIsGoneAndItsTaskGoesToAnother) {
-  options_.heartbeat = absl::Milliseconds(100);
+  options_.heartbeat = absl::Milliseconds(700);  // three of them are less than b may take for its update
   Stop();
   Start();
   const std::string job = Submit("", 1);
@@ -346,13 +346,13 @@ TEST_F(CoordinatorTest, RefusesAJobWhoseModelIsNotFiniteOrWhoseStrategyOrPlaceme
   v1::SubmitHeader header;
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\n");
   header.set_tensors_bytes(tensors.size());
-  EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'b'")));
+  EXPECT_THAT(coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'b'")));
   std::fill(flat.begin(), flat.end(), std::byte{0});
   TRIB_ASSERT_OK_AND_ASSIGN(tensors, SerializeSafetensors(layout_, flat));
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nstrategy: fedavgg\n");
-  EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fedavgg")));
+  EXPECT_THAT(coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("fedavgg")));
   header.set_spec_yaml("name: x\nmodel: {tensors: m.safetensors}\ncohort: {size: 1}\nhierarchy: {placement: bestfti}\n");
-  EXPECT_THAT(coordinator_->SubmitJob(header, tensors, ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("did you mean 'bestfit'")));
+  EXPECT_THAT(coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("did you mean 'bestfit'")));
   EXPECT_TRUE(coordinator_->ListJobs().empty());
 }
 

@@ -90,7 +90,7 @@ std::string FederationTest::Submit(const std::string& extra_yaml, int cohort, in
   header.set_spec_yaml(fmt::format("name: test\nmodel: {{tensors: model.safetensors}}\ncohort: {{size: {}}}\nstop: {{versions: {}}}\n{}", cohort, versions,
                                    extra_yaml));
   header.set_tensors_bytes(tensors->size());
-  const absl::StatusOr<v1::SubmitJobResponse> response = coordinator_->SubmitJob(header, *std::move(tensors), "");
+  const absl::StatusOr<v1::SubmitJobResponse> response = coordinator_->SubmitJob(header, std::make_unique<MemorySource>(*std::move(tensors)), "");
   EXPECT_THAT(response, testing::IsOk());
   return response.ok() ? response->job() : "";
 }

@@ -81,7 +81,7 @@ TEST_F(HierarchyJobsTest, AStrategyThatNeedsAllUpdatesIsRefusedATreeWhenItIsSubm
     v1::SubmitHeader header;
     header.set_spec_yaml("name: test\nmodel: {tensors: m.safetensors}\ncohort: {size: 2}\nstop: {versions: 1}\nhierarchy: " + hierarchy + "\n");
     header.set_tensors_bytes(tensors.size());
-    return coordinator_->SubmitJob(header, std::move(tensors), "").status();
+    return coordinator_->SubmitJob(header, std::make_unique<MemorySource>(std::move(tensors)), "").status();
   };
   EXPECT_THAT(submit("{shape: tree}"), StatusIs(absl::StatusCode::kInvalidArgument,
                                                 AllOf(HasSubstr("hierarchy.shape"), HasSubstr("'fedavg' needs all updates at once"))));
@@ -98,7 +98,7 @@ TEST_F(HierarchyJobsTest, LazyWorkersFoldWhatIsThereWhenTheDeadlinePasses) {
     header.set_spec_yaml(fmt::format("name: late\nmodel: {{tensors: m.safetensors}}\ncohort: {{size: 3, quorum: 2, deadline_s: 0.4}}\n"
                                      "stop: {{versions: 1}}\nhierarchy: {{shape: {}, plan: \"static:2\", timing: lazy}}\n", shape));
     header.set_tensors_bytes(tensors.size());
-    const absl::StatusOr<v1::SubmitJobResponse> submitted = coordinator_->SubmitJob(header, std::move(tensors), "");
+    const absl::StatusOr<v1::SubmitJobResponse> submitted = coordinator_->SubmitJob(header, std::make_unique<MemorySource>(std::move(tensors)), "");
     ASSERT_THAT(submitted, IsOk());
     std::vector<TestClient> clients = {Attach("a"), Attach("b"), Attach("c")};
     for (int i = 0; i < 2; ++i) ASSERT_THAT(Send(MakeUpdate(clients[i], AwaitTask(clients[i]), static_cast<float>(1 + i))), IsOk());

@@ -59,6 +59,7 @@ struct RigOptions {
   PoolHierarchy hierarchy = {};
   std::string program = WORKER_PROGRAM;
   absl::Duration scale_period = absl::Seconds(30);
+  absl::Duration hang_patience = WorkerPool::Options().hang_patience;
 };
 
 inline TensorLayout MakeLayout(size_t elements, size_t counters) {
@@ -110,7 +111,7 @@ class PoolRig {
     };
     auto started = WorkerPool::Start(
         {.worker_program = options.program, .workers = options.workers, .lane_capacity = options.lane_capacity, .transport = PoolTransport(),
-         .pin_folder = {}, .scale_period = options.scale_period},
+         .pin_folder = {}, .scale_period = options.scale_period, .hang_patience = options.hang_patience},
         callbacks);
     EXPECT_TRUE(started.ok()) << started.status().ToString();
     pool = *std::move(started);

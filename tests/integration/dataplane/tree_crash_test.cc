@@ -1,7 +1,6 @@
 // kill -9 of leaf, middle and top at every named point and at random moments, in all shapes: the result is the undisturbed one, bit for
 // bit, and nothing is left behind: no byte, no descriptor, no process (dataplane.md T13).
 #include <signal.h>
-#include <sys/stat.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,34 +10,16 @@
 #include <thread>
 
 #include "aggregator/core/kernels.h"
+#include "tests/integration/dataplane/crashing_program.h"
 #include "tests/integration/dataplane/left_behind.h"
 #include "tests/integration/dataplane/pool_rig.h"
+#include "tests/support/sanitized.h"
 
 namespace tributary::aggregator {
 namespace {
 
 #ifdef TRIBUTARY_CRASH_POINTS
 // ---- named points ----
-
-// A worker program of which the given starts, counted from 0, die at a crash point; the others live.
-class CrashingProgram {
- public:
-  CrashingProgram(const std::string& where, const std::string& starts) : folder_(::testing::TempDir() + "crash_" + RandomHex(8)) {
-    std::filesystem::create_directories(folder_);
-    std::ofstream script(path());
-    script << "#!/bin/sh\n"
-           << "i=0; while ! mkdir " << folder_ << "/$i 2>/dev/null; do i=$((i+1)); done\n"
-           << "case ' " << starts << " ' in *\" $i \"*) export TRIBUTARY_CRASH=" << where << ";; esac\n"
-           << "exec " << WORKER_PROGRAM << " \"$@\"\n";
-    script.close();
-    ::chmod(path().c_str(), 0755);
-  }
-  ~CrashingProgram() { std::filesystem::remove_all(folder_); }
-  std::string path() const { return folder_ + "/worker"; }
-
- private:
-  const std::string folder_;
-};
 
 struct PointCase {
   const char* where;
@@ -142,9 +123,9 @@ TEST_P(TreeRandomKillTest, ChangeNoBitAndLoseNoUpdate) {
   std::atomic<uint32_t> killed = 0, parents = 0;
   std::jthread killer([&] {
     std::mt19937 random(plan.seed);
-    while (killed < plan.kills && rig.lost() == 0 && absl::Now() - start < absl::Seconds(60)) {
+    while (killed < plan.kills && rig.lost() == 0 && absl::Now() - start < absl::Seconds(testing::kSanitized ? 240 : 60)) {
       // Some progress between most of them: eight deaths in a row without any would rightly lose the round.
-      if (random() % 4 != 0) rig.WaitFoldedBeyond(rig.folded(), absl::Milliseconds(50));
+      if (random() % 4 != 0) rig.WaitFoldedBeyond(rig.folded(), absl::Milliseconds(testing::kSanitized ? 1000 : 50));
       std::optional<WorkerStatus> victim;
       const bool parent = plan.hierarchy.shape == PoolShape::kTree && random() % 2 == 0;
       for (const absl::Time until = absl::Now() + absl::Milliseconds(50); parent && !victim && absl::Now() < until;) {

@@ -157,10 +157,14 @@ class FakeFederation final : public FederationBackend {
 
 class FakeAdmin final : public AdminBackend {
  public:
-  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::string tensors_in, std::string artifact_in) override {
+  absl::StatusOr<v1::SubmitJobResponse> SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors_in, std::string artifact_in) override {
     absl::MutexLock lock(&mutex);
     spec = header.spec_yaml();
-    tensors = std::move(tensors_in);
+    tensors.clear();
+    TRIB_RETURN_IF_ERROR(ForEachPiece(*tensors_in, 1000, [&](std::span<const std::byte> piece) {
+      tensors.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+      return absl::OkStatus();
+    }));
     artifact = std::move(artifact_in);
     v1::SubmitJobResponse response;
     response.set_job(kJob);

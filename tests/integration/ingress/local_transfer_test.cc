@@ -208,6 +208,49 @@ TEST_F(LocalTransferTest, WrongBytesAreRejectedAsOnAStream) {
   EXPECT_TRUE(federation->accepted.empty());
 }
 
+TEST_F(LocalTransferTest, AJobIsSubmittedWithItsFiles) {
+  StartServer();
+  v1::LocalRequest request;  // as the CLI sends it: no client speaks
+  v1::SubmitHeader& header = *request.mutable_submit()->mutable_header();
+  header.set_spec_yaml("name: x");
+  const std::string tensors = FloatBytes(100'000), artifact = "module";
+  header.set_tensors_bytes(tensors.size());
+  const UniqueFd tensors_file = FileOf(tensors), artifact_file = FileOf(artifact);
+  const auto submit = [&](const std::vector<int>& fds) { return AskBytes(Address(), request.SerializeAsString(), fds); };
+  TRIB_ASSERT_OK_AND_ASSIGN(const Answer plain, submit({tensors_file.get()}));
+  EXPECT_EQ(plain.message.submitted().job(), kJob);
+  header.set_artifact_bytes(artifact.size());
+  header.set_artifact_sha256(Sha256Hex(BytesOf(artifact)));
+  EXPECT_THAT(submit({tensors_file.get(), artifact_file.get()}), IsOk());
+  absl::MutexLock lock(&admin.mutex);
+  EXPECT_EQ(admin.spec, "name: x");
+  EXPECT_TRUE(admin.tensors == tensors);
+  EXPECT_EQ(admin.artifact, artifact);
+}
+
+TEST_F(LocalTransferTest, ASubmissionWhoseFilesAreNotAsAnnouncedIsRefused) {
+  StartServer();
+  const std::string tensors = FloatBytes(1000), artifact = "module";
+  const UniqueFd tensors_file = FileOf(tensors), artifact_file = FileOf(artifact), other_file = FileOf("mobule");
+  const UniqueFd folder(::open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  v1::LocalRequest request;
+  v1::SubmitHeader& header = *request.mutable_submit()->mutable_header();
+  const auto submit = [&](const std::vector<int>& fds) { return AskBytes(Address(), request.SerializeAsString(), fds); };
+  header.set_tensors_bytes(tensors.size());
+  EXPECT_THAT(submit({tensors_file.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("spec_yaml")));
+  header.set_spec_yaml("name: x");
+  EXPECT_THAT(submit({}), StatusIs(Code::kInvalidArgument, HasSubstr("expected 1 files with the job, got 0")));
+  EXPECT_THAT(submit({folder.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("a directory")));
+  EXPECT_THAT(submit({artifact_file.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("expected the announced 1000 bytes, got 6")));
+  header.set_artifact_bytes(artifact.size());
+  header.set_artifact_sha256(Sha256Hex(BytesOf(artifact)));
+  EXPECT_THAT(submit({tensors_file.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("expected 2 files")));
+  EXPECT_THAT(submit({tensors_file.get(), tensors_file.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("artifact: expected the announced 6")));
+  EXPECT_THAT(submit({tensors_file.get(), other_file.get()}), StatusIs(Code::kInvalidArgument, HasSubstr("SHA-256")));
+  absl::MutexLock lock(&admin.mutex);
+  EXPECT_TRUE(admin.spec.empty());
+}
+
 TEST_F(LocalTransferTest, AnotherUserIsTurnedAway) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
   StartServer();

@@ -8,6 +8,7 @@
 
 #include "common/unique_fd.h"
 #include "tests/integration/ingress/fake_backend.h"
+#include "tests/support/sanitized.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -18,12 +19,6 @@ using tributary::testing::StatusIs;
 using Code = absl::StatusCode;
 
 using UploadTest = IngressTest;
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 size_t ResidentBytes() {
   std::ifstream file("/proc/self/statm");
@@ -370,7 +365,7 @@ TEST_F(UploadTest, TwoHundredStalledUploadsLeaveMemoryBoundedAndOthersServed) {
   // holds below 96 MiB). What bounds memory hard is messages in flight × their size, next to the quota and HTTP/2 state.
   // A sanitizer's allocator keeps freed memory in quarantine (594 MiB seen with ASan), so resident bytes say nothing there; that the
   // others are served is checked all the same.
-  if (!kSanitized) {
+  if (!testing::kSanitized) {
     EXPECT_LT(peak - std::min(peak, before), (size_t{32} << 20) + 200 * ((size_t{1} << 20) + (64 << 10)))
         << "MiB sent: " << (sent >> 20);
   }

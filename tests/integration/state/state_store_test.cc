@@ -279,6 +279,24 @@ TEST_F(StateStoreTest, ASecondOpenerOfEitherKindIsRefusedWithTheWayOut) {
               StatusIs(kUnavailable, HasSubstr("without --store")));
 }
 
+TEST_F(StateStoreTest, AHashThatIsComputedMeanwhileIsAskedForOnceTheTensorsAreWritten) {
+  for (const size_t bytes : {size_t{1024}, kBulkSize}) {
+    const std::string job = "job-" + std::to_string(bytes);
+    const auto tensors = TestTensors(7, bytes);
+    VersionCommit commit = TestCommit(job, 0, tensors);
+    commit.version.mutable_info()->set_sha256("not asked for");
+    int asked = 0;
+    commit.sha256 = [&] {
+      ++asked;
+      return Sha256Hex(tensors);
+    };
+    ASSERT_THAT(store_->CommitVersion(commit), IsOk());
+    EXPECT_EQ(asked, 1);
+    EXPECT_EQ(store_->GetVersion(job, 0)->info().sha256(), Sha256Hex(tensors));
+  }
+  EXPECT_THAT(Findings(), IsEmpty());
+}
+
 // As of an aggregator that was killed while it started a worker: the child has its lock until its exec.
 TEST_F(StateStoreTest, ALockThatIsAboutToGoIsWaitedFor) {
   store_.reset();
@@ -286,7 +304,7 @@ TEST_F(StateStoreTest, ALockThatIsAboutToGoIsWaitedFor) {
   ASSERT_GE(held, 0);
   ASSERT_EQ(::flock(held, LOCK_EX | LOCK_NB), 0);
   std::jthread child([held] {
-    absl::SleepFor(absl::Milliseconds(100));
+    absl::SleepFor(absl::Milliseconds(30));
     ::close(held);
   });
   EXPECT_THAT(StateStore::Open({.dir = dir_.store()}), IsOk());

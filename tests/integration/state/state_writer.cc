@@ -15,6 +15,8 @@
 namespace tributary::aggregator {
 namespace {
 
+constexpr uint64_t kKept = 2;
+
 absl::Status Run(const std::string& dir, size_t bytes, const std::string& acknowledged_path) {
   UniqueFd acknowledged(::open(acknowledged_path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600));
   TRIB_ASSIGN_OR_RETURN(const auto store, StateStore::Open({.dir = dir}));
@@ -37,6 +39,11 @@ absl::Status Run(const std::string& dir, size_t bytes, const std::string& acknow
     const auto tensors = TestTensors(version, bytes);
     TRIB_RETURN_IF_ERROR(store->CommitVersion(TestCommit("crash", version, tensors)));
     const std::string line = fmt::format("{}\n", version);
+    // The past goes while the job goes on.
+    if (version >= kKept) {
+      TRIB_RETURN_IF_ERROR(store->DropTensors("crash", version - kKept, 1));
+      TRIB_RETURN_IF_ERROR(store->ExpireUpdates("crash", version - kKept, 1));
+    }
     if (::write(acknowledged.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size())) return Internal("write");
   }
 }

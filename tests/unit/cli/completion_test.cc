@@ -6,6 +6,7 @@
 #include <fstream>
 
 #include "cli/app.h"
+#include "common/ids.h"
 
 namespace tributary::cli {
 namespace {
@@ -23,13 +24,17 @@ std::string Script(const std::string& shell) {
   return ::testing::internal::GetCapturedStdout();
 }
 
-// What bash offers for `words`, of which the last is being typed.
+// What bash offers for `words`, of which the last is being typed, in a folder that has one file, "etcetera".
 std::vector<std::string> BashOffers(const std::vector<std::string>& words) {
-  const std::string path = ::testing::TempDir() + "/completion_test.bash";
+  // Of this call alone: other tests of this file run at the same time.
+  const std::filesystem::path folder = std::filesystem::path(::testing::TempDir()) / ("completion_" + RandomHex(8));
+  const std::string path = (folder / "script.bash").string();
+  std::filesystem::create_directories(folder / "here");
+  std::ofstream(folder / "here" / "etcetera") << "x";
   std::ofstream file(path);
   file << Script("bash") << "\nCOMP_WORDS=(";
   for (const std::string& word : words) file << "'" << word << "' ";
-  file << ")\nCOMP_CWORD=" << words.size() - 1 << "\ncd /\n_tributary\nprintf '%s\\n' \"${COMPREPLY[@]}\"\n";
+  file << ")\nCOMP_CWORD=" << words.size() - 1 << "\ncd '" << (folder / "here").string() << "'\n_tributary\nprintf '%s\\n' \"${COMPREPLY[@]}\"\n";
   file.close();
   std::vector<std::string> offers;
   FILE* pipe = ::popen(("bash " + path + " 2>&1").c_str(), "r");
@@ -40,7 +45,7 @@ std::vector<std::string> BashOffers(const std::vector<std::string>& words) {
     if (!text.empty()) offers.push_back(text);
   }
   if (pipe != nullptr) ::pclose(pipe);
-  std::filesystem::remove(path);
+  std::filesystem::remove_all(folder);
   return offers;
 }
 
@@ -53,7 +58,8 @@ TEST(CompletionTest, BashOffersCommandsSubcommandsAndFlags) {
 }
 
 TEST(CompletionTest, BashOffersFilesWhereACommandTakesOne) {
-  EXPECT_THAT(BashOffers({"tributary", "submit", "et"}), ElementsAre("etc"));
+  EXPECT_THAT(BashOffers({"tributary", "submit", "et"}), ElementsAre("etcetera"));
+  EXPECT_THAT(BashOffers({"tributary", "submit", "x"}), ::testing::IsEmpty());
 }
 
 TEST(CompletionTest, ZshAndFishScriptsNameEveryCommand) {

@@ -658,6 +658,109 @@ TEST_F(RoundTest, AnUpdateThatArrivesDuringACommitGoesIntoTheNextOne) {
   EXPECT_EQ(round_->updates_in(), 1u);
 }
 
+// ---- other nodes ----
+
+TEST_F(RoundTest, WhatNodesBringIsNotAskedOfClientsHere) {
+  spec_.cohort.size = 3;
+  Open();
+  Send(NodesExpected{.updates = 2});
+  EXPECT_NE(TaskOf("a"), 0u);
+  EXPECT_EQ(TaskOf("b"), 0u);
+  EXPECT_THAT(Waiting(), HasSubstr("waiting for 3 more of 3 updates: 1 client training (oldest 0 s), 2 from other nodes; deadline"));
+  Send(NodesExpected{.updates = 1});  // the node gives one back
+  ASSERT_THAT(All<IssueTask>(), SizeIs(1));
+  EXPECT_EQ(All<IssueTask>()[0].client, "b");
+}
+
+TEST_F(RoundTest, APartialsContributorsCountLikeUpdatesThatCameHere) {
+  spec_.cohort.size = 3;
+  Open();
+  Send(NodesExpected{.updates = 2});
+  const uint64_t a = TaskOf("a");
+  Arrive("a", a, 1, {}, 4);
+  Fold(1);
+  // Task ids of another engine: one of them is the number of ours.
+  const std::vector<RoundContributor> brought = {{{"x", a, Id(8)}, 2, 10, 0}, {{"y", 77, Id(9)}, 0.5, 10, 0}};
+  std::vector<UpdateId> overlap;
+  ASSERT_THAT(round_->CheckPartial(0, brought, &overlap), IsOk());
+  Send(PartialArrived{.contributors = brought});
+  EXPECT_THAT(All<aggregator::Fold>(), IsEmpty()) << "there is nothing for the workers to do";
+  EXPECT_THAT(All<Commit>(), IsEmpty()) << "its sums are not in yet";
+  Fold(8);
+  Fold(9);
+  ASSERT_THAT(All<Commit>(), SizeIs(1));
+  EXPECT_THAT(All<Commit>()[0].contributors, SizeIs(3));
+  EXPECT_EQ(All<Commit>()[0].sum_weight, 6.5);
+  Send(VersionCommitted{.version = 1});
+  EXPECT_EQ(round_->version(), 1u);
+}
+
+TEST_F(RoundTest, APartialIsRefusedWhereItsUpdatesOrTheirClientsCountAlready) {
+  spec_.cohort.size = 3;
+  Open();
+  Arrive("a", TaskOf("a"), 1);
+  std::vector<UpdateId> overlap;
+  const auto check = [&](uint64_t version, RoundContributor contributor) {
+    return round_->CheckPartial(version, {{{"z", 5, Id(99)}, 1, 10, 0}, std::move(contributor)}, &overlap);
+  };
+  EXPECT_THAT(check(0, {{"x", 5, Id(8)}, 1, 10, 0}), IsOk());
+  EXPECT_THAT(check(0, {{"x", 5, Id(1)}, 1, 10, 0}), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(overlap, ElementsAre(Id(1)));
+  EXPECT_THAT(check(0, {{"a", 5, Id(8)}, 1, 10, 0}), StatusIs(absl::StatusCode::kAlreadyExists));
+  EXPECT_THAT(overlap, ElementsAre(Id(8)));
+  EXPECT_THAT(check(1, {{"x", 5, Id(8)}, 1, 10, 0}), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("version 1")));
+  EXPECT_THAT(check(0, {{"x", 5, Id(8)}, 1, 10, 3}), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("3 versions old")));
+  EXPECT_THAT(check(0, {{"x", 5, Id(8)}, 1e30, 10, 0}), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("weight")));
+  EXPECT_EQ(round_->updates_in(), 1u);
+}
+
+TEST_F(RoundTest, ALostAggregateTakesPartialsWithItAndAsksNobodyHereForThem) {
+  Open();
+  Send(NodesExpected{.updates = 2});
+  Idle("x");  // of the same name as a client there, and idle here
+  Send(PartialArrived{.contributors = {{{"x", 5, Id(8)}, 1, 10, 0}}});
+  Send(NodesExpected{.updates = 2});
+  Send(AggregateLost{.reason = "gone"});
+  EXPECT_EQ(round_->updates_in(), 0u);
+  EXPECT_THAT(All<IssueTask>(), IsEmpty());
+  Fold(8);  // comes too late, for nothing
+  EXPECT_THAT(All<Commit>(), IsEmpty());
+}
+
+TEST_F(RoundTest, UnderAnotherEngineItAsksForAsManyAsThatOneWants) {
+  spec_.cohort.size = 0;
+  Open();
+  EXPECT_EQ(TaskOf("a"), 0u);
+  EXPECT_EQ(TaskOf("b"), 0u);
+  CohortSpec one = spec_.cohort;
+  one.size = 1;
+  Send(CohortChanged{.cohort = one});
+  ASSERT_THAT(All<IssueTask>(), SizeIs(1));
+  one.size = 2;
+  Send(CohortChanged{.cohort = one});
+  EXPECT_THAT(All<IssueTask>(), SizeIs(1));
+  EXPECT_EQ(round_->updates_expected(), 2);
+}
+
+TEST_F(RoundTest, AnAdoptedVersionExpiresWhatItDoesNotHold) {
+  spec_.cohort.size = 3;
+  Open();
+  const uint64_t a = TaskOf("a"), b = TaskOf("b"), c = TaskOf("c");
+  Arrive("a", a, 1);
+  const UpdateKeyRef late = Arrive("b", b, 2);
+  Send(VersionAdopted{.version = 1, .counted = {Id(1)}});
+  ASSERT_THAT(All<Refuse>(), SizeIs(1));
+  EXPECT_EQ(All<Refuse>()[0].key, late);
+  EXPECT_TRUE(All<Refuse>()[0].expired);
+  ASSERT_THAT(All<CancelTask>(), SizeIs(1)) << "c trains from a version that is past";
+  EXPECT_EQ(All<CancelTask>()[0].task, c);
+  EXPECT_EQ(round_->version(), 1u);
+  EXPECT_EQ(round_->updates_in(), 0u);
+  EXPECT_THAT(All<IssueTask>(), SizeIs(3));
+  Send(VersionAdopted{.version = 1, .counted = {}});
+  EXPECT_THAT(actions_, IsEmpty());
+}
+
 // ---- what people see ----
 
 TEST_F(RoundTest, SaysThatItWaitsForClients) {
