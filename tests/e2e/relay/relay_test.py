@@ -204,6 +204,33 @@ def lost_node(bin_dir, folder):
         assert contributors(top, job) == ["site-0", "site-1", "site-4"]
 
 
+def lagging_node(bin_dir, folder):
+    """A node that was away for many versions adopts them all, those whose tensors the top has forgotten by their manifests."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        top.kill_aggregator()
+        top.aggregator_flags += ["--keep-versions", "2"]
+        top.start_aggregator()
+        where = [top, top, top, a, a]
+        nodes.start_clients(folder, where)
+        job = top.submit(
+            f"name: relay\nmodel: {{tensors: {folder}/model.safetensors}}\ncohort: {{size: 3}}\nstop: {{versions: 40}}\nreproducible: true\n"
+            f"hierarchy: {{placement: worstfit}}\n")
+        nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["version"] >= 1, "the node takes part")
+        a.kill_aggregator()
+        shown = nodes.wait_done(job)
+        lag = shown["version"] - a.cli("state", "get", job, "--store", a.work / "store", server=False)["version"]
+        assert lag > 3, lag
+        a.start_aggregator()
+        nodes.wait(lambda: a.cli("jobs", "show", job)["state"] == "done", "the node catches up")
+        check_stores(nodes, job, shown["model_sha256"])
+        versions = a.cli("state", "ls", job)["versions"]
+        assert any(v["pruned_us"] for v in versions[-lag:-2]) if "pruned_us" in versions[0] else True, versions
+        a.kill_aggregator()
+        findings = a.cli("state", "verify", "--store", a.work / "store", server=False)
+        assert findings["findings"] == [], findings
+
+
 def main():
     bin_dir = Path(sys.argv[1])
     with Federation(bin_dir) as scratch:
@@ -219,9 +246,10 @@ def main():
             begin = time.time()
             killed_at(point, bin_dir, folder, reference)
             print(f"killed_at {point}: {time.time() - begin:.1f} s", flush=True)
-        begin = time.time()
-        lost_node(bin_dir, folder)
-        print(f"lost_node: {time.time() - begin:.1f} s")
+        for case in (lost_node, lagging_node):
+            begin = time.time()
+            case(bin_dir, folder)
+            print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)
     print(f"several nodes, one model: {reference[:16]}…")
 
 
