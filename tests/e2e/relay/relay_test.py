@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
@@ -26,7 +27,7 @@ class Nodes:
 
     def __init__(self, bin_dir, below=("a", "b")):
         self.bin_dir = bin_dir
-        self.top = Federation(bin_dir, aggregator_flags=["--relay-nodes", ",".join(below), *QUICK])
+        self.top = Federation(bin_dir, aggregator_flags=["--relay-nodes", ",".join(below), "--metrics", "127.0.0.1:0", *QUICK])
         self.below = {name: Federation(bin_dir) for name in below}
 
     def __enter__(self):
@@ -179,6 +180,13 @@ def killed_top(bin_dir, folder, reference):
         nodes.start_clients(folder, where, train_ms=lambda i: 1200 if i == 0 else 0)
         job = nodes.submit(folder)
         nodes.wait(lambda: " brought 3 updates" in top.log("aggregator.log", 1000), "the partial is there")
+        shown = nodes.shown()
+        assert [(n["name"], n["attached"], n["clients"], n["asked"]) for n in shown["nodes"]] == [("a", True, 3, 0)], shown["nodes"]
+        assert [j["node_partials"] for j in shown["jobs"]] == [1], shown["jobs"]
+        with urllib.request.urlopen(f"http://{shown['metrics']}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        for line in ('tributary_node_attached{node="a"} 1', 'tributary_node_clients{node="a"} 3', f'tributary_node_partials_total{{job="{job}"}} 1'):
+            assert line in metrics, (line, metrics)
         top.kill_aggregator()
         top.start_aggregator()
         shown = nodes.wait_done(job)
