@@ -512,7 +512,8 @@ void Coordinator::DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer
     SendStatus(*job, entry->second.key, v1::UPDATE_STATE_EXPIRED, 0, reason);
     dropped.push_back(entry->second.key);
   }
-  // The sums cannot be freed of them: the others are asked for again.
+  TRIB_LOG(warn, "job {}: {} of the updates in its partial are counted elsewhere, the others are asked for again", job->id, dropped.size());
+  // The sums cannot be freed of them.
   LoseAggregate(job, fmt::format("{} of the updates in the partial are counted elsewhere", dropped.size()));
   for (const UpdateKeyRef& key : dropped) Post(job, TaskDeclined{key.client, key.task, "its update is counted through another node"});
 }
