@@ -57,7 +57,7 @@ struct CoordinatorOptions {
   CapacityBook capacities;                             // empty: no capacity is known, nothing is flagged
   std::string software = "tributary-aggregator";
   std::string transport_reason = "configured";  // why workers.transport; for people
-  double capacity = 20;                         // MC of this node in updates (tributary nodes calibrate): placement
+  double node_capacity = 20;                    // MC of this node in updates (tributary nodes calibrate): placement
   std::vector<std::string> relay_nodes = {};    // that may attach below this one
   std::string upstream = {};                    // where the node above this one is, for people; empty: this is the top
 };

@@ -85,7 +85,7 @@ v1::NodeHello Coordinator::HelloToTop() {
   v1::NodeHello hello;
   hello.set_software(options_.software);
   hello.set_epoch(store_->epoch());
-  hello.set_capacity(options_.capacity);
+  hello.set_capacity(options_.node_capacity);
   hello.set_clients(static_cast<uint32_t>(TrainingClients()));
   for (const JobPtr& job : jobs_) {
     if (job->row.relayed() && !job->Final()) hello.add_jobs(job->id);
@@ -284,7 +284,8 @@ absl::Status Coordinator::JoinJob(const std::string& id) {
   TRIB_RETURN_IF_ERROR(store_->Writable());
   TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(info.spec_yaml(), id));
   TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, LayoutFromProto(info.layout()));
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<JobRuntime> runtime, MakeRuntime(spec, layout, options_.find_strategy(spec.strategy.name), Limits(), options_.capacities));
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<JobRuntime> runtime, MakeRuntime(spec, layout, options_.find_strategy(spec.strategy.name), Limits(),
+                                                                           options_.capacities));
   std::string artifact;
   if (!info.artifact_sha256().empty()) {
     TRIB_RETURN_IF_ERROR(upstream->FetchArtifact(id, &artifact));

@@ -175,7 +175,7 @@ bool Coordinator::PlaceShares(Job& job, int64_t missing) {
   for (const auto& [id, client] : clients_) {
     if (client.attached() && client.hello.trains() && !HasTask(client)) ++own_clients;
   }
-  offers.push_back({0, options_.capacity - static_cast<double>(own_load), own_clients});
+  offers.push_back({0, options_.node_capacity - static_cast<double>(own_load), own_clients});
   records.push_back(nullptr);
   for (auto& [name, node] : nodes_) {
     if (node.session == 0) continue;

@@ -67,6 +67,7 @@ class WorkerFleet {
   static void WaitForEnd(std::vector<std::unique_ptr<ChildProcess>> children);
 
   uint32_t size() const { return static_cast<uint32_t>(workers_.size()); }
+  bool active(uint32_t worker) const { return workers_[worker].state == State::kActive; }
   bool listed(uint32_t worker) const { return workers_[worker].state == State::kActive || workers_[worker].state == State::kResting; }
   bool cold(uint32_t worker) const { return workers_[worker].state == State::kResting && !workers_[worker].roused; }
   bool all_ready() const;

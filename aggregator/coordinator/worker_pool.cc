@@ -44,8 +44,8 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
         progress(std::move(doorbell)),
         wiring(std::move(seat_wiring)),
         fleet(o.worker_program, progress.get(), this),
-        scaler(o.workers, o.scale_period, context.clock.Now()),
-        watchdog(o.hang_patience) {
+        watchdog(o.hang_patience),
+        scaler(o.workers, o.scale_period, context.clock.Now()) {
     context.workers = options.workers;
     context.lane_capacity = wiring->LaneCapacity(options.lane_capacity);
     context.fleet = &fleet;

@@ -99,7 +99,7 @@ std::vector<Setting> BuiltInSettings() {
       {"upstream", SettingKind::kText, "HOST:PORT of the node above, which this node's clients' updates go to as one partial a round; empty: none", ""},
       {"node", SettingKind::kText, "name of this node towards the node above", ""},
       {"relay_nodes", SettingKind::kText, "names of the nodes that may attach below this one, with commas between; empty: none may", ""},
-      {"capacity", SettingKind::kNumber, "updates that this node takes at a time, for placement among nodes (see tributary nodes calibrate)", "20"},
+      {"node_capacity", SettingKind::kNumber, "updates that this node takes at a time, for placement among nodes (see tributary nodes calibrate)", "20"},
       {"heartbeat_s", SettingKind::kNumber, "seconds between heartbeats of a client; it is gone after three missed ones", "5"},
       {"upload_lease_s", SettingKind::kNumber, "seconds that a partial upload is kept without a new byte", "300"},
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
@@ -204,7 +204,7 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   if (!config.relay_nodes.empty() && !config.upstream.empty()) {
     return Bad(Find(settings, "relay_nodes"), "none, because this node has one above it (two levels of nodes at most)");
   }
-  TRIB_ASSIGN_OR_RETURN(config.capacity, Number(Find(settings, "capacity"), 0.001, 1e9));
+  TRIB_ASSIGN_OR_RETURN(config.node_capacity, Number(Find(settings, "node_capacity"), 0.001, 1e9));
   TRIB_ASSIGN_OR_RETURN(const double heartbeat_s, Number(Find(settings, "heartbeat_s"), 0.1, 3600));
   config.heartbeat = absl::Seconds(heartbeat_s);
   TRIB_ASSIGN_OR_RETURN(const double lease_s, Number(Find(settings, "upload_lease_s"), 1, 86400));

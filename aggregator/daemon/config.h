@@ -47,7 +47,7 @@ struct DaemonConfig {
   std::string upstream;                 // HOST:PORT of the node above; empty: this is the top
   std::string node;                     // this node's name there
   std::vector<std::string> relay_nodes;  // names of nodes that may attach below this one
-  double capacity = 0;                  // updates
+  double node_capacity = 0;             // updates
   absl::Duration worker_hang;
   uint64_t min_free_bytes = 0;
   RetentionOptions retention;

@@ -124,7 +124,7 @@ int Serve(const DaemonConfig& config) {
   options.journal_every = config.journal_every;
   options.retention = config.retention;
   options.software = "tributary-aggregator " TRIBUTARY_VERSION;
-  options.capacity = config.capacity;
+  options.node_capacity = config.node_capacity;
   options.relay_nodes = config.relay_nodes;
   options.upstream = config.upstream;
   std::unique_ptr<RelayClient> relay_client;

@@ -115,7 +115,7 @@ class Rig:
             role = ["--relay-nodes", "node-1,node-2"] if i == 0 else ["--node", f"node-{i}", "--upstream", "127.77.0.1:7070"]
             port_file = self.work / f"port-{i}"
             self.daemons.append(self.popen(space, [self.bin / "tributary-aggregator", "--listen", address, "--store", self.work / f"store-{i}",
-                                                   "--port-file", port_file, "--workers", self.workers, "--capacity", CAPACITY, "--pool-mb", 1024,
+                                                   "--port-file", port_file, "--workers", self.workers, "--node-capacity", CAPACITY, "--pool-mb", 1024,
                                                    "--transport", "ring", "--journal-s", 3600, *role], f"node-{i}.log"))
             self.servers.append(address)
             self.wait(port_file.exists, f"node {i} serves")
