@@ -23,7 +23,7 @@ absl::Status CheckVersion(const v1::RelayVersion& got, const std::string& job, u
   }
   if (info.bytes() != bytes) return InvalidArgument("job {} version {}: expected {} bytes, its manifest says {}", job, version, bytes, info.bytes());
   if (info.sha256().size() != 64) return InvalidArgument("job {} version {}: expected a SHA-256 of 64 digits, got {}", job, version, info.sha256().size());
-  if (got.update_digests_size() != info.contributors_size()) {
+  if (got.dedupe_expired_us() == 0 && got.update_digests_size() != info.contributors_size()) {
     return InvalidArgument("job {} version {}: {} digests for {} contributors", job, version, got.update_digests_size(), info.contributors_size());
   }
   return absl::OkStatus();
@@ -48,9 +48,11 @@ absl::StatusOr<VersionCommit> BatchOf(const v1::RelayVersion& got, const v1::Job
   *batch.version.mutable_info() = got.info();
   batch.version.mutable_info()->clear_metrics();
   batch.version.set_last_task(last_task);
+  batch.version.set_dedupe_expired_us(got.dedupe_expired_us());
   for (int i = 0; i < got.info().contributors_size(); ++i) {
     TRIB_ASSIGN_OR_RETURN(const UpdateId id, UpdateIdFromBytes(got.info().contributors(i).update_id()));
     counted->insert(id);
+    if (got.dedupe_expired_us() != 0) continue;  // long past: nobody can send them any more
     v1::UpdateRow row;
     row.set_format_version(1);
     row.set_version(got.info().version());
@@ -345,14 +347,19 @@ absl::Status Coordinator::AdoptVersion(const JobPtr& job) {
   }
   TRIB_ASSIGN_OR_RETURN(const v1::RelayVersion got, upstream->GetVersion(job->id, version));
   TRIB_RETURN_IF_ERROR(CheckVersion(got, job->id, version, bytes));
-  TRIB_ASSIGN_OR_RETURN(std::shared_ptr<ModelBuffer> model, FetchVersion(upstream, got.info(), std::move(shelf)));
+  // Where the top has forgotten the tensors this node goes without: a newer version has them, and is adopted before anything is done with it.
+  std::shared_ptr<ModelBuffer> model;
+  if (got.info().pruned_us() == 0) {
+    TRIB_ASSIGN_OR_RETURN(model, FetchVersion(upstream, got.info(), std::move(shelf)));
+  }
+  const std::span<const std::byte> tensors = model == nullptr ? std::span<const std::byte>() : model->bytes();
   std::set<UpdateId> counted;
   std::vector<UpdateKeyRef> own;
   VersionCommit batch;
   {
     absl::MutexLock lock(&mutex_);
     v1::JobRow row = job->row;
-    TRIB_ASSIGN_OR_RETURN(batch, BatchOf(got, row, job->max_task, model->bytes(), &counted));
+    TRIB_ASSIGN_OR_RETURN(batch, BatchOf(got, row, job->max_task, tensors, &counted));
     for (const auto& [id, entry] : job->updates) {
       if (counted.contains(id)) own.push_back(entry.key);
     }
@@ -364,7 +371,7 @@ absl::Status Coordinator::AdoptVersion(const JobPtr& job) {
   if (!stored.ok()) {
     // A failed write is an unknown outcome: the manifest tells.
     const absl::StatusOr<v1::VersionRow> found = store_->GetVersion(job->id, version);
-    if (!found.ok() || found->info().sha256() != model->sha256()) return stored;
+    if (!found.ok() || found->info().sha256() != got.info().sha256()) return stored;
   }
   absl::MutexLock lock(&mutex_);
   AwaitFolds(job);
@@ -379,8 +386,10 @@ absl::Status Coordinator::AdoptVersion(const JobPtr& job) {
   job->relayed.taken = false;
   if (!BehindTop(*job)) job->relayed.catch_up = false;
   open_jobs_ = true;
+  to_tidy_.insert(job);
+  commit_wake_.Signal();
   if (!job->Open()) return absl::OkStatus();
-  job->model = std::move(model);
+  if (model != nullptr) job->model = std::move(model);
   job->first_task = absl::InfinitePast();
   job->folded_since_journal = 0;
   job->quiescing = false;
@@ -504,7 +513,8 @@ void Coordinator::DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer
     SendStatus(*job, entry->second.key, v1::UPDATE_STATE_EXPIRED, 0, reason);
     dropped.push_back(entry->second.key);
   }
-  // The sums cannot be freed of them: the others are asked for again.
+  TRIB_LOG(warn, "job {}: {} of the updates in its partial are counted elsewhere, the others are asked for again", job->id, dropped.size());
+  // The sums cannot be freed of them.
   LoseAggregate(job, fmt::format("{} of the updates in the partial are counted elsewhere", dropped.size()));
   for (const UpdateKeyRef& key : dropped) Post(job, TaskDeclined{key.client, key.task, "its update is counted through another node"});
 }

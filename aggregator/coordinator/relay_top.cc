@@ -452,6 +452,8 @@ absl::StatusOr<v1::RelayVersion> Coordinator::RelayGetVersion(const std::string&
   TRIB_ASSIGN_OR_RETURN(const v1::VersionRow row, store_->GetVersion(id, version));
   v1::RelayVersion out;
   *out.mutable_info() = row.info();
+  out.set_dedupe_expired_us(row.dedupe_expired_us());
+  if (row.dedupe_expired_us() != 0) return out;
   for (const v1::Contributor& contributor : row.info().contributors()) {
     TRIB_ASSIGN_OR_RETURN(const UpdateId update, UpdateIdFromBytes(contributor.update_id()));
     TRIB_ASSIGN_OR_RETURN(const v1::UpdateRow dedupe, store_->GetUpdate(id, update));

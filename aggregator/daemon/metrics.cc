@@ -85,8 +85,17 @@ void AddNode(const v1::Node& node, Families* out) {
       AddLane(seat.lane(), "tributary_lane", place, out);
     }
   }
+  for (const v1::NodeBelow& below : node.nodes()) {  // as many as relay_nodes names
+    const Labels labels = {{"node", below.name()}};
+    out->Gauge("tributary_node_attached", "1: the node below this one has a control stream.", labels, below.attached() ? 1 : 0);
+    out->Gauge("tributary_node_clients", "Its clients that train.", labels, static_cast<double>(below.clients()));
+    out->Gauge("tributary_node_asked_updates", "Updates that it is to bring for open versions.", labels, static_cast<double>(below.asked()));
+  }
   for (const v1::NodeJob& job : node.jobs()) {
     const Labels labels = {{"job", job.job()}};
+    if (node.nodes_size() > 0) {
+      out->Counter("tributary_node_partials_total", "Partials that nodes below this one brought.", labels, static_cast<double>(job.node_partials()));
+    }
     out->Counter("tributary_updates_folded_total", "Updates that are in sums, since the daemon opened the job.", labels, static_cast<double>(job.folded()));
     out->Gauge("tributary_job_slots", "Updates that the job has room for at one time.", labels, static_cast<double>(job.slots()));
     out->Gauge("tributary_job_slots_used", "Of those, in use.", labels, static_cast<double>(job.slots_used()));

@@ -33,7 +33,7 @@ struct NamedVector {
 struct VersionCommit {
   v1::JobRow job;                   // state after this commit
   v1::VersionRow version;           // shards/shard_bytes are filled in by the store
-  std::span<const std::byte> tensors;  // flat form
+  std::span<const std::byte> tensors;  // flat form; none of a version that is adopted without them (info.pruned_us, info.sha256 set)
   // Their SHA-256 in hex, if it is being computed while they are written: asked for after that, instead of version.info.sha256.
   std::function<std::string()> sha256;
   std::vector<NamedVector> strategy_state;

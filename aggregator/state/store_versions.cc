@@ -63,7 +63,9 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   const uint64_t version = info.version();
   const std::string what = What(fmt::format("job '{}' version {}", job, version));
   if (!info.job().empty() && info.job() != job) return InvalidArgument("{}: the version row is of job '{}'", what, info.job());
-  if (info.bytes() != 0 && info.bytes() != commit.tensors.size()) {
+  // Adopted from a store that has forgotten its tensors: a manifest alone, which the one after it follows.
+  const bool pruned = info.pruned_us() != 0;
+  if (!pruned && info.bytes() != 0 && info.bytes() != commit.tensors.size()) {
     return InvalidArgument("{}: expected {} bytes of tensors, got {}", what, info.bytes(), commit.tensors.size());
   }
 
@@ -78,7 +80,8 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   }
 
   info.set_job(job);
-  info.set_bytes(commit.tensors.size());
+  if (pruned && (info.sha256().empty() || !commit.tensors.empty())) return InvalidArgument("{}: pruned, expected its SHA-256 and no tensors", what);
+  if (!pruned) info.set_bytes(commit.tensors.size());
   info.set_parent_sha256(parent_sha256);
   info.set_epoch(epoch_);
   if (info.committed_us() == 0) info.set_committed_us(WallMicros());

@@ -8,8 +8,10 @@ usage: relay_test.py BIN_DIR [--points]      with --points also kill -9 at named
 import json
 import random
 import signal
+import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
@@ -26,7 +28,7 @@ class Nodes:
 
     def __init__(self, bin_dir, below=("a", "b")):
         self.bin_dir = bin_dir
-        self.top = Federation(bin_dir, aggregator_flags=["--relay-nodes", ",".join(below), *QUICK])
+        self.top = Federation(bin_dir, aggregator_flags=["--relay-nodes", ",".join(below), "--metrics", "127.0.0.1:0", *QUICK])
         self.below = {name: Federation(bin_dir) for name in below}
 
     def __enter__(self):
@@ -179,12 +181,44 @@ def killed_top(bin_dir, folder, reference):
         nodes.start_clients(folder, where, train_ms=lambda i: 1200 if i == 0 else 0)
         job = nodes.submit(folder)
         nodes.wait(lambda: " brought 3 updates" in top.log("aggregator.log", 1000), "the partial is there")
+        shown = nodes.shown()
+        assert [(n["name"], n["attached"], n["clients"], n["asked"]) for n in shown["nodes"]] == [("a", True, 3, 0)], shown["nodes"]
+        assert [j["node_partials"] for j in shown["jobs"]] == [1], shown["jobs"]
+        with urllib.request.urlopen(f"http://{shown['metrics']}/metrics", timeout=10) as answer:
+            metrics = answer.read().decode()
+        for line in ('tributary_node_attached{node="a"} 1', 'tributary_node_clients{node="a"} 3', f'tributary_node_partials_total{{job="{job}"}} 1'):
+            assert line in metrics, (line, metrics)
         top.kill_aggregator()
         top.start_aggregator()
         shown = nodes.wait_done(job)
         assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
         assert contributors(top, job) == [f"site-{i}" for i in range(5)]
         nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
+
+
+def moved_client(bin_dir, folder, reference):
+    """A client whose update is in a dead node's journal goes to the top and is counted there. The node comes back with its partial, which
+    is refused for that client's update, by name; the others come without it."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        where = [top, top, a, a, a]
+        nodes.start_clients(folder, where, train_ms=lambda i: 3000 if i == 4 else 0)
+        job = nodes.submit(folder)
+        nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["clients_in"] == 2, "two of its updates are in")
+        time.sleep(0.7)  # and journalled, which nothing outside tells
+        a.kill_aggregator()
+        a.clients["site-2"].terminate()
+        a.clients["site-2"].wait()
+        top.clients["site-2"] = subprocess.Popen(
+            [str(a.bin / "trib-scripted-client"), "--server", top.server, "--name", "site-2", "--state", str(a.work / "clients" / "site-2"), "--learner", "file",
+             "--updates", str(folder), "--weight", str(WEIGHTS[2]), "--ledger", str(a.work / "ledger-2")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        nodes.wait(lambda: top.cli("jobs", "show", job)["clients_in"] == 3, "it is asked once the node has been away for long")
+        a.start_aggregator()
+        shown = nodes.wait_done(job)
+        assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
+        assert contributors(top, job) == [f"site-{i}" for i in range(5)]
+        nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
+        assert "counted elsewhere" in a.log("aggregator.log", 1000), "its partial had that client's update\n" + nodes.logs()
 
 
 def lost_node(bin_dir, folder):
@@ -204,6 +238,33 @@ def lost_node(bin_dir, folder):
         assert contributors(top, job) == ["site-0", "site-1", "site-4"]
 
 
+def lagging_node(bin_dir, folder):
+    """A node that was away for many versions adopts them all, those whose tensors the top has forgotten by their manifests."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        top.kill_aggregator()
+        top.aggregator_flags += ["--keep-versions", "2"]
+        top.start_aggregator()
+        where = [top, top, top, a, a]
+        nodes.start_clients(folder, where)
+        job = top.submit(
+            f"name: relay\nmodel: {{tensors: {folder}/model.safetensors}}\ncohort: {{size: 3}}\nstop: {{versions: 40}}\nreproducible: true\n"
+            f"hierarchy: {{placement: worstfit}}\n")
+        nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["version"] >= 1, "the node takes part")
+        a.kill_aggregator()
+        shown = nodes.wait_done(job)
+        lag = shown["version"] - a.cli("state", "get", job, "--store", a.work / "store", server=False)["version"]
+        assert lag > 3, lag
+        a.start_aggregator()
+        nodes.wait(lambda: a.cli("jobs", "show", job)["state"] == "done", "the node catches up")
+        check_stores(nodes, job, shown["model_sha256"])
+        versions = a.cli("state", "ls", job)["versions"]
+        assert any(v["pruned_us"] for v in versions[-lag:-2]), versions
+        a.kill_aggregator()
+        findings = a.cli("state", "verify", "--store", a.work / "store", server=False)
+        assert findings["findings"] == [], findings
+
+
 def main():
     bin_dir = Path(sys.argv[1])
     with Federation(bin_dir) as scratch:
@@ -211,7 +272,7 @@ def main():
         folder.mkdir()
         make_files(folder)
         reference = reference_hash(scratch, folder)
-        for case in (one_node_or_several, killed_node, killed_top):
+        for case in (one_node_or_several, killed_node, killed_top, moved_client):
             begin = time.time()
             case(bin_dir, folder, reference)
             print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)
@@ -219,9 +280,10 @@ def main():
             begin = time.time()
             killed_at(point, bin_dir, folder, reference)
             print(f"killed_at {point}: {time.time() - begin:.1f} s", flush=True)
-        begin = time.time()
-        lost_node(bin_dir, folder)
-        print(f"lost_node: {time.time() - begin:.1f} s")
+        for case in (lost_node, lagging_node):
+            begin = time.time()
+            case(bin_dir, folder)
+            print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)
     print(f"several nodes, one model: {reference[:16]}…")
 
 

@@ -6,6 +6,7 @@
 
 #include "aggregator/state/keys.h"
 #include "aggregator/state/rows.h"
+#include "common/digest.h"
 #include "tests/integration/state/state_fixture.h"
 #include "tests/support/status_matchers.h"
 
@@ -113,6 +114,30 @@ TEST_P(StoreRetentionTest, TheLatestVersionCannotBeDropped) {
   EXPECT_THAT(store_->DropTensors("a", 3, 1), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("the latest")));
   EXPECT_THAT(store_->DropTensors("a", 9, 1), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(Read(3), IsOk());
+}
+
+TEST_P(StoreRetentionTest, AVersionAdoptedWithoutItsTensorsIsAManifestThatTheNextOneFollows) {
+  const auto tensors = TestTensors(4, GetParam());
+  VersionCommit manifest = TestCommit("a", 4, tensors);
+  manifest.tensors = {};
+  manifest.strategy_state.clear();
+  manifest.version.mutable_info()->set_bytes(GetParam());
+  manifest.version.mutable_info()->set_pruned_us(1'790'000'000'000'000);
+  manifest.version.mutable_info()->clear_sha256();
+  EXPECT_THAT(store_->CommitVersion(manifest), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("SHA-256")));
+  manifest.version.mutable_info()->set_sha256(Sha256Hex(tensors));
+  ASSERT_THAT(store_->CommitVersion(manifest), IsOk());
+  const auto next = TestTensors(5, GetParam());
+  ASSERT_THAT(store_->CommitVersion(TestCommit("a", 5, next)), IsOk());
+  for (const bool opened_again : {false, true}) {
+    SCOPED_TRACE(opened_again);
+    if (opened_again) Open();
+    EXPECT_THAT(Read(4), StatusIs(absl::StatusCode::kNotFound, HasSubstr("pruned")));
+    EXPECT_THAT(Read(5), IsOk());
+    EXPECT_THAT(store_->GetUpdate("a", TestUpdate(4, 0)), IsOk());
+    EXPECT_EQ(store_->GetVersion("a", 4)->info().bytes(), GetParam());
+    ExpectSound();
+  }
 }
 
 TEST_P(StoreRetentionTest, ExpiredDedupeRowsAreGoneAndOthersAreNot) {
