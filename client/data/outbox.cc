@@ -231,7 +231,8 @@ absl::StatusOr<OutboxHeader> Outbox::Put(OutboxHeader header, std::span<const st
     RemoveTree(PathOf(header.update));
     absl::MutexLock lock(&mutex_);
     bytes_ -= payload.size();
-    return written;
+    // First what matters: who reads it far from here sees the beginning only.
+    return absl::IsResourceExhausted(written) ? Annotate(written, "the outbox's disk is full") : written;
   }
   absl::MutexLock lock(&mutex_);
   headers_[header.update] = header;

@@ -126,8 +126,8 @@ def watermark(bin_dir, reference):
                  ("state", "export", job, "--out", chaos.work / "full.safetensors")]
         for command in reads:
             chaos.federation.cli(*command)
-        code, _, error = chaos.federation.cli("submit", chaos.work / "job.yaml", check=False)
-        assert code == 5 and "must stay free" in error, (code, error)
+        code, document, _ = chaos.federation.cli("submit", chaos.work / "job.yaml", check=False)
+        assert code == 5 and "must stay free" in document["error"]["message"], (code, document)
         time.sleep(1.5)
         chaos.ensure_alive()
         assert version(chaos, job) == stands, "a version was committed on a disk below its watermark"
@@ -221,7 +221,7 @@ def outbox(bin_dir, reference):
     chaos, disk, job = started(bin_dir, "clients", 16)
     try:
         disk.fill()
-        await_that("the job says who declined, and why", lambda: "No space left on device" in chaos.state(job)["waiting_for"])
+        await_that("the job says who declined, and why", lambda: "the outbox's disk is full" in chaos.state(job)["waiting_for"])
         clients = chaos.federation.cli("clients", "ls")
         assert "No space left on device" in str(clients), clients
         chaos.ensure_alive()

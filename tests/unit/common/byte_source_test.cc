@@ -5,6 +5,8 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <array>
+
 #include "common/safetensors.h"
 #include "tests/support/status_matchers.h"
 
