@@ -451,7 +451,7 @@ TEST(TimingTest, JitWaitsForTheLastArrivalThatEarlierRoundsPredict) {
   // A round whose last update comes late: the next one is expected to be like it.
   rig.BeginRound(1, {.updates = 3, .leaves = {}});
   for (int i = 0; i < 2; ++i) rig.FoldRandom();
-  absl::SleepFor(absl::Milliseconds(400));
+  absl::SleepFor(absl::Seconds(1));  // a busy machine may take a good part of it for what follows
   rig.FoldRandom();
   ASSERT_TRUE(rig.WaitSettled());
   rig.BeginRound(2, {.updates = 3, .leaves = {}});
@@ -473,13 +473,13 @@ TEST(LoadTest, WhatWaitsForAFullBatchIsNotInHand) {
   EXPECT_EQ(rig.pool->LoadOf(PoolRig::kJob).value(), std::nullopt) << "nothing was folded";
   rig.BeginRound(1, {.updates = 8, .leaves = {}});
   for (int i = 0; i < 7; ++i) rig.FoldRandom();
-  absl::SleepFor(absl::Milliseconds(300));  // of idling, by policy
+  absl::SleepFor(absl::Seconds(1));  // of idling, by policy
   rig.FoldRandom();
   ASSERT_TRUE(rig.WaitSettled());
   const std::optional<LoadEstimator::Estimate> load = rig.pool->LoadOf(PoolRig::kJob).value();
   ASSERT_TRUE(load.has_value());
   EXPECT_GT(load->seconds, 0);
-  EXPECT_LT(load->seconds, 0.25) << "the 300 ms of waiting are not in it";
+  EXPECT_LT(load->seconds, 0.9) << "the second of waiting is not in it";
   EXPECT_GT(load->load, 1) << "eight at once";
   EXPECT_LE(load->load, 8.01);
   EXPECT_NEAR(load->load, load->rate * load->seconds, 1e-6) << "Little's law";
