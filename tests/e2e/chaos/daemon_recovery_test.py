@@ -22,7 +22,7 @@ CLIENTS = 3
 POINTS = ["ingress_after_reserve", "ingress_after_chunk", "ingress_before_seal", "ingress_before_answer", "round_before_server_step",
           "commit_after_shards", "commit_before_sync", "commit_after_sync", "publish_before_committed_message", "replan_before_goals",
           "replan_after_goals", None]
-SHARD, TREE = "{}", "{shape: tree, plan: {kind: ewma, period_s: 0.02}, timing: eager}"
+SHARD, TREE = "{}", "{shape: tree, plan: {kind: ewma, period_s: 0.1}, timing: eager}"
 
 
 def workers_of(pid):
