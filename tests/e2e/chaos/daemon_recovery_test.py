@@ -48,7 +48,13 @@ def orphans():
     done = subprocess.run([tool, "--json", "prog", "show"], capture_output=True, text=True)
     if done.returncode:
         return set()
-    return {program["id"] for program in json.loads(done.stdout) if program.get("type") == "sk_msg" and not program.get("pids")}
+    programs = {program["id"] for program in json.loads(done.stdout) if program.get("type") == "sk_msg"}
+    for info in Path("/proc").glob("[0-9]*/fdinfo/*") if programs else ():
+        try:
+            programs -= {int(line.split()[1]) for line in info.read_text().splitlines() if line.startswith("prog_id:")}
+        except OSError:
+            pass  # gone meanwhile
+    return programs
 
 
 def job_yaml(federation, versions, hierarchy):
