@@ -68,6 +68,8 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
   PoolScaler scaler ABSL_GUARDED_BY(mutex);
   ScaleStats scaling ABSL_GUARDED_BY(mutex);
   bool stopping ABSL_GUARDED_BY(mutex) = false;
+  // The thread sleeps, or is about to, as if nothing were under way. Whoever changes that rings: a worker that stops at once never would.
+  bool dozing ABSL_GUARDED_BY(mutex) = false;
   std::jthread thread;  // last: joined first
 
   // ---- what the fleet asks (in Turn) ----
@@ -184,6 +186,7 @@ struct WorkerPool::Impl final : WorkerFleet::Owner {
         absl::MutexLock lock(&mutex);
         if (stopping) break;
         sleep = Turn();
+        dozing = sleep > kSafetyTimeout;
         said.swap(reports);
         fds.push_back({progress.get(), POLLIN, 0});
         fds.push_back({wiring->wait_fd(), POLLIN, 0});  // poll() passes over a negative fd
@@ -355,7 +358,7 @@ absl::Status WorkerPool::Fold(uint32_t job, const UpdateId& update, const Object
     TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
     TRIB_RETURN_IF_ERROR(found->Fold(update, key));
     impl_->RouseNeeded();
-    ring = found->Arm() || found->lost();
+    ring = found->Arm() || found->lost() || std::exchange(impl_->dozing, false);
   }
   if (ring) RingEventFd(impl_->progress.get());
   return absl::OkStatus();
@@ -366,6 +369,7 @@ absl::StatusOr<WorkerPool::Sums> WorkerPool::ReadSums(uint32_t job) {
   {
     TRIB_ASSIGN_OR_RETURN(PoolJob* const found, impl_->Find(job));
     TRIB_RETURN_IF_ERROR(found->StartReading());
+    if (std::exchange(impl_->dozing, false)) RingEventFd(impl_->progress.get());
   }
   // The job may be closed meanwhile; ~WorkerPool closes all.
   const auto readable = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {

@@ -129,7 +129,7 @@ def pruned(work):
         where, end = ("--server", federation.server), time.time() + 60
         while True:
             versions = json.loads(run("ls", "net", *where, "--json").stdout)["versions"]
-            if sum(v["pruned_us"] > 0 for v in versions) == 5:
+            if sum(v["pruned_us"] > 0 for v in versions) == 6:
                 break
             check(time.time() < end, versions)
             time.sleep(0.05)

@@ -9,6 +9,7 @@
 
 #include "aggregator/store/memfd.h"
 #include "common/fd_socket.h"
+#include "proto/local_call.h"
 #include "tests/integration/ingress/fake_backend.h"
 
 namespace tributary::aggregator {
@@ -178,7 +179,7 @@ TEST_F(LocalTransferTest, WrongRequestsAreRefusedAndTheUploadGoesOn) {
   EXPECT_THAT(Fetch(3), StatusIs(Code::kUnimplemented));  // the model does not lie in a memfd
   const std::string address = Address();
   EXPECT_THAT(AskBytes(address, "\xff\xff garbage"), StatusIs(Code::kInvalidArgument, HasSubstr("malformed")));
-  EXPECT_THAT(AskBytes(address, std::string(20'000, 'x')), StatusIs(Code::kInvalidArgument, HasSubstr("at most")));
+  EXPECT_THAT(AskBytes(address, std::string(kMaxLocalRequestBytes + 1, 'x')), StatusIs(Code::kInvalidArgument, HasSubstr("at most")));
   EXPECT_THAT(AskBytes(address, From("site-a").SerializeAsString()), StatusIs(Code::kUnimplemented, HasSubstr("unknown request")));
   v1::LocalRequest thief = From("site-a");
   thief.set_secret(std::string(64, '1'));
