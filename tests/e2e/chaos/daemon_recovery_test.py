@@ -106,9 +106,9 @@ def run(bin_dir, kills, elements, rng, transport, hierarchy, points):
             else:
                 # Only a daemon that was started with the point dies at it.
                 federation.kill_aggregator()
-                federation.start_aggregator(env={"TRIBUTARY_CRASH": f"{point}:{rng.randint(1, 2)}"})
+                federation.start_aggregator(env={"TRIBUTARY_CRASH": f"{point}:{1 if elements > 2**21 else rng.randint(1, 2)}"})
                 old = federation.aggregator
-                end = time.time() + 20
+                end = time.time() + 60
                 while old.poll() is None and time.time() < end:
                     code, shown, _ = federation.cli("jobs", "show", job, check=False)
                     if code == 0 and shown["state"] == "done":
