@@ -100,7 +100,7 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   }
   if (!commit.strategy_state.empty()) row.set_vectors_xxh3_128(digest.Digest());
   row.set_shard_bytes(kShardBytes);
-  row.set_shards(static_cast<uint32_t>(ShardsOf(commit.tensors.size(), kShardBytes)));
+  row.set_shards(static_cast<uint32_t>(ShardsOf(info.bytes(), kShardBytes)));
   const uint64_t bytes = TotalBytes(pieces);
   row.set_bulk(bytes > kInlineBytes);
 

@@ -30,7 +30,7 @@ AT_ONCE = 3
 # None of it may show in a reproducible model. The first is what a job gets that says nothing.
 HIERARCHIES = ["{}", '{shape: tree, plan: "static:2", timing: eager}', '{shape: tree, plan: "static:2", timing: lazy}',
                "{shape: tree, plan: ewma, timing: jit, reuse: off}", "{shape: flat, timing: lazy}"]
-REPLANNED = "{shape: tree, plan: {kind: ewma, period_s: 0.02}, timing: eager}"
+REPLANNED = "{shape: tree, plan: {kind: ewma, period_s: 0.1}, timing: eager}"
 TREE_POINTS = ("role_", "partial_", "worker_before_merge", "worker_in_merge", "worker_before_partial", "worker_after_partial")
 
 

@@ -8,7 +8,6 @@ usage: relay_test.py BIN_DIR [--points]      with --points also kill -9 at named
 import json
 import random
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -196,31 +195,6 @@ def killed_top(bin_dir, folder, reference):
         nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
 
 
-def moved_client(bin_dir, folder, reference):
-    """A client whose update is in a dead node's journal goes to the top and is counted there. The node comes back with its partial, which
-    is refused for that client's update, by name; the others come without it."""
-    with Nodes(bin_dir, below=("a",)) as nodes:
-        top, a = nodes.top, nodes.below["a"]
-        where = [top, top, a, a, a]
-        nodes.start_clients(folder, where, train_ms=lambda i: 3000 if i == 4 else 0)
-        job = nodes.submit(folder)
-        nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["clients_in"] == 2, "two of its updates are in")
-        time.sleep(0.7)  # and journalled, which nothing outside tells
-        a.kill_aggregator()
-        a.clients["site-2"].terminate()
-        a.clients["site-2"].wait()
-        top.clients["site-2"] = subprocess.Popen(
-            [str(a.bin / "trib-scripted-client"), "--server", top.server, "--name", "site-2", "--state", str(a.work / "clients" / "site-2"), "--learner", "file",
-             "--updates", str(folder), "--weight", str(WEIGHTS[2]), "--ledger", str(a.work / "ledger-2")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        nodes.wait(lambda: top.cli("jobs", "show", job)["clients_in"] == 3, "it is asked once the node has been away for long")
-        a.start_aggregator()
-        shown = nodes.wait_done(job)
-        assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
-        assert contributors(top, job) == [f"site-{i}" for i in range(5)]
-        nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
-        assert "counted elsewhere" in a.log("aggregator.log", 1000), "its partial had that client's update\n" + nodes.logs()
-
-
 def lost_node(bin_dir, folder):
     """A node that does not come back: what it was asked for is asked of others, and nothing of it is counted."""
     with Nodes(bin_dir, below=("a", "b")) as nodes:
@@ -272,7 +246,7 @@ def main():
         folder.mkdir()
         make_files(folder)
         reference = reference_hash(scratch, folder)
-        for case in (one_node_or_several, killed_node, killed_top, moved_client):
+        for case in (one_node_or_several, killed_node, killed_top):
             begin = time.time()
             case(bin_dir, folder, reference)
             print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)

@@ -361,10 +361,11 @@ TEST_F(CliServerTest, NodesShowPrintsWorkersAndTheTreeOfEachJob) {
   EXPECT_THAT(text.out, HasSubstr("metrics    http://127.0.0.1:9/metrics\n"));
   EXPECT_THAT(text.out, HasSubstr("     1       43 top          1    12.500      8.00   0.100         0        7\n"));
   EXPECT_THAT(text.out, HasSubstr("job n-123456: tree of 3 out of 4 leaves, plan ewma, timing batch:4; Q 5.25; slots 2 of 8"));
-  EXPECT_THAT(text.out, HasSubstr("  top     worker 1   updates 2/4, partials 1/2, 1 queued\n"
-                                  "    leaf    worker 0   updates 1/4, 0 queued\n"
-                                  "  leaf    worker 2   updates 3/4, 2 queued\n"));
-  EXPECT_THAT(text.out, ::testing::Not(HasSubstr("parked"))) << "takes no part in the round";
+  EXPECT_THAT(text.out, HasSubstr("  top     worker 1   updates 2/4, partials 1/2, 1 queued; lane: 0 pushed, 0 doorbells, 0 stalls, 0 late\n"
+                                  "    leaf    worker 0   updates 1/4, 0 queued; lane: 0 pushed, 0 doorbells, 0 stalls, 0 late\n"
+                                  "  leaf    worker 2   updates 3/4, 2 queued; lane: 0 pushed, 0 doorbells, 0 stalls, 0 late\n"));
+  EXPECT_THAT(text.out, HasSubstr("workers    3 at work, 0 warm (parked), 0 cold;"));
+  EXPECT_THAT(text.out, ::testing::Not(HasSubstr("parked  worker"))) << "takes no part in the round";
   const nlohmann::json node = Run({"nodes", "show", "--json"}).json();
   for (const char* key : {"address", "software", "started_us", "epoch", "transport", "transport_reason", "workers", "pool_bytes", "pool_used_bytes", "store"}) {
     EXPECT_TRUE(node.contains(key)) << key;

@@ -79,7 +79,7 @@ std::vector<Scenario> Scenarios() {
   const PoolHierarchy wide = Tree(3), middles = Tree(4, 2), shard = Shape(PoolShape::kShard);
   const std::vector<uint32_t> three = {1, 2, 3}, four = {1, 1, 1, 3};
   // A process that is armed between rounds is told the role of the round that is over, then that of the next: the third is a promotion or
-  // a new plan.
+  // a new plan. A top that is armed between rounds tells of the two partials of the last round again: the third is the new round's.
   return {
       {"leaf", "before receive", "worker_before_receive", wide, three, 1},
       {"leaf", "mid-accumulate", "worker_in_block:*", wide, three, 1},
@@ -99,8 +99,8 @@ std::vector<Scenario> Scenarios() {
       {"top", "after promotion", "role_after_change:3", wide, three, 0},
       {"top", "before merge", "worker_before_merge", wide, three, 0},
       {"top", "mid-accumulate", "worker_in_merge_block:*", wide, three, 0},
-      {"top", "holding a partial", "worker_before_partial_done", wide, three, 0},
-      {"top", "partial released", "worker_after_partial_done", wide, three, 0},
+      {"top", "holding a partial", "worker_before_partial_done:3", wide, three, 0},
+      {"top", "partial released", "worker_after_partial_done:3", wide, three, 0},
       {"range", "received", "lane_after_poll", shard, {}, 0},
       {"range", "mid-accumulate", "worker_in_block:*", shard, {}, 1},
       {"range", "holding a slot", "worker_before_done", shard, {}, 1},
@@ -301,7 +301,8 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
       Scenario undisturbed = scenario;
       const std::vector<std::byte> reference = federation.Round(undisturbed);
       std::vector<double> ms;
-      for (int kill = 0; kill < kills; ++kill) {
+      // Now and then a process passes its point before the round begins, for the round that is over: another try.
+      for (int attempt = 0; static_cast<int>(ms.size()) < kills && attempt < kills + 2; ++attempt) {
         std::string where = scenario.where;
         if (where.ends_with(":*")) where.replace(where.size() - 1, 1, fmt::format("{}", 1 + random() % (scenario.hierarchy.shape == PoolShape::kShard ? blocks / 4 : blocks)));
         if (where.find(':') == std::string::npos) where += ":1";
@@ -319,15 +320,17 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
         DeathWatch watch(victim);
         const absl::Time begun = absl::Now();
         const std::vector<std::byte> sums = federation.Round(scenario, [&watch] { return watch.dead(); });
+        // Points after the last block are passed when the sums can be read already: such a death is a kill as well, with nothing to wait for.
+        for (const absl::Time until = absl::Now() + absl::Seconds(2); !watch.dead() && absl::Now() < until;) absl::SleepFor(absl::Milliseconds(1));
         const absl::Time died = watch.Stop();
         ASSERT_EQ(federation.lost(), "") << scenario.role << ' ' << scenario.moment;
         ASSERT_TRUE(sums == reference) << scenario.role << ' ' << scenario.moment << ", " << where << ": the sums are others";
-        if (died < begun || died > federation.readable_at) {
-          std::printf("  %s: %s\n", where.c_str(), died == absl::InfiniteFuture() ? "nobody died" : died < begun ? "died before the round" : "died after it");
+        if (died < begun || died == absl::InfiniteFuture()) {
+          std::printf("  %s: %s\n", where.c_str(), died < begun ? "died before the round" : "nobody died");
           ++missed;
           continue;
         }
-        ms.push_back(absl::ToDoubleMilliseconds(federation.readable_at - died));
+        ms.push_back(std::max(0.0, absl::ToDoubleMilliseconds(federation.readable_at - died)));
       }
       std::printf("%-6s %-18s %-30s %3zu kills, to sums ms: median %6.1f, max %6.1f\n", scenario.role, scenario.moment, scenario.where, ms.size(),
                   Quantile(ms, 0.5), Quantile(ms, 1));
