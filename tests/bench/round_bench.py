@@ -133,7 +133,7 @@ STAGES = {
     "client*.log": {"model here": r"version \d+ here in ([\d.]+) s", "trained": r"trained in ([\d.]+) s",
                     "kept in the outbox": r"kept in the outbox in ([\d.]+) s", "uploaded": r"uploaded in ([\d.]+) s"},
     "aggregator.log": {"first task to last update": r"([\d.]+) s after its first task the last update was in",
-                       "server step": r"server step ([\d.]+) s", "hashes": r"hashes ([\d.]+) s", "store": r"store ([\d.]+) s"},
+                       "server step": r"server step ([\d.]+) s", "hashes and store": r"hashes and store ([\d.]+) s"},
 }
 
 
