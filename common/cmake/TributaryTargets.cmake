@@ -18,8 +18,10 @@ endif()
 if(TRIBUTARY_SANITIZER STREQUAL "thread")
   # Debian's Abseil is built without TSan: its Mutex has to be explained to it (tests/support/tsan_mutex.cc).
   target_link_libraries(trib_flags INTERFACE trib_tsan_mutex)
-  foreach(_symbol 4LockEv 6UnlockEv 5AwaitERKNS0_9ConditionE 16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)
-    target_link_options(trib_flags INTERFACE "LINKER:--wrap=_ZN4absl7debian35Mutex${_symbol}")
+  foreach(_symbol 5Mutex4LockEv 5Mutex6UnlockEv 5Mutex5AwaitERKNS0_9ConditionE 5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
+          7CondVar4WaitEPNS0_5MutexE 7CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE 7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
+    # --undefined: also for a program that takes no lock itself, whose Abseil libraries do.
+    target_link_options(trib_flags INTERFACE "LINKER:--wrap=_ZN4absl7debian3${_symbol},--undefined=__wrap__ZN4absl7debian3${_symbol}")
   endforeach()
 endif()
 

@@ -10,6 +10,7 @@ void AnnotateIgnoreWritesBegin(const char*, int);
 void AnnotateIgnoreWritesEnd(const char*, int);
 }
 namespace {
+using absl::CondVar;
 using absl::Condition;
 using absl::Mutex;
 constexpr unsigned kFlags = __tsan_mutex_linker_init;
@@ -18,11 +19,25 @@ struct Ignore {
   Ignore() { AnnotateIgnoreReadsBegin(__FILE__, __LINE__); AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
   ~Ignore() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
 };
+// A wait that lets go of `mu` and has it again at its end.
+template <typename Wait>
+auto Without(Mutex* mu, Wait wait) {
+  __tsan_mutex_pre_unlock(mu, kFlags);
+  __tsan_mutex_post_unlock(mu, kFlags);
+  struct Lock {
+    Mutex* mu;
+    ~Lock() {
+      __tsan_mutex_pre_lock(mu, kFlags);
+      __tsan_mutex_post_lock(mu, kFlags, 0);
+    }
+  } lock{mu};
+  const Ignore ignore;
+  return wait();
+}
 }  // namespace
 
 #define REAL(name) __real_##name
 #define WRAP(name) __wrap_##name
-#define M(x) _ZN4absl7debian35Mutex##x
 extern "C" {
 void REAL(_ZN4absl7debian35Mutex4LockEv)(Mutex*);
 void WRAP(_ZN4absl7debian35Mutex4LockEv)(Mutex* mu) {
@@ -38,20 +53,22 @@ void WRAP(_ZN4absl7debian35Mutex6UnlockEv)(Mutex* mu) {
 }
 void REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex*, const Condition&);
 void WRAP(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex* mu, const Condition& c) {
-  __tsan_mutex_pre_unlock(mu, kFlags);
-  __tsan_mutex_post_unlock(mu, kFlags);
-  { Ignore ignore; REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(mu, c); }
-  __tsan_mutex_pre_lock(mu, kFlags);
-  __tsan_mutex_post_lock(mu, kFlags, 0);
+  Without(mu, [&] { REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(mu, c); });
 }
 bool REAL(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(Mutex*, const Condition&, absl::Duration);
 bool WRAP(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(Mutex* mu, const Condition& c, absl::Duration d) {
-  __tsan_mutex_pre_unlock(mu, kFlags);
-  __tsan_mutex_post_unlock(mu, kFlags);
-  bool result;
-  { Ignore ignore; result = REAL(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(mu, c, d); }
-  __tsan_mutex_pre_lock(mu, kFlags);
-  __tsan_mutex_post_lock(mu, kFlags, 0);
-  return result;
+  return Without(mu, [&] { return REAL(_ZN4absl7debian35Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE)(mu, c, d); });
+}
+void REAL(_ZN4absl7debian37CondVar4WaitEPNS0_5MutexE)(CondVar*, Mutex*);
+void WRAP(_ZN4absl7debian37CondVar4WaitEPNS0_5MutexE)(CondVar* cv, Mutex* mu) {
+  Without(mu, [&] { REAL(_ZN4absl7debian37CondVar4WaitEPNS0_5MutexE)(cv, mu); });
+}
+bool REAL(_ZN4absl7debian37CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE)(CondVar*, Mutex*, absl::Duration);
+bool WRAP(_ZN4absl7debian37CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE)(CondVar* cv, Mutex* mu, absl::Duration d) {
+  return Without(mu, [&] { return REAL(_ZN4absl7debian37CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE)(cv, mu, d); });
+}
+bool REAL(_ZN4absl7debian37CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)(CondVar*, Mutex*, absl::Time);
+bool WRAP(_ZN4absl7debian37CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)(CondVar* cv, Mutex* mu, absl::Time t) {
+  return Without(mu, [&] { return REAL(_ZN4absl7debian37CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)(cv, mu, t); });
 }
 }
