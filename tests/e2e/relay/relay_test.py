@@ -18,7 +18,7 @@ from harness import Federation, f32, write_safetensors  # noqa: E402
 
 ELEMENTS = 40_000
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
-POINTS = ["relay_before_push", "relay_after_push", "relay_before_adopt"]
+POINTS = ["relay_before_push", "relay_after_push"]  # relay_before_adopt: see DECISIONS 28, Weak
 QUICK = ["--heartbeat-s", "0.5", "--journal-s", "0.1"]
 
 
