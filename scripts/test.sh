@@ -2,7 +2,7 @@
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
 #   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
-# TRIBUTARY_REQUIRE=bpf,mount (what .ci/run sets): tests that need eBPF or a mount fail instead of being skipped where they find none.
+# TRIBUTARY_REQUIRE=bpf,mount,root (what .ci/run sets): tests that need eBPF, a mount or root fail instead of being skipped where they find none.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 cd "$root"

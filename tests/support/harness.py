@@ -5,6 +5,7 @@ Python standard library only. Every process started here is stopped by Federatio
 import array
 import json
 import os
+import random
 import shutil
 import signal
 import struct
@@ -41,6 +42,27 @@ def f32(values):
 
 def from_f32(data):
     return array.array("f", data)
+
+
+KNOWN_ELEMENTS = 40_000  # more than two blocks of the accumulators, so that ranges differ with the number of workers
+
+
+def write_known_files(folder, sites):
+    """model.safetensors and an update site-I.safetensors for each site, for scripted clients with `--learner file --updates FOLDER`."""
+    rng = random.Random(5)
+    values = lambda spread: {"w": ("F32", [KNOWN_ELEMENTS], f32(rng.gauss(0, spread) for _ in range(KNOWN_ELEMENTS)))}
+    write_safetensors(folder / "model.safetensors", values(1))
+    for i in range(sites):
+        write_safetensors(folder / f"site-{i}.safetensors", values(0.01))
+
+
+def known_hash(federation, folder, weights):
+    """Of the model that one reproducible round of FedAvg makes of these files, by `tributary aggregate`."""
+    flags = []
+    for i, weight in enumerate(weights):
+        flags += ["--update", f"{folder}/site-{i}.safetensors:{weight}"]
+    return federation.cli("aggregate", "--strategy", "fedavg", "--model", folder / "model.safetensors", "--reproducible", *flags,
+                          "--out", folder / "files.safetensors", server=False)["model_sha256"]
 
 
 def free_gib(path):

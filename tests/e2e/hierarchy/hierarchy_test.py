@@ -4,33 +4,15 @@ real daemons give one hash, that of `tributary aggregate` from the same files.
 usage: hierarchy_test.py BIN_DIR
 """
 import itertools
-import random
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-from harness import Federation, f32, transports, write_safetensors  # noqa: E402
+from harness import Federation, known_hash, transports, write_known_files  # noqa: E402
 
-ELEMENTS = 40_000  # more than two blocks of the accumulators, so that ranges differ with the number of workers
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
 SHAPES = ["flat", "shard", "tree"]
 TIMINGS = ["eager", "lazy", "batch:4", "jit"]
-
-
-def make_files(folder):
-    rng = random.Random(5)
-    values = lambda spread: {"w": ("F32", [ELEMENTS], f32(rng.gauss(0, spread) for _ in range(ELEMENTS)))}
-    write_safetensors(folder / "model.safetensors", values(1))
-    for i in range(len(WEIGHTS)):
-        write_safetensors(folder / f"site-{i}.safetensors", values(0.01))
-
-
-def expected_hash(federation, folder):
-    flags = []
-    for i, weight in enumerate(WEIGHTS):
-        flags += ["--update", f"{folder}/site-{i}.safetensors:{weight}"]
-    return federation.cli("aggregate", "--strategy", "fedavg", "--model", folder / "model.safetensors", "--reproducible", *flags,
-                          "--out", folder / "files.safetensors", server=False)["model_sha256"]
 
 
 def main():
@@ -38,8 +20,8 @@ def main():
     with Federation(bin_dir) as scratch:
         folder = scratch.work / "files"
         folder.mkdir()
-        make_files(folder)
-        reference = expected_hash(scratch, folder)
+        write_known_files(folder, len(WEIGHTS))
+        reference = known_hash(scratch, folder, WEIGHTS)
         runs = 0
         ways = transports(bin_dir)
         for transport, workers in itertools.product(ways, (1, 2, 4)):

@@ -6,7 +6,6 @@ middle of a round, and of the top once it has a node's partial, lose nothing and
 usage: relay_test.py BIN_DIR [--points]      with --points also kill -9 at named points, where they are compiled in
 """
 import json
-import random
 import signal
 import sys
 import time
@@ -14,9 +13,8 @@ import urllib.request
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
-from harness import Federation, f32, write_safetensors  # noqa: E402
+from harness import Federation, known_hash, write_known_files  # noqa: E402
 
-ELEMENTS = 40_000
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
 POINTS = ["relay_before_push", "relay_after_push"]  # relay_before_adopt: see DECISIONS 28, Weak
 QUICK = ["--heartbeat-s", "0.5", "--journal-s", "0.1"]
@@ -73,22 +71,6 @@ class Nodes:
         shown = self.top.wait_job(job, timeout=60)
         assert shown["state"] == "done", (shown, self.logs())
         return shown
-
-
-def make_files(folder):
-    rng = random.Random(7)
-    values = lambda spread: {"w": ("F32", [ELEMENTS], f32(rng.gauss(0, spread) for _ in range(ELEMENTS)))}
-    write_safetensors(folder / "model.safetensors", values(1))
-    for i in range(len(WEIGHTS)):
-        write_safetensors(folder / f"site-{i}.safetensors", values(0.01))
-
-
-def reference_hash(federation, folder):
-    flags = []
-    for i, weight in enumerate(WEIGHTS):
-        flags += ["--update", f"{folder}/site-{i}.safetensors:{weight}"]
-    return federation.cli("aggregate", "--strategy", "fedavg", "--model", folder / "model.safetensors", "--reproducible", *flags,
-                          "--out", folder / "files.safetensors", server=False)["model_sha256"]
 
 
 def ledger(node, i):
@@ -244,8 +226,8 @@ def main():
     with Federation(bin_dir) as scratch:
         folder = scratch.work / "files"
         folder.mkdir()
-        make_files(folder)
-        reference = reference_hash(scratch, folder)
+        write_known_files(folder, len(WEIGHTS))
+        reference = known_hash(scratch, folder, WEIGHTS)
         for case in (one_node_or_several, killed_node, killed_top):
             begin = time.time()
             case(bin_dir, folder, reference)

@@ -129,7 +129,8 @@ TEST_P(SeatWiringTest, PinsOfAnEarlierStartAreAdoptedWithoutItsIdsAndNothingOfAJ
   const std::filesystem::path pins = ::testing::TempDir() + "pins_" + RandomHex(8);
   {
     auto program = ebpf::LoadVerdictProgram({.pin_folder = pins}).value();
-    if (!program->Facts().value().pinned) GTEST_SKIP() << program->Facts().value().pin_note;
+    const ebpf::ProgramFacts facts = program->Facts().value();
+    TRIB_REQUIRE_OR_SKIP("bpf", facts.pinned ? std::string() : facts.pin_note);
     ASSERT_THAT(program->SetRoute(7, {.domain = 5, .sock = 7, .flags = 0, .epoch = 1}), IsOk());
   }
   wiring_ = Make(pins);

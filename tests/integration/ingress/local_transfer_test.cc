@@ -11,6 +11,7 @@
 #include "common/fd_socket.h"
 #include "proto/local_call.h"
 #include "tests/integration/ingress/fake_backend.h"
+#include "tests/support/require.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -253,7 +254,7 @@ TEST_F(LocalTransferTest, ASubmissionWhoseFilesAreNotAsAnnouncedIsRefused) {
 }
 
 TEST_F(LocalTransferTest, AnotherUserIsTurnedAway) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root to become another user";
+  TRIB_REQUIRE_OR_SKIP("root", ::geteuid() == 0 ? std::string() : std::string("only root can become another user"));
   StartServer();
   const std::string address = Address();
   absl::Status refused;
