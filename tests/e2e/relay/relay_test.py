@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 from harness import Federation, known_hash, write_known_files  # noqa: E402
 
 WEIGHTS = [1.0, 3.0, 600.0, 17.5, 0.25]
-POINTS = ["relay_before_push", "relay_after_push"]  # relay_before_adopt: see DECISIONS 28, Weak
+POINTS = ["relay_before_push", "relay_after_push", "relay_before_adopt"]
 QUICK = ["--heartbeat-s", "0.5", "--journal-s", "0.1"]
 
 
@@ -79,7 +79,8 @@ def ledger(node, i):
 
 
 def committed(node, i):
-    return [line["update"] for line in ledger(node, i) if line["state"] == "committed"]
+    """The updates it was told are in a version. It may be told twice: in the answer to its Attach, and when the version is adopted just then."""
+    return {line["update"] for line in ledger(node, i) if line["state"] == "committed"}
 
 
 def contributors(federation, job, version=1):
