@@ -91,6 +91,8 @@ void Coordinator::OnNodeReport(uint64_t session, const v1::NodeReport& report) {
   node->last_seen = clock_->Now();
   const bool more = report.clients() > node->clients;
   node->clients = report.clients();
+  // Nobody there can bring what it was asked for, unless somebody comes back.
+  node->given_up = node->clients > 0 ? absl::InfiniteFuture() : std::min(node->given_up, clock_->Now() + kMissedReports * options_.heartbeat);
   if (more) ShareOpenJobs();
 }
 
@@ -121,9 +123,47 @@ void Coordinator::RunNodeTimers(absl::Time now) {
       if (!job->Open()) continue;
       const auto share = job->nodes.shares.find(name);
       if (share == job->nodes.shares.end() || share->second.arrived || share->second.goal == 0) continue;
-      GiveUpShare(job, name, "it has gone");
+      GiveUpShare(job, name, node.session == 0 ? "it has gone" : "its clients have gone");
     }
   }
+  for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
+    if (job->Open() && !job->finishing) MaybeGatherAgain(job);
+  }
+}
+
+// A node brings one partial a round. Where it has clients that came too late for it, and nobody else is left who could bring what the
+// version lacks, a round without a deadline would wait for ever: so everybody sends once more, and that node with them.
+void Coordinator::MaybeGatherAgain(const JobPtr& job) {
+  if (job->committing || job->journalling || job->spec.cohort.deadline != absl::InfiniteDuration() || !NodesMayServe(*job)) return;
+  if (!job->tasks.empty() || ExpectedFromNodes(*job) > 0) return;
+  int64_t missing = job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in());
+  if (missing <= 0) return;
+  std::map<std::string, int64_t> more;
+  for (const auto& [name, share] : job->nodes.shares) {
+    const auto node = nodes_.find(name);
+    if (!share.arrived || missing == 0 || node == nodes_.end() || node->second.session == 0) continue;
+    const int64_t spare = node->second.clients - AskedOf(name) - static_cast<int64_t>(share.updates);
+    const int64_t taken = std::clamp<int64_t>(spare, 0, missing);
+    if (taken > 0) more[name] = taken;
+    missing -= taken;
+  }
+  if (missing > 0) return;
+  for (const auto& [name, count] : more) {
+    NodeShare& share = job->nodes.shares[name];
+    share.goal = share.updates + static_cast<uint64_t>(count);
+  }
+  LoseAggregate(job, fmt::format("clients came to {} node(s) after their partials: all send again, with {} updates more", more.size(),
+                                 job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in())));
+}
+
+// Updates that a node has been asked for, of all jobs, and has not brought.
+int64_t Coordinator::AskedOf(const std::string& name) const {
+  int64_t asked = 0;
+  for (const JobPtr& job : jobs_) {
+    const auto share = job->nodes.shares.find(name);
+    if (share != job->nodes.shares.end() && !share->second.arrived) asked += static_cast<int64_t>(share->second.goal);
+  }
+  return asked;
 }
 
 void Coordinator::GiveUpShare(const JobPtr& job, const std::string& name, const std::string& reason) {
@@ -181,11 +221,7 @@ bool Coordinator::PlaceShares(Job& job, int64_t missing) {
     if (node.session == 0) continue;
     const auto share = job.nodes.shares.find(name);
     if (share != job.nodes.shares.end() && share->second.arrived) continue;  // one partial a round
-    int64_t load = 0;
-    for (const JobPtr& other : jobs_) {
-      const auto theirs = other->nodes.shares.find(name);
-      if (theirs != other->nodes.shares.end() && !theirs->second.arrived) load += static_cast<int64_t>(theirs->second.goal);
-    }
+    const int64_t load = AskedOf(name);
     offers.push_back({node.id, node.capacity - static_cast<double>(load), node.clients - load});
     records.push_back(&node);
   }
