@@ -249,7 +249,7 @@ class Coordinator {
   int64_t ExpectedFromNodes(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Shares out what nobody brings yet of the open version; the engine learns what to expect.
   void ShareJob(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void MaybeGatherAgain(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MaybeGatherAgain(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t AskedOf(const std::string& name) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ShareOpenJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // True if a node is asked for more than before.

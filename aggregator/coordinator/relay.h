@@ -98,6 +98,8 @@ class NodeSums {
 
 struct JobNodes {
   std::map<std::string, NodeShare> shares;  // by node
+  absl::Time stuck_since = absl::InfiniteFuture();  // when the last one who could bring what is missing had brought it
+  std::map<std::string, int64_t> gathered;  // by node: its clients when all were told to send again; reset with each version
   std::shared_ptr<NodeSums> sums;           // null: no partial came for the open aggregate; shared with a merge under way
 };
 

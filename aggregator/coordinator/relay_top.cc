@@ -127,21 +127,25 @@ void Coordinator::RunNodeTimers(absl::Time now) {
     }
   }
   for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
-    if (job->Open() && !job->finishing) MaybeGatherAgain(job);
+    if (job->Open() && !job->finishing) MaybeGatherAgain(job, now);
   }
 }
 
 // A node brings one partial a round. Where it has clients that came too late for it, and nobody else is left who could bring what the
 // version lacks, a round without a deadline would wait for ever: so everybody sends once more, and that node with them.
-void Coordinator::MaybeGatherAgain(const JobPtr& job) {
-  if (job->committing || job->journalling || job->spec.cohort.deadline != absl::InfiniteDuration() || !NodesMayServe(*job)) return;
-  if (!job->tasks.empty() || ExpectedFromNodes(*job) > 0) return;
+void Coordinator::MaybeGatherAgain(const JobPtr& job, absl::Time now) {
+  if (job->spec.cohort.deadline != absl::InfiniteDuration() || !NodesMayServe(*job)) return;
   int64_t missing = job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in());
-  if (missing <= 0) return;
+  const bool stuck = missing > 0 && !job->committing && !job->journalling && job->tasks.empty() && ExpectedFromNodes(*job) == 0;
+  job->nodes.stuck_since = stuck ? std::min(job->nodes.stuck_since, now) : absl::InfiniteFuture();
+  if (now - job->nodes.stuck_since < kMissedReports * options_.heartbeat) return;
   std::map<std::string, int64_t> more;
   for (const auto& [name, share] : job->nodes.shares) {
     const auto node = nodes_.find(name);
     if (!share.arrived || missing == 0 || node == nodes_.end() || node->second.session == 0) continue;
+    // In vain once is enough: its clients may be the same that others have brought.
+    const auto before = job->nodes.gathered.find(name);
+    if (before != job->nodes.gathered.end() && node->second.clients <= before->second) continue;
     const int64_t spare = node->second.clients - AskedOf(name) - static_cast<int64_t>(share.updates);
     const int64_t taken = std::clamp<int64_t>(spare, 0, missing);
     if (taken > 0) more[name] = taken;
@@ -151,6 +155,7 @@ void Coordinator::MaybeGatherAgain(const JobPtr& job) {
   for (const auto& [name, count] : more) {
     NodeShare& share = job->nodes.shares[name];
     share.goal = share.updates + static_cast<uint64_t>(count);
+    job->nodes.gathered[name] = nodes_.at(name).clients;
   }
   LoseAggregate(job, fmt::format("clients came to {} node(s) after their partials: all send again, with {} updates more", more.size(),
                                  job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in())));
@@ -269,6 +274,7 @@ void Coordinator::OpenShares(const JobPtr& job) {
   std::map<std::string, NodeShare> before;
   before.swap(job->nodes.shares);
   job->nodes.sums.reset();
+  job->nodes.gathered.clear();
   const bool last = job->latest.info().version() >= static_cast<uint64_t>(job->spec.stop.versions);
   if (!last) PlaceShares(*job, job->spec.cohort.size);
   for (const auto& [name, share] : before) {
