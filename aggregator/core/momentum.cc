@@ -80,6 +80,9 @@ class MomentumStrategy final : public Strategy {
     if ((settings_.family.momentum || settings_.delta) && spec.local.steps <= 0) {
       return InvalidArgument("local.steps: strategy '{}' needs the same number of steps of every client: expected steps, not epochs", name);
     }
+    if ((settings_.family.momentum || settings_.delta) && !(spec.local.client_steps.empty() && spec.local.client_lr.empty())) {
+      return InvalidArgument("local: strategy '{}' needs one rate and one number of steps for all clients; expected single values, got lists", name);
+    }
     return absl::OkStatus();
   }
 
@@ -114,7 +117,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeMomentum(const StrategySpec& spec,
   Settings settings{.family = family};
   settings.server_lr = reader.Real("server_lr", kServerLrRange);
   if (family.momentum) settings.beta = reader.Real("beta", kBetaRange);
-  const bool plain = local.steps > 0 && local.momentum == 0 && local.weight_decay == 0;
+  const bool plain = local.steps > 0 && local.client_steps.empty() && local.client_lr.empty() && local.momentum == 0 && local.weight_decay == 0;
   settings.steps_rate = local.lr * static_cast<double>(std::max<int64_t>(1, local.steps));
   if (family.control && !family.reduced) {
     const std::string uplink = reader.Choice("uplink");
