@@ -343,7 +343,9 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
   }
   std::printf("%zu kills over %s, updates of %.1f MiB: p50 %.1f ms, p99 %.1f ms, max %.1f ms from the kill to the round's sums; %d rounds without a death\n",
               all.size(), std::string(NameOf(PoolTransport())).c_str(), mib, Quantile(all, 0.5), Quantile(all, 0.99), Quantile(all, 1), missed);
-  if (!testing::kSanitized) EXPECT_LT(missed, 1 + kills * static_cast<int>(Scenarios().size()) / 10);
+  if (!testing::kSanitized) {
+    EXPECT_LT(missed, 1 + kills * static_cast<int>(Scenarios().size()) / 10);
+  }
   // A second for a model of any size up to that is the promise; of few kills on a busy machine the slowest is no 99th percentile.
   EXPECT_LT(Quantile(all, 0.99), all.size() >= 100 ? 1000 : 10'000);
   if (pins.empty()) return;
