@@ -57,7 +57,8 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (draining_) return Unavailable("this server is shutting down");
   }
   TRIB_RETURN_IF_ERROR(store_->Writable());
-  TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  TRIB_ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  TRIB_RETURN_IF_ERROR(ResolveNoise(&spec));
   if (tensors->size() != header.tensors_bytes()) {
     return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }
@@ -101,7 +102,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
-  const size_t needed = SlabMemory(*runtime) + runtime->layout.total_bytes();
+  const size_t needed = SlabMemory(*runtime) + runtime->encoding.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
                                       needed >> 20, options_.pool_bytes >> 20));
@@ -116,6 +117,12 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   }
   job->spec = spec;
   job->row = MakeJobRow(job->id, spec, runtime->layout, artifact_sha256);
+  job->row.set_draw_key(static_cast<uint64_t>(spec.seed));
+  if (spec.privacy.enabled && !spec.privacy.insecure_seed) {
+    // Amplification by sampling holds against those who do not know who was drawn.
+    TRIB_ASSIGN_OR_RETURN(const ChaChaKey key, SecretKey());
+    job->row.set_draw_key(ReadAt<uint64_t>(key.data(), 0));
+  }
   job->artifact_bytes = artifact.size();
   if (!artifact.empty()) TRIB_RETURN_IF_ERROR(store_->PutArtifact(job->id, artifact));
   VersionCommit batch;
@@ -130,6 +137,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
   info.set_epoch(store_->epoch());
+  if (runtime->privacy != nullptr) *info.mutable_privacy() = runtime->privacy->SpendAfter(0);
   for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
     info.add_strategy_state(name);
     batch.strategy_state.push_back({name, std::vector<double>(runtime->layout.trainable_count(), 0.0)});

@@ -1,8 +1,11 @@
 // The commit thread: server step, SHA-256, the synced batch; and between commits the journalled partials of durable jobs.
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/core/privacy/noisy_sums.h"
 #include "common/clock.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
@@ -117,9 +120,26 @@ void Coordinator::RunCommit(CommitWork& work) {
       return;
     }
   }
-  const absl::Status stepped =
-      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, pieces, commit.sum_weight, counters,
-                      previous->bytes(), runtime.state, model->writable());
+  double divisor = commit.sum_weight;
+  const Reducer* reducer = runtime.reducer.get();
+  std::unique_ptr<RandomWords> noise;
+  std::optional<NoisySums> noisy;
+  absl::Status stepped;
+  if (runtime.privacy != nullptr) {
+    divisor = runtime.privacy->Denominator(commit.sum_weight);
+    if (runtime.privacy->central()) {
+      if (auto words = runtime.privacy->NoiseOf(commit.version); words.ok()) {
+        noise = *std::move(words);
+        reducer = &noisy.emplace(*reducer, pieces, runtime.layout.trainable_count(), runtime.privacy->sum_stddev(), *noise);
+      } else {
+        stepped = words.status();
+      }
+    }
+  }
+  if (stepped.ok()) {
+    stepped = ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *reducer, pieces, divisor, counters, previous->bytes(), runtime.state,
+                              model->writable());
+  }
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
     absl::MutexLock lock(&mutex_);
@@ -149,6 +169,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_trigger(commit.trigger);
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
+  if (runtime.privacy != nullptr) *info.mutable_privacy() = runtime.privacy->SpendAfter(commit.version);
   previous.reset();
   {
     absl::MutexLock lock(&mutex_);

@@ -99,6 +99,7 @@ v1::Job ToProto(const Job& job) {
   out.set_submitted_us(job.row.submitted_us());
   out.set_finished_us(job.row.finished_us());
   out.set_started_us(job.started_us);
+  if (job.latest.info().has_privacy()) *out.mutable_privacy() = job.latest.info().privacy();
   out.set_spec_yaml(job.row.spec_yaml());
   const int64_t end_us = job.row.finished_us() != 0 ? job.row.finished_us() : WallMicros();
   out.set_elapsed_s(static_cast<double>(std::max<int64_t>(0, end_us - job.row.submitted_us())) * 1e-6);
@@ -146,6 +147,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   if (entry == nullptr) return Internal("strategy '{}': it can be made but is not in the table", spec.strategy.name);
   TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, entry->trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
+  runtime->encoding = spec.Encoding(layout);
+  if (spec.privacy.enabled) {
+    TRIB_ASSIGN_OR_RETURN(runtime->privacy, JobPrivacy::Create(spec, layout, *runtime->strategy));
+  }
   PlannerLimits own = limits;
   own.capacity = capacities.Find({.layout = runtime->fingerprint, .strategy = spec.strategy.name, .shape = std::string(HierarchyShapeName(hierarchy.shape)),
                                   .workers = static_cast<uint32_t>(limits.workers), .reproducible = spec.reproducible});

@@ -26,6 +26,7 @@ struct Job {
   JobSpec spec;
   TensorLayout layout;
   std::string layout_fingerprint;
+  UpdateEncoding encoding;  // of its updates
   std::string artifact_sha256;
   uint64_t artifact_bytes = 0;
 };
