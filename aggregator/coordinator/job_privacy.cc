@@ -37,7 +37,8 @@ absl::Status CheckCombination(const JobSpec& spec, const TensorLayout& layout, c
                            fmt::join(kOneSum, ", "));
   }
   for (const double claimed : {0.5, 7.0}) {
-    if (strategy.Weight(claimed) != 1.0) {
+    const absl::StatusOr<double> weight = strategy.weights().Weight({.client = "any", .claimed = claimed});
+    if (!weight.ok() || *weight != 1.0) {
       return InvalidArgument("privacy: strategy.weighting: expected uniform, got weights that the client sets: no bound on what one client adds to the sum");
     }
   }

@@ -402,6 +402,7 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& res
   header.weight = result.weight;
   header.examples = result.examples;
   header.metrics = result.metrics;
+  header.scalars = result.scalars;
   const absl::Time begin = clock_.Now();
   const absl::StatusOr<LargeBytes> encoded = Privatise(*prepared.job, host.identity.client, header, *host.state, std::move(result.update));
   if (!encoded.ok()) return Fail(index, prepared.task, encoded.status());
