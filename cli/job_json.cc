@@ -32,6 +32,21 @@ bool JobEnded(v1::JobState state) {
   return state == v1::JOB_STATE_DONE || state == v1::JOB_STATE_FAILED || state == v1::JOB_STATE_CANCELLED;
 }
 
+nlohmann::json PrivacyJson(const v1::PrivacySpend& spend) {
+  return {{"epsilon", NumberOrNull(spend.epsilon())},
+          {"delta", spend.delta()},
+          {"epsilon_rdp", NumberOrNull(spend.epsilon_rdp())},
+          {"epsilon_pld", NumberOrNull(spend.epsilon_pld())},
+          {"epsilon_budget", spend.epsilon_budget() > 0 ? nlohmann::json(spend.epsilon_budget()) : nlohmann::json(nullptr)},
+          {"noise_multiplier", spend.noise_multiplier()},
+          {"clip", spend.clip()},
+          {"sampling", spend.sampling()},
+          {"sample_rate", spend.sample_rate()},
+          {"adjacency", spend.adjacency()},
+          {"placement", spend.placement()},
+          {"insecure_seed", spend.insecure_seed()}};
+}
+
 nlohmann::json JobJson(const v1::Job& job) {
   nlohmann::json metrics = nlohmann::json::array();
   for (const v1::Metric& m : job.metrics()) {
@@ -58,7 +73,7 @@ nlohmann::json JobJson(const v1::Job& job) {
           {"updates_committed", job.updates_committed()},
           {"updates_rejected", rejected},
           {"metrics", metrics},
-          {"privacy", nullptr},
+          {"privacy", job.has_privacy() ? PrivacyJson(job.privacy()) : nlohmann::json(nullptr)},
           {"bytes_up", job.bytes_up()},
           {"bytes_down", job.bytes_down()},
           {"model_sha256", job.model_sha256()},
@@ -127,6 +142,12 @@ std::string JobText(const v1::Job& job) {
     text += fmt::format("evaluated  version {}: loss {:.4f}", metric->version(), metric->loss());
     if (std::isfinite(metric->accuracy())) text += fmt::format(", accuracy {:.4f}", metric->accuracy());
     text += fmt::format(" on {} examples\n", metric->examples());
+  }
+  if (job.has_privacy()) {
+    text += fmt::format("privacy    epsilon {:.4g}{} at delta {:.3g} ({}, q {:.4g}, {}){}\n", job.privacy().epsilon(),
+                        job.privacy().epsilon_budget() > 0 ? fmt::format(" of {:.4g}", job.privacy().epsilon_budget()) : "", job.privacy().delta(),
+                        job.privacy().sampling(), job.privacy().sample_rate(), job.privacy().adjacency(),
+                        job.privacy().insecure_seed() ? "; the noise follows from the job's seed: no protection" : "");
   }
   text += fmt::format("traffic    {} up, {} down\nmodel      sha256 {}\nsubmitted  {}\n", HumanBytes(job.bytes_up()),
                       HumanBytes(job.bytes_down()), job.model_sha256(), HumanTime(job.submitted_us()));

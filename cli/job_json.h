@@ -9,6 +9,7 @@
 
 namespace tributary::cli {
 
+nlohmann::json PrivacyJson(const v1::PrivacySpend& spend);
 nlohmann::json JobJson(const v1::Job& job);
 std::string JobStateName(v1::JobState state);   // "queued", "running", "done", "failed", "cancelled"
 bool JobEnded(v1::JobState state);

@@ -77,6 +77,7 @@ nlohmann::json VersionJson(const v1::VersionInfo& info) {
   return {{"job", info.job()},           {"version", info.version()},           {"sha256", info.sha256()},   {"parent_sha256", info.parent_sha256()},
           {"bytes", info.bytes()},       {"committed_us", info.committed_us()}, {"trigger", info.trigger()}, {"epoch", info.epoch()},
           {"pruned_us", info.pruned_us()},
+          {"privacy", info.has_privacy() ? PrivacyJson(info.privacy()) : nlohmann::json(nullptr)},
           {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors},
           {"clients", clients}};
 }
@@ -118,6 +119,10 @@ absl::StatusOr<int> Get(const Context& context, StateSource& source, const std::
              HumanTime(info.committed_us()), info.trigger().empty() ? "-" : info.trigger(), info.epoch());
   if (info.pruned_us() != 0) fmt::print("tensors     pruned at {}\n", HumanTime(info.pruned_us()));
   fmt::print("strategy    {}\n", info.strategy_state_size() == 0 ? "-" : fmt::format("{}", fmt::join(info.strategy_state(), ", ")));
+  if (info.has_privacy()) {
+    fmt::print("privacy     epsilon {:.6g} at delta {:.3g} for all versions up to this one{}\n", info.privacy().epsilon(), info.privacy().delta(),
+               info.privacy().insecure_seed() ? "; the noise follows from the job's seed" : "");
+  }
   for (const v1::Metric& m : info.metrics()) {
     fmt::print("metric      loss {:.6g}, accuracy {:.4f}, {} examples, by {}\n", m.loss(), m.accuracy(), m.examples(), m.evaluator());
   }

@@ -168,7 +168,25 @@ void ReadStrategy(YamlReader& top, StrategySpec* strategy) {
 
 void ReadCohort(YamlReader& top, CohortSpec* cohort) {
   Section map(top.Map("cohort"));
-  map.Int("size", &cohort->size, 1, kMaxCohort, YamlReader::kRequired);
+  std::string sampling = "fixed";
+  map.Choice("sampling", &sampling, {"fixed", "poisson"});
+  cohort->poisson = sampling == "poisson";
+  map.Int("population", &cohort->population, 1, kMaxCohort);
+  map.Double("rate", &cohort->rate, "in (0, 1]", [](double v) { return v > 0 && v <= 1; });
+  if (cohort->poisson) {
+    if (!map.Has("rate")) map.Fail("sampling", "poisson needs the probability with which each client takes part: rate");
+    if (!map.Has("population")) map.Fail("sampling", "poisson needs the number of clients that each version is drawn among: population");
+    for (const std::string_view key : {"size", "over_select"}) {
+      if (map.Has(key)) map.Fail(key, "not with sampling poisson: how many take part is chance");
+    }
+    cohort->size = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(cohort->rate * static_cast<double>(cohort->population) - 1e-9)));
+  } else {
+    if (map.Has("rate")) map.Fail("rate", "only with sampling poisson, not fixed");
+    map.Int("size", &cohort->size, 1, kMaxCohort, YamlReader::kRequired);
+    if (map.Has("population") && cohort->population < cohort->size) {
+      map.Fail("population", fmt::format("expected at least cohort.size = {}, got {}", cohort->size, cohort->population));
+    }
+  }
   map.Int("quorum", &cohort->quorum, 1, kMaxCohort);
   if (cohort->quorum > cohort->size) {
     map.Fail("quorum", fmt::format("expected at most cohort.size = {}, got {}", cohort->size, cohort->quorum));
@@ -178,6 +196,9 @@ void ReadCohort(YamlReader& top, CohortSpec* cohort) {
   // Whole milliseconds, so that the canonical text gives the same value again.
   if (seconds >= 0.001 && seconds <= kMaxDeadlineSeconds) cohort->deadline = absl::Milliseconds(std::llround(seconds * 1000));
   map.Double("over_select", &cohort->over_select, "in [1, 10]", [](double v) { return v >= 1 && v <= 10; });
+  if (cohort->population > 0 && cohort->over_select > 1) {
+    map.Fail("over_select", "not with population: taking the first to answer is no longer a uniform draw");
+  }
 }
 
 // A list with one value for each client.
@@ -297,15 +318,34 @@ void ReadNumerics(Section& top, JobSpec* spec) {
   std::string dtype = "float32";
   top.Choice("dtype", &dtype, {"float32", "float64"});
   spec->dtype = dtype == "float64" ? DType::kF64 : DType::kF32;
-  const std::string fitting = spec->dtype == DType::kF64 ? "f64" : "f32";
-  spec->codec = fitting;
-  top.Choice("codec", &spec->codec, {"f32", "f64"}, {"bf16", "f16", "int8", "int4", "topk"});
-  if (top.Has("codec") && spec->codec != fitting) {
-    top.Fail("codec", fmt::format("dtype {} needs codec {}, got {}", dtype, fitting, spec->codec));
+  spec->codec = spec->dtype == DType::kF64 ? "f64" : "f32";
+  const std::vector<std::string> known = {"f32", "f64", "bf16", "f16", "int8", "int4", "topk"};
+  if (top.Has("codec") && !top.reader().IsScalar("codec")) {
+    Section map(top.reader().Map("codec"));
+    if (!map.Has("kind")) map.reader().String("kind", &spec->codec, YamlReader::kRequired);
+    map.Choice("kind", &spec->codec, known);
+    map.Double("fraction", &spec->topk_fraction, "in (0, 1]", [](double v) { return v > 0 && v <= 1; });
+    if (map.Has("fraction") && spec->codec != "topk") map.Fail("fraction", fmt::format("only for kind topk, not {}", spec->codec));
+  } else {
+    top.Choice("codec", &spec->codec, known);
+  }
+  if (top.Has("codec") && (spec->dtype == DType::kF64) != (spec->codec == "f64")) {
+    top.Fail("codec", fmt::format("dtype {} needs codec {}, got {}", dtype, spec->dtype == DType::kF64 ? "f64" : "f32 or a smaller one", spec->codec));
   }
   std::string durability = "durable";
   top.Choice("durability", &durability, {"durable", "ephemeral"});
   spec->durability = durability == "ephemeral" ? Durability::kEphemeral : Durability::kDurable;
+}
+
+// What of the rest of a job does not go with noise that is accounted for.
+void CheckPrivacy(Section& top, const JobSpec& spec) {
+  if (spec.cohort.over_select > 1) {
+    top.Fail("privacy", "cohort.over_select lets the fastest in, not a uniform draw: what a version costs is not known then");
+  }
+  if (spec.codec == "topk" && spec.privacy.placement != NoisePlacement::kCentral) {
+    top.Fail("privacy", fmt::format("codec topk with {} noise: error feedback would add the noise of earlier updates to later ones",
+                                    NoisePlacementName(spec.privacy.placement)));
+  }
 }
 
 std::string CanonicalTiming(const TimingSpec& timing) {
@@ -388,6 +428,11 @@ int64_t JobSpec::ClientsAsked() const {
   return std::max(cohort.size, static_cast<int64_t>(asked));
 }
 
+UpdateEncoding JobSpec::Encoding(const TensorLayout& layout) const {
+  // Names other than those of the list above never get into a JobSpec.
+  return UpdateEncoding::Of(CodecOf(codec).value_or(Codec::kPlain), topk_fraction, layout);
+}
+
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& origin) {
   TRIB_ASSIGN_OR_RETURN(YamlReader reader, YamlReader::Parse(yaml, origin));
   JobSpec spec;
@@ -396,7 +441,6 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& o
   if (const absl::Status valid = ValidateJobName(spec.name); !valid.ok() && reader.Has("name")) {
     reader.Fail("name", MessageOf(valid));
   }
-  reader.Unsupported("privacy");
   ReadModel(reader, &spec.model);
   ReadData(reader, &spec.data);
   ReadStrategy(reader, &spec.strategy);
@@ -414,10 +458,13 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& o
   for (const std::string& id : spec.evaluate.clients) {
     if (const absl::Status valid = ValidateClientId(id); !valid.ok()) evaluate.Fail("clients", MessageOf(valid));
   }
+  ReadPrivacy(reader, "privacy", spec.cohort.poisson, &spec.privacy);
+  if (reader.Has("privacy")) CheckPrivacy(top, spec);
   ReadHierarchy(reader, &spec.hierarchy);
   reader.Bool("reproducible", &spec.reproducible);
   top.Double("max_weight", &spec.max_weight, "greater than 0", [](double v) { return v > 0; });
   top.Int("seed", &spec.seed, 0, INT64_MAX);
+  spec.cohort.draw_key = static_cast<uint64_t>(spec.seed);
   TRIB_RETURN_IF_ERROR(reader.Finish());
   return spec;
 }
@@ -461,12 +508,18 @@ std::string CanonicalYaml(const JobSpec& spec) {
   line("  ", "name", Quoted(spec.strategy.name));
   for (const auto& entry : spec.strategy.params) line("  ", Quoted(entry.first), Quoted(entry.second));
   out += "cohort:\n";
-  line("  ", "size", number(spec.cohort.size));
+  if (spec.cohort.poisson) {
+    line("  ", "sampling", "poisson");
+    line("  ", "rate", number(spec.cohort.rate));
+  } else {
+    line("  ", "size", number(spec.cohort.size));
+  }
+  if (spec.cohort.population != 0) line("  ", "population", number(spec.cohort.population));
   if (spec.cohort.quorum != 0) line("  ", "quorum", number(spec.cohort.quorum));
   if (spec.cohort.deadline != absl::InfiniteDuration()) {
     line("  ", "deadline_s", number(static_cast<double>(absl::ToInt64Milliseconds(spec.cohort.deadline)) / 1000.0));
   }
-  line("  ", "over_select", number(spec.cohort.over_select));
+  if (!spec.cohort.poisson) line("  ", "over_select", number(spec.cohort.over_select));
   out += "local:\n";
   line("  ", "solver", Quoted(spec.local.solver));
   if (!spec.local.client_steps.empty()) {
@@ -481,7 +534,8 @@ std::string CanonicalYaml(const JobSpec& spec) {
   line("  ", "momentum", number(spec.local.momentum));
   line("  ", "weight_decay", number(spec.local.weight_decay));
   line("", "dtype", spec.dtype == DType::kF64 ? "float64" : "float32");
-  line("", "codec", Quoted(spec.codec));
+  line("", "codec", spec.codec == "topk" ? fmt::format("{{kind: topk, fraction: {}}}", spec.topk_fraction) : Quoted(spec.codec));
+  if (spec.privacy.enabled) line("", "privacy", CanonicalPrivacy(spec.privacy));
   line("", "record", spec.record ? "true" : "false");
   line("", "simulate", CanonicalSimulate(spec.simulate));
   line("", "durability", spec.durability == Durability::kEphemeral ? "ephemeral" : "durable");

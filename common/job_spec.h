@@ -14,9 +14,11 @@
 #include <string_view>
 #include <vector>
 
+#include "common/privacy_spec.h"
 #include "common/simulate_spec.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "common/update_codec.h"
 
 namespace tributary {
 
@@ -54,7 +56,12 @@ struct StrategySpec {
 };
 
 struct CohortSpec {
-  int64_t size = 0;           // required, >= 1: updates wanted per version
+  int64_t size = 0;           // >= 1: updates wanted per version. Required; with Poisson sampling rate × population, rounded up
+  bool poisson = false;       // sampling: fixed | poisson. Poisson: each client by itself, with probability `rate`
+  double rate = 0;            // poisson: in (0, 1]
+  // Clients among which cohorts are drawn: no version opens before so many are attached. 0: whoever comes first (no sampling at all).
+  int64_t population = 0;
+  uint64_t draw_key = 0;      // what they are drawn from: `seed`, or in a job with real privacy noise a secret of the aggregator's
   int64_t quorum = 0;         // 0: = size. After the deadline a version commits with at least this many
   absl::Duration deadline = absl::InfiniteDuration();  // deadline_s; counted from the version's start
   double over_select = 1.0;   // >= 1: clients asked = ceil(size × over_select)
@@ -138,9 +145,11 @@ struct JobSpec {
   LocalSpec local;
   DType dtype = DType::kF32;
   std::string codec = "f32";
+  double topk_fraction = 0.01;  // codec {kind: topk, fraction}: share of the trainable elements that is kept, in (0, 1]
   Durability durability = Durability::kDurable;
   StopSpec stop;
   EvaluateSpec evaluate;
+  PrivacySpec privacy;
   HierarchySpec hierarchy;
   SimulateSpec simulate;
   bool record = false;        // keep the updates with the versions, for replay
@@ -149,8 +158,9 @@ struct JobSpec {
   int64_t seed = 0;           // model initialisation, cohort draws
 
   bool operator==(const JobSpec&) const = default;
-  int64_t EffectiveQuorum() const { return cohort.quorum == 0 ? cohort.size : cohort.quorum; }
+  int64_t EffectiveQuorum() const { return cohort.poisson ? 1 : cohort.quorum == 0 ? cohort.size : cohort.quorum; }
   int64_t ClientsAsked() const;   // ceil(size × over_select)
+  UpdateEncoding Encoding(const TensorLayout& layout) const;  // of its updates
 };
 
 absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& origin);

@@ -57,7 +57,8 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     if (draining_) return Unavailable("this server is shutting down");
   }
   TRIB_RETURN_IF_ERROR(store_->Writable());
-  TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  TRIB_ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  TRIB_RETURN_IF_ERROR(ResolveNoise(&spec));
   if (tensors->size() != header.tensors_bytes()) {
     return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }
@@ -102,13 +103,13 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
   if (runtime->keeps_updates()) {
-    const size_t all = SlabMemory(*runtime) + runtime->update_layout.total_bytes() * static_cast<size_t>(spec.cohort.size);
+    const size_t all = SlabMemory(*runtime) + runtime->encoding.total_bytes() * static_cast<size_t>(spec.cohort.size);
     if (all > options_.pool_bytes) {
       return InvalidArgument("strategy '{}' keeps all {} updates of a version until its commit: they need {} MiB, the pool has {} MiB",
                              spec.strategy.name, spec.cohort.size, all >> 20, options_.pool_bytes >> 20);
     }
   }
-  const size_t needed = SlabMemory(*runtime) + runtime->update_layout.total_bytes();
+  const size_t needed = SlabMemory(*runtime) + runtime->encoding.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
                                       needed >> 20, options_.pool_bytes >> 20));
@@ -123,6 +124,12 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   }
   job->spec = spec;
   job->row = MakeJobRow(job->id, spec, runtime->layout, artifact_sha256);
+  job->row.set_draw_key(static_cast<uint64_t>(spec.seed));
+  if (spec.privacy.enabled && !spec.privacy.insecure_seed) {
+    // Amplification by sampling holds against those who do not know who was drawn.
+    TRIB_ASSIGN_OR_RETURN(const ChaChaKey key, SecretKey());
+    job->row.set_draw_key(ReadAt<uint64_t>(key.data(), 0));
+  }
   job->artifact_bytes = artifact.size();
   if (!artifact.empty()) TRIB_RETURN_IF_ERROR(store_->PutArtifact(job->id, artifact));
   VersionCommit batch;
@@ -137,6 +144,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
   info.set_epoch(store_->epoch());
+  if (runtime->privacy != nullptr) *info.mutable_privacy() = runtime->privacy->SpendAfter(0);
   TRIB_RETURN_IF_ERROR(PrepareState(*runtime->strategy, runtime->layout, first->bytes(), &runtime->state));
   for (const auto& [name, values] : runtime->state.vectors) {
     info.add_strategy_state(name);

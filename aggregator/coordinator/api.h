@@ -15,6 +15,7 @@
 #include "aggregator/store/object_pool.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "common/update_codec.h"
 #include "tributary/v1/admin.pb.h"
 #include "tributary/v1/federation.pb.h"
 
@@ -58,7 +59,8 @@ struct UpdateHeader {
 struct UpdateGrant {
   std::shared_ptr<const void> owner;  // keeps the object's pool alive: a job may end during an upload
   WritableObject object;
-  size_t float_bytes = 0;
+  UpdateEncoding encoding{};
+  size_t float_bytes = 0;  // 0 for an encoded update, which is checked as a whole
   DType dtype = DType::kF32;
   double max_abs = 0;  // > 0: largest |x| allowed
 };

@@ -1,8 +1,11 @@
 // The commit thread: server step, SHA-256, the synced batch; and between commits the journalled partials of durable jobs.
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/core/privacy/noisy_sums.h"
 #include "common/clock.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
@@ -177,6 +180,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_trigger(commit.trigger);
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
+  if (runtime.privacy != nullptr) *info.mutable_privacy() = runtime.privacy->SpendAfter(commit.version);
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ClientStateOf(client, scalars));
   if (runtime.keeps_updates() && runtime.strategy->whole_reducer()->keeps_rows()) {
     for (const WholeUpdate& update : whole) batch.client_vectors.emplace_back(update.client, RowOf(runtime.layout, update.flat));
@@ -233,7 +237,19 @@ void Coordinator::RunCommit(CommitWork& work) {
 
 absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
                                     std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next) {
-  const CommitFacts facts{.version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
+  // What a private job divides by, and the noise that its sums get before anything is made of them.
+  const Reducer* reducer = runtime.reducer.get();
+  double sum_weight = commit.sum_weight;
+  std::unique_ptr<RandomWords> noise;
+  std::optional<NoisySums> noisy;
+  if (const JobPrivacy* privacy = runtime.privacy.get(); privacy != nullptr) {
+    sum_weight = privacy->Denominator(sum_weight);
+    if (privacy->central()) {
+      TRIB_ASSIGN_OR_RETURN(noise, privacy->NoiseOf(commit.version));
+      reducer = &noisy.emplace(*reducer, sums.pieces, runtime.layout.trainable_count(), privacy->sum_stddev(), *noise);
+    }
+  }
+  const CommitFacts facts{.version = commit.version, .sum_weight = sum_weight, .registered = commit.registered, .contributors = commit.contributors};
   if (runtime.keeps_updates()) {
     const RowReader row = [&](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
       absl::StatusOr<std::vector<std::byte>> stored = store_->GetClientVector(job->id, client);
@@ -248,7 +264,7 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
     TRIB_ASSIGN_OR_RETURN(base, Model("", job->id, from));
   }
   return ApplyServerStep(runtime.strategy->server_step(),
-                         {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = runtime.reducer.get(), .pieces = sums.pieces, .counters = sums.counters,
+                         {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = sums.pieces, .counters = sums.counters,
                           .previous = previous.bytes(), .base = base.bytes, .facts = facts},
                          runtime.state, next.writable());
 }

@@ -93,7 +93,7 @@ void Coordinator::Do(const JobPtr& job, const Fold& action) {
   job->arriving.erase(arriving);
   entry->second.weight = action.weight;
   tb_object_header& header = object.header();
-  header.weight = action.weight;
+  header.weight = action.weight * entry->second.clip_factor;
   header.job = job->runtime->number;
   header.round = static_cast<uint32_t>(job->round_number);
   header.layout_id = job->runtime->layout_id;
@@ -178,7 +178,13 @@ void Coordinator::Do(const JobPtr& job, const Finish& action) {
     case Outcome::kDone: break;
   }
   job->finishing = true;
-  job->row.set_state_reason(action.reason);
+  const JobPrivacy* privacy = job->runtime->privacy.get();
+  if (privacy != nullptr && privacy->budget_ends_it() && job->latest.info().version() >= static_cast<uint64_t>(privacy->versions())) {
+    job->row.set_state_reason(fmt::format("the privacy budget is spent: epsilon {:.6g} of {} after version {}, one more would exceed it",
+                                          job->latest.info().privacy().epsilon(), job->spec.privacy.epsilon_budget, job->latest.info().version()));
+  } else {
+    job->row.set_state_reason(action.reason);
+  }
   job->finish_by = clock_->Now() + options_.evaluation_wait;
   MaybeEndEvaluation(*job);
 }

@@ -100,6 +100,7 @@ v1::Job ToProto(const Job& job) {
   out.set_submitted_us(job.row.submitted_us());
   out.set_finished_us(job.row.finished_us());
   out.set_started_us(job.started_us);
+  if (job.latest.info().has_privacy()) *out.mutable_privacy() = job.latest.info().privacy();
   out.set_spec_yaml(job.row.spec_yaml());
   const int64_t end_us = job.row.finished_us() != 0 ? job.row.finished_us() : WallMicros();
   out.set_elapsed_s(static_cast<double>(std::max<int64_t>(0, end_us - job.row.submitted_us())) * 1e-6);
@@ -151,6 +152,14 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   const StrategyTrait trait = runtime->keeps_updates() ? StrategyTrait::kNeedsAll : entry->trait;
   TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
+  runtime->encoding = spec.Encoding(runtime->update_layout);
+  if (runtime->encoding.codec != Codec::kPlain && (runtime->keeps_updates() || runtime->update_layout != layout)) {
+    return InvalidArgument("codec: with strategy '{}' expected {}, got {}: {}", spec.strategy.name, spec.dtype == DType::kF64 ? "f64" : "f32", spec.codec,
+                           runtime->keeps_updates() ? "it keeps updates whole and as they are" : "its updates carry what must not be rounded");
+  }
+  if (spec.privacy.enabled) {
+    TRIB_ASSIGN_OR_RETURN(runtime->privacy, JobPrivacy::Create(spec, layout, *runtime->strategy));
+  }
   PlannerLimits own = limits;
   own.capacity = capacities.Find({.layout = runtime->fingerprint, .strategy = spec.strategy.name, .shape = std::string(HierarchyShapeName(hierarchy.shape)),
                                   .workers = static_cast<uint32_t>(limits.workers), .reproducible = spec.reproducible});

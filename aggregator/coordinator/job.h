@@ -27,6 +27,7 @@
 
 #include "aggregator/coordinator/api.h"
 #include "aggregator/coordinator/capacity_book.h"
+#include "aggregator/coordinator/job_privacy.h"
 #include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
@@ -98,6 +99,7 @@ struct UpdateEntry {
   std::string reason;
   uint64_t base_version = 0;
   double weight = 0;         // effective, once folded
+  double clip_factor = 1;    // what the server clipped it by
   uint64_t examples = 0;
   double claimed = 0;        // weight as the client sent it
   Scalars scalars;
@@ -129,6 +131,8 @@ struct JobRuntime {
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
+  UpdateEncoding encoding{};               // of its updates as they travel and lie in objects
+  std::unique_ptr<JobPrivacy> privacy;     // null: the job has none
   std::unique_ptr<RoundPlanner> planner;   // how the workers share the work; under the mutex once the job is open
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::shared_ptr<ModelBuffer::Shelf> shelf;

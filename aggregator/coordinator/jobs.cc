@@ -18,7 +18,7 @@ constexpr absl::Duration kLongRest = absl::Seconds(1);
 constexpr double kMiB = 1024.0 * 1024.0;
 
 size_t SlotBytes(const JobRuntime& runtime) {
-  return (runtime.update_layout.total_bytes() + sizeof(tb_object_header) + kPage - 1) / kPage * kPage;
+  return (runtime.encoding.total_bytes() + sizeof(tb_object_header) + kPage - 1) / kPage * kPage;
 }
 
 }  // namespace
@@ -263,7 +263,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   }
   ObjectPool::Options pool_options;
   pool_options.pool_id = static_cast<uint16_t>(runtime->number);
-  pool_options.slot_payload_bytes = runtime->update_layout.total_bytes();
+  pool_options.slot_payload_bytes = runtime->encoding.total_bytes();
   pool_options.pool_bytes = pool_bytes;
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<ObjectPool> pool, ObjectPool::Create(pool_options));
   runtime->pool = std::move(pool);
@@ -272,6 +272,8 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   worker_options.strategy = job->spec.strategy.name;
   worker_options.layout = runtime->update_layout;
   worker_options.arithmetic = runtime->arithmetic;
+  worker_options.codec = runtime->encoding.codec;
+  worker_options.kept = runtime->encoding.kept;
   worker_options.hierarchy = runtime->planner->pool();
   TRIB_RETURN_IF_ERROR(workers_->OpenJob(worker_options, runtime->pool.get()));
   {
@@ -307,7 +309,11 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
 
   absl::MutexLock lock(&mutex_);
   const absl::Time now = clock_->Now();
-  runtime->round = std::make_unique<Round>(job->row.relayed() ? RelayedSpec(*job) : job->spec, *runtime->strategy, std::move(round_options), now);
+  JobSpec round_spec = job->row.relayed() ? RelayedSpec(*job) : job->spec;
+  round_spec.cohort.draw_key = job->row.draw_key();
+  // Not one version more than the privacy budget pays for.
+  if (runtime->privacy != nullptr) round_spec.stop.versions = std::min(round_spec.stop.versions, runtime->privacy->versions());
+  runtime->round = std::make_unique<Round>(round_spec, *runtime->strategy, std::move(round_options), now);
   by_number_[runtime->number] = job;
   job->runtime = std::move(runtime);
   job->model = std::move(current);

@@ -260,6 +260,9 @@ void PoolJob::TellSeat(uint32_t number) {
   message.elements = seat.shape.elements;
   message.float_count = layout.float_count();
   message.counter_count = layout.counter_count();
+  message.trainable_count = layout.trainable_count();
+  message.codec = static_cast<uint32_t>(options_.codec);
+  message.kept = options_.kept;
   message.folds_counters = seat.shape.counters != 0 ? 1 : 0;
   message.lane = static_cast<uint16_t>(number);
   message.src = wiring_->daemon_id();

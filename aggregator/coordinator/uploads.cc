@@ -27,8 +27,8 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
   if (header.codec != job.spec.codec) {
     return InvalidArgument("update {}: codec: expected '{}', got '{}'", ToHex(header.key.update), job.spec.codec, header.codec);
   }
-  if (header.bytes != runtime.update_layout.total_bytes()) {
-    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.update_layout.total_bytes(), header.bytes);
+  if (header.bytes != runtime.encoding.total_bytes()) {
+    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.encoding.total_bytes(), header.bytes);
   }
   if (!std::isfinite(header.weight) || header.weight <= 0 || header.weight > job.spec.max_weight) {
     return InvalidArgument("update {}: weight must be in (0, {}], got {}", ToHex(header.key.update), job.spec.max_weight, header.weight);
@@ -153,7 +153,9 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   admission.state = v1::UPDATE_STATE_PARTIAL;
   admission.grant.object = *std::move(object);
   admission.grant.owner = runtime;
-  admission.grant.float_bytes = runtime->update_layout.float_bytes();
+  admission.grant.encoding = runtime->encoding;
+  // Of an encoded update nothing can be told before all of it is there.
+  admission.grant.float_bytes = runtime->encoding.codec == Codec::kPlain ? runtime->update_layout.float_bytes() : 0;
   admission.grant.dtype = runtime->update_layout.float_dtype();
   if (job->spec.reproducible && !runtime->keeps_updates()) {
     TRIB_ASSIGN_OR_RETURN(const double weight,
@@ -185,6 +187,7 @@ absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObjec
   if (!scan.finite) return InvalidArgument("update {}: not every value is finite", ToHex(header.key.update));
 
   known->second.state = v1::UPDATE_STATE_ACCEPTED;
+  if (job->runtime->privacy != nullptr) known->second.clip_factor = job->runtime->privacy->ClipFactor(scan.sum_squares);
   job->arriving.insert_or_assign(header.key.update, std::move(object));
   job->row.set_bytes_up(job->row.bytes_up() + header.bytes);
   ForgetTask(*job, header.key.client, header.key.task);

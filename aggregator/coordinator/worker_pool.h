@@ -120,6 +120,8 @@ class WorkerPool {
     std::string strategy;
     TensorLayout layout;
     Arithmetic arithmetic = Arithmetic::kFloat64;
+    Codec codec = Codec::kPlain;  // of the objects; `kept` of topk
+    uint64_t kept = 0;
     PoolHierarchy hierarchy = {};
   };
   // Makes slabs and lanes and tells the workers. `pool` must outlive the job here. INVALID_ARGUMENT for a hierarchy that cannot be,

@@ -10,18 +10,12 @@
 #include <hwy/foreach_target.h>  // compiles the rest of this file once per instruction set
 #include <hwy/highway.h>
 
-// Products and sums are rounded separately: the build turns contraction into fused multiply-add off for this file, so that every
-// instruction set gives the same bits (aggregator/core/CMakeLists.txt).
+#include "aggregator/core/kernels_per_target.inc"
 
 HWY_BEFORE_NAMESPACE();
 namespace tributary::aggregator {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-
-using F64Tag = hn::ScalableTag<double>;
-using I64Tag = hn::ScalableTag<int64_t>;
-using F64 = hn::Vec<F64Tag>;
-using I64 = hn::Vec<I64Tag>;
 
 template <typename T>
 HWY_INLINE double LoadNumber(const uint8_t* from) {
@@ -94,24 +88,6 @@ HWY_INLINE bool FoldFloats(double* HWY_RESTRICT acc, const std::byte* const* xs,
   return finite;
 }
 
-constexpr int64_t kFixedPointBound = int64_t{1} << 62;
-constexpr double kFixedPointScale = static_cast<double>(int64_t{1} << kFixedPointBits);
-
-// llrint for |v| < 2^62 with plain SSE2-level arithmetic. Adding 1.5·2^52 to |x| <= 2^51 leaves round-to-nearest-even(x) in the low
-// mantissa bits. v is split as hi·2^32 + lo, |lo| <= 2^31: the split is exact (lo is a multiple of v's last bit and no longer than
-// v), hi·2^32 is even, so rounding lo rounds v, ties included.
-HWY_INLINE I64 RoundToInteger(F64 v) {
-  const F64Tag d;
-  const I64Tag di;
-  const F64 magic = hn::Set(d, 6755399441055744.0);  // 1.5·2^52
-  const I64 magic_bits = hn::BitCast(di, magic);
-  const F64 hi_biased = hn::Add(hn::Mul(v, hn::Set(d, 0x1p-32)), magic);
-  const I64 hi = hn::Sub(hn::BitCast(di, hi_biased), magic_bits);
-  const F64 lo = hn::Sub(v, hn::Mul(hn::Sub(hi_biased, magic), hn::Set(d, 0x1p32)));
-  const I64 lo_rounded = hn::Sub(hn::BitCast(di, hn::Add(lo, magic)), magic_bits);
-  return hn::Add(hn::ShiftLeft<32>(hi), lo_rounded);
-}
-
 template <typename T>
 HWY_INLINE bool FoldFixed(int64_t* HWY_RESTRICT acc, const std::byte* const* xs, const double* weights, size_t k, size_t n, bool first) {
   const F64Tag d;
@@ -138,10 +114,7 @@ HWY_INLINE bool FoldFixed(int64_t* HWY_RESTRICT acc, const std::byte* const* xs,
   for (; i < n; ++i) {
     int64_t a = first ? 0 : acc[i];
     for (size_t j = 0; j < k && ok; ++j) {
-      const double scaled = weights[j] * LoadNumber<T>(Bytes(xs[j]) + i * sizeof(T)) * kFixedPointScale;
-      ok = std::abs(scaled) < static_cast<double>(kFixedPointBound);
-      if (ok) a = static_cast<int64_t>(static_cast<uint64_t>(a) + static_cast<uint64_t>(std::llrint(scaled)));
-      ok = ok && a >= -kFixedPointBound && a < kFixedPointBound;
+      ok = AddFixed(weights[j] * LoadNumber<T>(Bytes(xs[j]) + i * sizeof(T)) * kFixedPointScale, &a);
     }
     acc[i] = a;
   }

@@ -2,9 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <set>
+#include <string>
 #include <utility>
+#include <vector>
 
+#include "common/philox.h"
+#include "common/random_words.h"
 #include "common/status.h"
 
 namespace tributary::aggregator {
@@ -51,6 +56,90 @@ class SynchronousAdmission final : public AdmissionPolicy {
  private:
   int64_t asked_;
   absl::Duration deadline_;
+};
+
+// The cohort of the open version, once it is drawn; shared by the two policies that go by it.
+struct Cohort {
+  bool drawn = false;
+  uint64_t version = 0;
+  std::set<std::string> clients;
+  bool Of(uint64_t asked) const { return drawn && version == asked; }
+};
+
+// Draws once a version, among all that are attached then, and fills no gap: what a privacy accountant calls sampling. What a client
+// draws depends on key, client and version only, so the same clients give the same cohort after a restart.
+class SampledAdmission final : public AdmissionPolicy {
+ public:
+  SampledAdmission(const CohortSpec& spec, std::shared_ptr<Cohort> cohort) : spec_(spec), cohort_(std::move(cohort)) {}
+
+  std::vector<std::string> Admit(const RoundView& view, Moment) override {
+    if (!cohort_->Of(view.version)) {
+      std::set<std::string> attached(view.idle->begin(), view.idle->end());
+      for (const OutstandingTask& task : *view.outstanding) attached.insert(task.client);
+      for (const Contribution& contribution : *view.contributions) attached.insert(contribution.client);
+      if (static_cast<int64_t>(attached.size()) < spec_.population) return {};
+      *cohort_ = {.drawn = true, .version = view.version, .clients = DrawFrom(attached, view.version)};
+    }
+    std::set<std::string> contributed;
+    for (const Contribution& contribution : *view.contributions) contributed.insert(contribution.client);
+    std::vector<std::string> admitted;
+    for (const std::string& client : *view.idle) {
+      if (cohort_->clients.contains(client) && !contributed.contains(client)) admitted.push_back(client);
+    }
+    return admitted;
+  }
+
+ private:
+  std::set<std::string> DrawFrom(const std::set<std::string>& attached, uint64_t version) const {
+    std::vector<std::pair<uint64_t, std::string>> scores;
+    for (const std::string& client : attached) {
+      const PhiloxWords words = PhiloxStream{.seed = spec_.draw_key,
+                                             .client = ClientNumber(client),
+                                             .version = static_cast<uint32_t>(version),
+                                             .stage = RandomStage::kSelection}
+                                    .Quad(0);
+      scores.emplace_back(uint64_t{words.word[0]} << 32 | words.word[1], client);
+    }
+    std::set<std::string> drawn;
+    if (spec_.poisson) {
+      for (auto& [score, client] : scores) {
+        if (static_cast<double>(score) * 0x1p-64 < spec_.rate) drawn.insert(std::move(client));
+      }
+      return drawn;
+    }
+    std::sort(scores.begin(), scores.end());
+    for (size_t i = 0; i < scores.size() && i < static_cast<size_t>(spec_.size); ++i) drawn.insert(std::move(scores[i].second));
+    return drawn;
+  }
+
+  const CohortSpec spec_;
+  const std::shared_ptr<Cohort> cohort_;  // shared with the trigger
+};
+
+// Closes when all that were drawn are in, or after the deadline with the quorum (Poisson: with anybody).
+class SampledTrigger final : public CommitTrigger {
+ public:
+  SampledTrigger(const CohortSpec& spec, std::shared_ptr<Cohort> cohort) : spec_(spec), cohort_(std::move(cohort)) {}
+
+  std::optional<std::string> ShouldClose(const RoundView& view) const override {
+    const auto in = static_cast<int64_t>(view.contributions->size());
+    if (in >= Size(view.version)) return "cohort complete";
+    const int64_t quorum = spec_.poisson ? 1 : spec_.quorum == 0 ? spec_.size : spec_.quorum;
+    if (in >= quorum && view.now >= view.opened + spec_.deadline) return fmt::format("deadline with {} of {} updates", in, Size(view.version));
+    return std::nullopt;
+  }
+  absl::Time NextCheck(const RoundView& view) const override {
+    const absl::Time end = view.opened + spec_.deadline;
+    return end > view.now ? end : absl::InfiniteFuture();
+  }
+  // Before the first draw it is clients that are missing, not updates.
+  int64_t target() const override { return cohort_->drawn ? static_cast<int64_t>(cohort_->clients.size()) : spec_.population; }
+
+ private:
+  int64_t Size(uint64_t version) const { return cohort_->Of(version) ? static_cast<int64_t>(cohort_->clients.size()) : spec_.size; }
+
+  const CohortSpec spec_;
+  const std::shared_ptr<Cohort> cohort_;  // shared with the admission
 };
 
 class SynchronousTrigger final : public CommitTrigger {
@@ -186,6 +275,12 @@ RoundPolicies MakeAsynchronousPolicies(const CohortSpec& cohort, const Asynchron
 }
 
 RoundPolicies MakeSynchronousPolicies(const CohortSpec& cohort) {
+  if (cohort.population > 0) {
+    const auto drawn = std::make_shared<Cohort>();
+    return {.admission = std::make_unique<SampledAdmission>(cohort, drawn),
+            .trigger = std::make_unique<SampledTrigger>(cohort, drawn),
+            .staleness = std::make_unique<FreshOnly>()};
+  }
   JobSpec spec;
   spec.cohort = cohort;
   return {.admission = std::make_unique<SynchronousAdmission>(spec.ClientsAsked(), cohort.deadline),

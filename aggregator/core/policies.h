@@ -87,7 +87,9 @@ struct RoundPolicies {
 };
 
 // Synchronous rounds: ceil(size × over_select) clients drawn at the version's start (later idle ones fill gaps), commit when
-// `size` updates are in, or after the deadline with at least the quorum; updates of another version refused.
+// `size` updates are in, or after the deadline with at least the quorum; updates of another version refused. With a population the
+// cohort is drawn once a version, uniformly or by Poisson sampling, from all attached clients as soon as there are that many; nobody
+// fills gaps.
 RoundPolicies MakeSynchronousPolicies(const CohortSpec& cohort);
 
 // s(τ): (1+τ)^−a (polynomial), 1 (constant), 1 up to b and 1/(a(τ−b)+1) beyond (hinge); nothing above `most`.

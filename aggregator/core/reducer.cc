@@ -5,12 +5,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "aggregator/core/fixed_point.h"
 #include "common/check.h"
 
 namespace tributary::aggregator {
 namespace {
-
-constexpr int64_t kFixedPointBound = int64_t{1} << 62;
 
 class MeanReducer final : public Reducer {
  public:
@@ -30,6 +29,26 @@ class MeanReducer final : public Reducer {
         weights[j] = updates[done + j].weight;
       }
       if (!Fold(state, xs.data(), weights.data(), k, count, fresh && done == 0)) return false;
+      done += k;
+    } while (done < updates.size());
+    return true;
+  }
+
+  bool FoldEncoded(std::byte* state, const CodedRange& range, std::span<const UpdateView> updates, bool fresh) const override {
+    std::array<const std::byte*, kMaxFoldUpdates> xs{};
+    std::array<double, kMaxFoldUpdates> weights{};
+    size_t done = 0;
+    do {
+      const size_t k = std::min(kMaxFoldUpdates, updates.size() - done);
+      for (size_t j = 0; j < k; ++j) {
+        xs[j] = updates[done + j].flat;
+        weights[j] = updates[done + j].weight;
+      }
+      const std::span<const std::byte* const> some(xs.data(), k);
+      const bool ok = arithmetic_ == Arithmetic::kFloat64
+                          ? FoldCoded(reinterpret_cast<double*>(state), range, some, weights.data(), fresh && done == 0)
+                          : FoldCodedFixed(reinterpret_cast<int64_t*>(state), range, some, weights.data(), fresh && done == 0);
+      if (!ok) return false;
       done += k;
     } while (done < updates.size());
     return true;
@@ -76,7 +95,41 @@ class MeanReducer final : public Reducer {
   Arithmetic arithmetic_;
 };
 
+class CodedReducer final : public Reducer {
+ public:
+  CodedReducer(std::unique_ptr<Reducer> inner, const UpdateEncoding& encoding) : inner_(std::move(inner)), encoding_(encoding) {}
+  size_t state_bytes_per_element() const override { return inner_->state_bytes_per_element(); }
+  bool FoldBlock(std::byte* state, size_t first, size_t count, std::span<const UpdateView> updates, bool fresh) const override {
+    return inner_->FoldEncoded(state, {.encoding = &encoding_, .first = first, .count = count}, updates, fresh);
+  }
+  bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override { return inner_->MergeBlock(state, other, count); }
+  void ReportBlock(const std::byte* state, size_t count, double sum_weight, double* mean) const override {
+    inner_->ReportBlock(state, count, sum_weight, mean);
+  }
+
+ private:
+  std::unique_ptr<Reducer> inner_;
+  UpdateEncoding encoding_;
+};
+
 }  // namespace
+
+bool Reducer::FoldEncoded(std::byte* state, const CodedRange& range, std::span<const UpdateView> updates, bool fresh) const {
+  std::vector<float> decoded(range.count);
+  // FoldBlock looks at flat + first·4. As a number, so that no pointer outside the array is ever formed.
+  const uintptr_t flat = reinterpret_cast<uintptr_t>(decoded.data()) - range.first * sizeof(float);
+  for (size_t j = 0; j < updates.size(); ++j) {
+    DecodeRange(*range.encoding, updates[j].flat, range.first, decoded);
+    const UpdateView view{.flat = reinterpret_cast<const std::byte*>(flat), .weight = updates[j].weight};
+    if (!FoldBlock(state, range.first, range.count, {&view, 1}, fresh && j == 0)) return false;
+  }
+  return true;
+}
+
+std::unique_ptr<Reducer> WithCodec(std::unique_ptr<Reducer> inner, const UpdateEncoding& encoding) {
+  if (encoding.codec == Codec::kPlain) return inner;
+  return std::make_unique<CodedReducer>(std::move(inner), encoding);
+}
 
 std::unique_ptr<Reducer> MakeMeanReducer(DType dtype, Arithmetic arithmetic) {
   TRIB_CHECK(dtype == DType::kF32 || dtype == DType::kF64, "a mean is over floats, not {}", DTypeName(dtype));

@@ -13,13 +13,15 @@
 #include <span>
 #include <vector>
 
+#include "aggregator/core/coded_kernels.h"
 #include "aggregator/core/kernels.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
 namespace tributary::aggregator {
 
-// One update in the flat form of common/tensor_layout.h; `weight` finite and > 0. The bytes are borrowed for the call.
+// One update in the flat form of common/tensor_layout.h, or encoded (WithCodec); `weight` finite and > 0. The bytes are borrowed for the
+// call.
 struct UpdateView {
   const std::byte* flat = nullptr;
   double weight = 0;
@@ -35,6 +37,8 @@ class Reducer {
   // Folds elements [first, first + count) of the float region of every update. `state` is the state of exactly these elements.
   // `fresh`: the state holds nothing yet. False: something was not finite or overflowed; the state of the block is undefined.
   virtual bool FoldBlock(std::byte* state, size_t first, size_t count, std::span<const UpdateView> updates, bool fresh) const = 0;
+  // The same for updates in `encoding`, of an F32 job. Here: decoded piece by piece, then FoldBlock.
+  virtual bool FoldEncoded(std::byte* state, const CodedRange& range, std::span<const UpdateView> updates, bool fresh) const;
   // state += other, `count` elements. False on overflow.
   virtual bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const = 0;
   // mean[i] = state[i] / sum_weight; sum_weight > 0.
@@ -43,6 +47,9 @@ class Reducer {
 
 // Σ w·x with fp64 or 64-bit fixed-point accumulators, x of type F32 or F64.
 std::unique_ptr<Reducer> MakeMeanReducer(DType dtype, Arithmetic arithmetic);
+
+// The reducer for updates that come encoded: FoldBlock takes them so, all else is `inner`'s.
+std::unique_ptr<Reducer> WithCodec(std::unique_ptr<Reducer> inner, const UpdateEncoding& encoding);
 
 // Σ w that does not depend on the order of arrival: sums in ascending order. Reproducible commits need it as much as the sums of w·x.
 double OrderFreeSum(std::vector<double> weights);

@@ -39,6 +39,7 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
     out.reason = std::move(admission.reason);
     out.grant.owner = std::move(admission.grant.owner);
     out.grant.object = std::move(admission.grant.object);
+    out.grant.encoding = admission.grant.encoding;
     out.grant.float_bytes = admission.grant.float_bytes;
     out.grant.dtype = admission.grant.dtype;
     out.grant.max_abs = admission.grant.max_abs;

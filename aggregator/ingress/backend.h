@@ -22,6 +22,7 @@
 #include "common/large_bytes.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "common/update_codec.h"
 #include "proto/relay_codec.h"
 #include "tributary/v1/admin.pb.h"
 #include "tributary/v1/federation.pb.h"
@@ -66,6 +67,7 @@ struct UploadHeader {
 struct UploadGrant {
   std::shared_ptr<const void> owner;  // keeps the object's pool alive: a job may end while its last upload is being admitted
   WritableObject object;
+  UpdateEncoding encoding{};    // not plain: the whole must pass CheckEncoded, float_bytes is 0
   size_t float_bytes = 0;       // the first float_bytes are floats of `dtype`: must be finite
   DType dtype = DType::kF32;
   double max_abs = 0;           // > 0: largest |x| allowed (fixed-point range of this update's weight)

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <utility>
 
+#include "aggregator/core/coded_kernels.h"
 #include "aggregator/ingress/chunk_crcs.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
@@ -132,6 +133,23 @@ absl::Status UploadTable::Upload::Complete(std::string* refused) {
   if (digest.Digest() != header.xxh3_128) {
     *refused = "digest";
     return InvalidArgument("update of client '{}': the {} bytes differ from the announced XXH3-128", header.key.client, header.bytes);
+  }
+  if (grant.encoding.codec != Codec::kPlain) {
+    const absl::StatusOr<ScanResult> checked = CheckEncoded(grant.encoding, grant.object.payload().first(header.bytes));
+    if (!checked.ok()) {
+      *refused = "encoding";
+      return InvalidArgument("update of client '{}': {}", header.key.client, MessageOf(checked.status()));
+    }
+    scan = *checked;
+    if (!scan.finite) {
+      *refused = "non_finite";
+      return InvalidArgument("update of client '{}': a decoded value is NaN or Inf", header.key.client);
+    }
+    if (grant.max_abs > 0 && scan.max_abs > grant.max_abs) {
+      *refused = "range";
+      return InvalidArgument("update of client '{}': a decoded |x| of {}, expected at most {} for weight {}", header.key.client, scan.max_abs, grant.max_abs,
+                             header.weight);
+    }
   }
   tb_object_header& object = grant.object.header();
   object.payload_bytes = header.bytes;

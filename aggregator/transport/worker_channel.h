@@ -51,6 +51,8 @@ struct WorkerMessage {
   uint32_t pool = 0, segment = 0;
   uint64_t first_element = 0, elements = 0;   // kOpenJob: this worker's range
   uint64_t float_count = 0, counter_count = 0;  // kOpenJob: of the layout
+  uint64_t trainable_count = 0, kept = 0;     // kOpenJob: of the layout; entries of a topk update
+  uint32_t codec = 0;                         // kOpenJob: Codec of the objects
   uint32_t folds_counters = 0;                // kOpenJob: 1 for the one worker that also folds the counters
   uint64_t lane_bytes = 0, slab_bytes = 0, segment_bytes = 0, slot_bytes = 0;
   uint64_t key_hi = 0, key_lo = 0;            // kRefused

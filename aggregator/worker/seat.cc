@@ -87,13 +87,18 @@ absl::Status Seat::Open(const WorkerMessage& message, UniqueFd lane, UniqueFd sl
   timing_ = MakeTimingPolicy({.kind = static_cast<TimingKind>(message.timing), .batch = message.batch,
                               .age = absl::Microseconds(message.batch_age_us), .slack = absl::Microseconds(message.slack_us)});
   dtype_ = static_cast<DType>(message.dtype);
-  float_bytes_ = message.float_count * DTypeBytes(dtype_);
-  payload_bytes_ = float_bytes_ + message.counter_count * 8;
+  if (message.codec > static_cast<uint32_t>(Codec::kTopK) || message.trainable_count > message.float_count || message.kept > message.trainable_count ||
+      (message.codec != static_cast<uint32_t>(Codec::kPlain) && dtype_ != DType::kF32)) {
+    return InvalidArgument("seat {}: codec {} with {} kept of {} trainable elements of {}, type {}: not an encoding", number_, message.codec, message.kept,
+                           message.trainable_count, message.float_count, message.dtype);
+  }
+  encoding_ = {.codec = static_cast<Codec>(message.codec), .dtype = dtype_, .trainable = message.trainable_count, .floats = message.float_count,
+               .counters = message.counter_count, .kept = message.kept};
   folds_counters_ = message.folds_counters != 0 && message.counter_count != 0;
   StrategySpec spec;
   spec.name = message.reducer;
   TRIB_ASSIGN_OR_RETURN(const std::unique_ptr<Strategy> strategy, MakeStrategy(spec));
-  reducer_ = strategy->MakeReducer(dtype_, static_cast<Arithmetic>(message.arithmetic));
+  reducer_ = WithCodec(strategy->MakeReducer(dtype_, static_cast<Arithmetic>(message.arithmetic)), encoding_);
   TRIB_ASSIGN_OR_RETURN(lane_, SharedRegion::Receive(std::move(lane), message.lane_bytes));
   TRIB_ASSIGN_OR_RETURN(slab_, SharedRegion::Receive(std::move(slab), message.slab_bytes));
   lane_.fd.Reset();  // the mappings are enough
@@ -244,7 +249,10 @@ absl::Status Seat::RefoldSingly(std::vector<FoldInput> inputs, const SlabFold::R
 }
 
 // Of the whole float region: slow, and only reached when a fold has failed.
-bool Seat::IsFinite(const FoldInput& input) const { return Scan({input.view.flat, float_bytes_}, dtype_).finite; }
+bool Seat::IsFinite(const FoldInput& input) const {
+  const absl::StatusOr<ScanResult> scan = CheckEncoded(encoding_, {input.view.flat, encoding_.total_bytes()});
+  return scan.ok() && scan->finite;
+}
 
 absl::Status Seat::TakeUpTo(uint32_t cursor) {
   uint32_t left = cursor - consumer_->tail();
@@ -417,8 +425,8 @@ absl::StatusOr<FoldInput> Seat::Look(const tb_desc& desc) {
     return FailedPrecondition("expected a descriptor of round {}, got round {}", fold_->round(), desc.round);
   }
   TRIB_ASSIGN_OR_RETURN(const SegmentMap::Object object, segments_.Find({desc.key_hi, desc.key_lo}));
-  if (object.payload.size() != payload_bytes_) {
-    return DataLoss("expected {} payload bytes, got {}", payload_bytes_, object.payload.size());
+  if (object.payload.size() != encoding_.total_bytes()) {
+    return DataLoss("expected {} payload bytes, got {}", encoding_.total_bytes(), object.payload.size());
   }
   if (!(std::isfinite(object.header.weight) && object.header.weight > 0)) {
     return DataLoss("expected a finite weight > 0, got {}", object.header.weight);
@@ -426,7 +434,7 @@ absl::StatusOr<FoldInput> Seat::Look(const tb_desc& desc) {
   FoldInput input;
   input.desc = desc;
   input.view = {object.payload.data(), object.header.weight};
-  if (folds_counters_) input.counters = object.payload.data() + float_bytes_;
+  if (folds_counters_) input.counters = object.payload.data() + encoding_.counters_offset();
   return input;
 }
 

@@ -136,8 +136,7 @@ class Seat {
   uint32_t max_fold_ = 0;
   uint32_t lane_capacity_ = 0;
   DType dtype_ = DType::kF32;
-  size_t float_bytes_ = 0;
-  size_t payload_bytes_ = 0;
+  UpdateEncoding encoding_;
   bool folds_counters_ = false;
 
   Role role_;

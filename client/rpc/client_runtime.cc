@@ -9,8 +9,10 @@
 #include <utility>
 #include <variant>
 
+#include "client/data/client_state.h"
 #include "client/rpc/attach_stream.h"
 #include "client/rpc/local_transfer.h"
+#include "client/rpc/privatise.h"
 #include "client/rpc/upload.h"
 #include "client/rpc/work.h"
 #include "client/rpc/worker_pool.h"
@@ -44,6 +46,7 @@ struct Host {
   Identity identity;
   int64_t shard = 0;
   std::unique_ptr<Outbox> outbox;
+  std::unique_ptr<ClientState> state;
   std::unique_ptr<Session> session;
   std::shared_ptr<AttachStream> stream;  // shared with gRPC; null while down
   bool welcomed = false;
@@ -83,7 +86,7 @@ class Runtime {
   void Do(size_t index, action::DropUpdate& a);
 
   void Execute(size_t index, const WorkContext& context, const PreparedTask& prepared, Learner& learner);
-  void Store(size_t index, const PreparedTask& prepared, const TrainResult& result);
+  void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
   double SecondsSince(absl::Time begin) const { return absl::ToDoubleSeconds(clock_.Now() - begin); }
@@ -122,6 +125,10 @@ absl::Status Runtime::Start(const LearnerFactory& make_learner) {
     Host& host = hosts_[i];
     const std::filesystem::path folder = options_.state / names[i];
     TRIB_ASSIGN_OR_RETURN(host.outbox, Outbox::Open(folder, options_.outbox_limit_bytes));
+    host.state = std::make_unique<ClientState>(folder / "state");
+    std::set<UpdateId> waiting;
+    for (const OutboxHeader& header : host.outbox->Headers()) waiting.insert(header.update);
+    TRIB_RETURN_IF_ERROR(host.state->Sweep(waiting));
     host.identity.client = names[i];
     TRIB_ASSIGN_OR_RETURN(host.identity.secret, ClientSecret(folder));
     host.shard = options_.first_shard + static_cast<int64_t>(i);
@@ -379,11 +386,11 @@ void Runtime::Execute(size_t index, const WorkContext& context, const PreparedTa
   Post(index, Event(event::PhaseChanged{task.task, Phase::kUploading}));
   // Storing waits for the disk: not on this thread, which the next identity's training needs. std::function wants copyable
   // captures, hence the shared result.
-  auto shared = std::make_shared<const TrainResult>(*std::move(result));
+  auto shared = std::make_shared<TrainResult>(*std::move(result));
   uploads_->Submit([this, index, prepared, shared](int) { Store(index, prepared, *shared); });
 }
 
-void Runtime::Store(size_t index, const PreparedTask& prepared, const TrainResult& result) {
+void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& result) {
   Host& host = hosts_[index];
   OutboxHeader header;
   header.job = prepared.task.job;
@@ -397,7 +404,9 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, const TrainResul
   header.metrics = result.metrics;
   header.scalars = result.scalars;
   const absl::Time begin = clock_.Now();
-  absl::StatusOr<OutboxHeader> stored = host.outbox->Put(std::move(header), result.update);
+  const absl::StatusOr<LargeBytes> encoded = Privatise(*prepared.job, host.identity.client, header, *host.state, std::move(result.update));
+  if (!encoded.ok()) return Fail(index, prepared.task, encoded.status());
+  absl::StatusOr<OutboxHeader> stored = host.outbox->Put(std::move(header), *encoded);
   if (!stored.ok()) return Fail(index, prepared.task, stored.status());
   TRIB_LOG(debug, "{}: task {}: kept in the outbox in {:.3f} s", host.identity.client, stored->task, SecondsSince(begin));
   Report(UpdateEvent::Kind::kStored, host.identity.client, *stored, {});
@@ -449,6 +458,8 @@ void Runtime::Do(size_t index, action::DropUpdate& a) {
              UpdateStateName(a.verdict.state), a.verdict.reason);
   }
   Report(UpdateEvent::Kind::kSettled, host.identity.client, *header, a.verdict);
+  TRIB_LOG_IF_ERROR(a.verdict.state == UpdateState::kCommitted ? host.state->Promote(a.key.job, a.key.update)
+                                                               : host.state->Discard(a.key.job, a.key.update));
   TRIB_LOG_IF_ERROR(host.outbox->Drop(a.key.update));
 }
 

@@ -89,10 +89,9 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     job->layout_fingerprint = job->update_layout.Fingerprint();
     if (!data_path_.empty() && !job->spec.data.source.empty()) job->spec.data.path = data_path_;
     job->summary.torchscript = !job->spec.model.torchscript.empty();
-    job->summary.update_bytes = job->update_layout.total_bytes();
-    if (job->spec.codec != "f32") {
-      job->summary.problem = fmt::format("this client does not know codec '{}' (it knows f32)", job->spec.codec);
-    } else if (job->layout.total_bytes() == 0) {
+    job->encoding = job->spec.Encoding(job->update_layout);
+    job->summary.update_bytes = job->encoding.total_bytes();
+    if (job->layout.total_bytes() == 0) {
       job->summary.problem = "the job's model has no elements";
     }
   }

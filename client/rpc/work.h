@@ -29,6 +29,7 @@ struct Job {
   TensorLayout update_layout;               // `layout`, or one with further groups
   std::vector<std::string> version_vectors; // what comes with a version besides the model
   std::string layout_fingerprint;           // of update_layout
+  UpdateEncoding encoding;                  // of update_layout, as it travels
   std::string artifact_sha256;
   uint64_t artifact_bytes = 0;
 };

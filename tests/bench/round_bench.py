@@ -1,6 +1,6 @@
 """Time of an aggregation round without training: K client processes return S MiB each. Prints one JSON line.
 
-usage: round_bench.py K SIZE_MB ROUNDS [--transfer local|grpc] [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--stages]
+usage: round_bench.py K SIZE_MB ROUNDS [--transfer local|grpc] [--codec int8] [--tensors 16] [--bin DIR] [--workers W] [--pool-mb P] [--stages]
                      [--timeout S] [--keep]
 
 A round runs from its first task being issued to the new model being available in the aggregator, as the aggregator measures
@@ -163,6 +163,7 @@ def main():
     parser.add_argument("--transfer", choices=["local", "grpc"], default="local")
     parser.add_argument("--bin", type=Path, default=Path(__file__).resolve().parents[2] / "build/release/bin")
     parser.add_argument("--workers", type=int, help="of the aggregator; without it the aggregator's own default")
+    parser.add_argument("--codec", default="f32", help="of the updates: f32, bf16, f16, int8, int4 or topk")
     parser.add_argument("--transport", default="auto", help="of the aggregator: auto, ring, skmsg or skmsg-inline")
     parser.add_argument("--pool-mb", type=int, help="of the aggregator; without it the aggregator's own default")
     parser.add_argument("--stages", action="store_true", help="also say where the time goes, from the programs' debug logs: stages_s, medians")
@@ -195,7 +196,7 @@ def main():
         write_model(work / "model.safetensors", a.size_mb, a.tensors)
         (work / "job.yaml").write_text(
             f"name: round-bench\nmodel: {{tensors: {work}/model.safetensors}}\nstrategy: {{name: fedavg, weighting: uniform}}\n"
-            f"cohort: {{size: {a.k}}}\nstop: {{versions: {a.rounds}}}\ndurability: ephemeral\n")
+            f"cohort: {{size: {a.k}}}\nstop: {{versions: {a.rounds}}}\ndurability: ephemeral\ncodec: {a.codec}\n")
         out["version"] = subprocess.run([str(a.bin / "tributary"), "--version"], capture_output=True, text=True).stdout.strip()
         out["quiet_before_cores"], out["quiet_waited_s"] = wait_quiet()
         busy0, own0, t0 = busy_seconds(), sum(os.times()[:4]), time.time()
@@ -244,7 +245,7 @@ def main():
             submit_to_round1_s=round(first - submitted, 3), cold_start_to_round1_s=round(first - t0, 3),
             submit_to_first_result_s=round(first + times[0] - submitted, 3),
             cpu_per_round_s={r: round((cpu1[r] - cpu0.get(r, 0)) / a.rounds, 3) for r in cpu1},
-            updates_committed=shown["updates_committed"])
+            updates_committed=shown["updates_committed"], codec=a.codec, bytes_up=shown["bytes_up"])
         if a.stages:
             out["stages_s"] = stages(work)
         if short:

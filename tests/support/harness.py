@@ -157,6 +157,15 @@ class Federation:
             assert time.time() < end, f"job still {shown['state']} after {timeout} s: {shown}\n" + self.log("aggregator.log")
             time.sleep(0.1)
 
+    def wait_version(self, job, version, timeout=120):
+        end = time.time() + timeout
+        while True:
+            shown = self.cli("jobs", "show", job)
+            if shown["version"] >= version:
+                return shown
+            assert time.time() < end, f"version {version} did not come in {timeout} s: {shown}"
+            time.sleep(0.02)
+
     def log(self, name, lines=30):
         path = self.work / name
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else f"(no {name})"

@@ -105,7 +105,8 @@ class FakeFederation final : public FederationBackend {
     admission.state = v1::UPDATE_STATE_PARTIAL;
     admission.grant.object = *std::move(object);
     admission.grant.owner = pool_;
-    admission.grant.float_bytes = float_bytes.value_or(header.bytes);
+    admission.grant.encoding = encoding;
+    admission.grant.float_bytes = encoding.codec != Codec::kPlain ? 0 : float_bytes.value_or(header.bytes);
     admission.grant.max_abs = 1000;
     return admission;
   }
@@ -147,6 +148,7 @@ class FakeFederation final : public FederationBackend {
   std::shared_ptr<std::string> model = std::make_shared<std::string>();
   MappedMemfd model_memfd ABSL_GUARDED_BY(mutex);
   std::optional<size_t> float_bytes;
+  UpdateEncoding encoding;
 
  private:
   const size_t update_bytes_;

@@ -3,7 +3,9 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
+#include <limits>
 #include <thread>
 
 #include "common/unique_fd.h"
@@ -52,6 +54,36 @@ TEST_F(UploadTest, FillsTheObjectAndItsHeader) {
   EXPECT_EQ(entry.scan.max_abs, whole.max_abs);
   EXPECT_EQ(entry.object.sum_squares, entry.scan.sum_squares);
   EXPECT_EQ(server->partial_uploads(), 0u);
+}
+
+// An int8 update, all codes 3 under scales of 0.5, in chunks that cut scales and codes apart.
+TEST_F(UploadTest, EncodedUpdatesAreCheckedByWhatTheyDecodeTo) {
+  constexpr size_t kElements = 41'312, kBlocks = 162;
+  static_assert(kBlocks * sizeof(float) + kElements == kUpdate);
+  StartServer();
+  federation->encoding = {.codec = Codec::kInt8, .dtype = DType::kF32, .trainable = kElements, .floats = kElements, .counters = 0, .kept = 0};
+  const auto encoded = [](float scale, char code) {
+    std::string payload(kUpdate, code);
+    for (size_t block = 0; block < kBlocks; ++block) std::memcpy(payload.data() + block * sizeof(float), &scale, sizeof(float));
+    return payload;
+  };
+  const auto send = [&](const std::string& payload, uint64_t task) -> absl::StatusOr<v1::UpdateStatus> {
+    TRIB_ASSIGN_OR_RETURN(const auto begun, Begin(Header(payload, task, {task, 1})));
+    return Push(Chunks(begun.upload_id(), payload, 0, 1003));
+  };
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto done, send(encoded(0.5F, 3), 1));
+  EXPECT_EQ(done.state(), v1::UPDATE_STATE_ACCEPTED);
+  EXPECT_THAT(send(encoded(0.5F, '\x80'), 2), StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("-128")));
+  EXPECT_THAT(send(encoded(-0.5F, 3), 3), StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("scale")));
+  EXPECT_THAT(send(encoded(std::numeric_limits<float>::quiet_NaN(), 3), 4), StatusIs(absl::StatusCode::kInvalidArgument));
+  EXPECT_THAT(send(encoded(400.0F, 3), 5), StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("1200")));  // the limit is 1000
+  absl::MutexLock lock(&federation->mutex);
+  ASSERT_EQ(federation->accepted.size(), 1u);
+  EXPECT_DOUBLE_EQ(federation->accepted[0].scan.sum_squares, kElements * 1.5 * 1.5);
+  EXPECT_EQ(federation->accepted[0].scan.max_abs, 1.5);
+  ASSERT_EQ(federation->rejected.size(), 4u);
+  EXPECT_EQ(federation->rejected[0].second, "encoding");
+  EXPECT_EQ(federation->rejected[3].second, "range");
 }
 
 TEST_F(UploadTest, ResumesAfterADisconnectAtEveryChunk) {

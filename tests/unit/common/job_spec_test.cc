@@ -138,6 +138,26 @@ TEST(JobSpecTest, Float64BringsItsCodec) {
   EXPECT_EQ(spec.codec, "f64");
 }
 
+TEST(JobSpecTest, CodecsPrivacyAndSamplingSurviveTheCanonicalText) {
+  for (const std::string rest :
+       {"cohort: {size: 2}\ncodec: int8\n", "cohort: {size: 2}\ncodec: {kind: topk, fraction: 0.05}\n", "cohort: {size: 2}\ncodec: topk\n",
+        "cohort: {size: 2, population: 10}\nprivacy: {clip: 0.5, epsilon: 3, delta: 1e-6, epsilon_budget: 8}\n",
+        "cohort: {sampling: poisson, rate: 0.3, population: 100}\nprivacy: {clip: 2, noise_multiplier: 1.5, delta: 1e-6, insecure_seed: true}\n",
+        "cohort: {size: 2}\nprivacy: {mechanism: gaussian, placement: local, clip: 1, noise_multiplier: 1, delta: 1e-5, adjacency: replace}\n",
+        "cohort: {size: 2}\nprivacy: {placement: distributed, clip: 1, noise_multiplier: 1, delta: 1e-5}\ncodec: int4\n"}) {
+    TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec("name: n\nmodel: {zoo: cnn}\n" + rest, "j"));
+    TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+    EXPECT_EQ(again, spec) << CanonicalYaml(spec);
+  }
+}
+
+TEST(JobSpecTest, PoissonCohortsExpectTheirRateOfThePopulation) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec,
+                            ParseJobSpec("name: n\nmodel: {zoo: cnn}\ncohort: {sampling: poisson, rate: 0.25, population: 90}\n", "j"));
+  EXPECT_EQ(spec.cohort.size, 23);
+  EXPECT_EQ(spec.EffectiveQuorum(), 1);
+}
+
 TEST(JobSpecTest, AsksForNoMoreThanTheProductSays) {
   TRIB_ASSERT_OK_AND_ASSIGN(JobSpec spec, ParseJobSpec(kMinimal, "j"));
   spec.cohort.size = 10;
@@ -191,15 +211,26 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"cohort: {size: 2, deadline_s: -1}", "cohort.deadline_s"}, Refusal{"cohort: {size: 2, deadline_s: 1e300}", "deadline_s"},
         Refusal{"cohort: {size: 2, deadline_s: .inf}", "finite"}, Refusal{"cohort: {size: 2, over_select: 0.9}", "over_select"},
         Refusal{"cohort: {size: 2, over_select: 11}", "over_select"}, Refusal{"cohort: {siez: 2, size: 2}", "did you mean 'size'?"},
+        Refusal{"cohort: {size: 5, population: 4}", "at least cohort.size = 5"}, Refusal{"cohort: {size: 5, rate: 0.1}", "only with sampling poisson"},
+        Refusal{"cohort: {sampling: poisson, population: 9}", "rate"}, Refusal{"cohort: {sampling: poisson, rate: 0.1}", "population"},
+        Refusal{"cohort: {sampling: poisson, rate: 0.1, population: 9, size: 3}", "how many take part is chance"},
+        Refusal{"cohort: {sampling: bernoulli, size: 2}", "fixed or poisson"},
+        Refusal{"cohort: {size: 5, population: 9, over_select: 1.2}", "no longer a uniform draw"},
         Refusal{"local: {epochs: 1, steps: 1}", "not both"}, Refusal{"local: {epochs: 0}", "local.epochs"},
         Refusal{"local: {steps: 0}", "local.steps"}, Refusal{"local: {batch: 0}", "local.batch"}, Refusal{"local: {lr: 0}", "local.lr"},
         Refusal{"local: {lr: nan}", "local.lr"}, Refusal{"local: {lr: -0.1}", "local.lr"}, Refusal{"local: {momentum: 1}", "local.momentum"},
         Refusal{"local: {momentum: -0.1}", "local.momentum"}, Refusal{"local: {weight_decay: -1}", "local.weight_decay"},
         Refusal{"local: {steps: [1, 0]}", "integers from 1"}, Refusal{"local: {lr: []}", "empty list"}, Refusal{"local: {solver: adam}", "local.solver"},
         Refusal{"dtype: float16", "dtype"}, Refusal{"codec: f64", "dtype float32 needs codec f32"},
-        Refusal{"codec: int8", "not supported yet"}, Refusal{"codec: zip", "codec"}, Refusal{"durability: maybe", "durability"},
+        Refusal{"dtype: float64\ncodec: int8", "dtype float64 needs codec f64"}, Refusal{"codec: {kind: int8, fraction: 0.1}", "only for kind topk"},
+        Refusal{"codec: {kind: topk, fraction: 0}", "(0, 1]"}, Refusal{"codec: zip", "codec"}, Refusal{"durability: maybe", "durability"},
         Refusal{"record: maybe", "true or false"},
-        Refusal{"privacy: {clip: 1}", "privacy: not supported yet"}, Refusal{"simulate: {delai: {}}", "did you mean 'delay'?"},
+        Refusal{"privacy: {clip: 1, delta: 1e-5}", "noise_multiplier"}, Refusal{"privacy: {clip: 1, noise_multiplier: 1}", "delta"},
+        Refusal{"privacy: {noise_multiplier: 1, delta: 1e-5}", "clip"}, Refusal{"privacy: {clip: 1, noise_multiplier: 1, delta: 1}", "(0, 1)"},
+        Refusal{"privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5, adjacency: add_remove}", "one client more means one less"},
+        Refusal{"privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5, placement: local}\ncodec: topk", "error feedback"},
+        Refusal{"privacy: {mechanism: laplace, clip: 1, noise_multiplier: 1, delta: 1e-5}", "gaussian"},
+        Refusal{"simulate: {delai: {}}", "did you mean 'delay'?"},
         Refusal{"simulate: {participation: {kind: fixed}}", "needs size"},
         Refusal{"simulate: {participation: {kind: all, p: 0.5}}", "only for kind bernoulli, markov, cyclic"},
         Refusal{"simulate: {delay: {kind: uniform, low: 2, high: 1}}", "low <= high"},

@@ -2,6 +2,9 @@
 
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <cmath>
+#include <map>
 #include <set>
 
 namespace tributary::aggregator {
@@ -101,6 +104,77 @@ TEST_F(SynchronousPoliciesTest, OnlyTheOpenVersionIsFresh) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
   EXPECT_EQ(policies.staleness->Factor(0), 1.0);
   EXPECT_FALSE(policies.staleness->Factor(1).has_value());
+}
+
+class SampledPoliciesTest : public SynchronousPoliciesTest {
+ protected:
+  SampledPoliciesTest() {
+    cohort_ = {.size = 4, .population = 20, .draw_key = 7};
+    cohort_.deadline = absl::Seconds(60);
+  }
+  RoundView At(uint64_t version) {
+    RoundView view = View();
+    view.version = version;
+    return view;
+  }
+};
+
+TEST_F(SampledPoliciesTest, WaitsForThePopulationThenDrawsOnceAndFillsNoGap) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  std::vector<std::string> all = idle_;
+  idle_.pop_back();
+  EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), IsEmpty());
+  idle_ = all;
+  const std::vector<std::string> drawn = policies.admission->Admit(View(), Moment::kClientIdle);
+  ASSERT_THAT(drawn, SizeIs(4));
+  // One of them is gone, a newcomer is there, and one that has contributed is idle again: nobody else is asked.
+  contributions_ = {{.client = drawn[0], .task = 1}};
+  std::erase(idle_, drawn[1]);
+  idle_.push_back("newcomer");
+  EXPECT_THAT(policies.admission->Admit(View(), Moment::kTaskLost), ElementsAre(drawn[2], drawn[3]));
+  EXPECT_FALSE(policies.trigger->ShouldClose(View()).has_value());
+  contributions_ = {{.client = drawn[0]}, {.client = drawn[1]}, {.client = drawn[2]}, {.client = drawn[3]}};
+  EXPECT_TRUE(policies.trigger->ShouldClose(View()).has_value());
+}
+
+TEST_F(SampledPoliciesTest, AnotherProcessDrawsTheSameCohortFromTheSameClients) {
+  const std::vector<std::string> drawn = MakeSynchronousPolicies(cohort_).admission->Admit(View(), Moment::kVersionOpened);
+  EXPECT_EQ(MakeSynchronousPolicies(cohort_).admission->Admit(View(), Moment::kVersionOpened), drawn);
+  cohort_.draw_key = 8;
+  EXPECT_NE(MakeSynchronousPolicies(cohort_).admission->Admit(View(), Moment::kVersionOpened), drawn);
+}
+
+TEST_F(SampledPoliciesTest, FixedSizeDrawsEveryClientEquallyOften) {
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  std::map<std::string, int> times;
+  for (uint64_t version = 0; version < 4000; ++version) {
+    for (const std::string& client : policies.admission->Admit(At(version), Moment::kVersionOpened)) ++times[client];
+  }
+  ASSERT_THAT(times, SizeIs(20));
+  for (const auto& [client, count] : times) EXPECT_NEAR(count, 800, 6 * 25.3) << client;  // √(4000·0.2·0.8)
+}
+
+// Poisson: the size of the cohort is binomial and clients are drawn independently; with a fixed size the covariance would be negative.
+TEST_F(SampledPoliciesTest, PoissonDrawsEachClientByItself) {
+  cohort_.poisson = true;
+  cohort_.rate = 0.3;
+  const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
+  constexpr int kVersions = 20'000;
+  double sum = 0, squares = 0, both = 0, one = 0, other = 0;
+  for (uint64_t version = 0; version < kVersions; ++version) {
+    const auto drawn = policies.admission->Admit(At(version), Moment::kVersionOpened);
+    const auto size = static_cast<double>(drawn.size());
+    sum += size;
+    squares += size * size;
+    const bool a = std::count(drawn.begin(), drawn.end(), "c03") > 0, b = std::count(drawn.begin(), drawn.end(), "c11") > 0;
+    one += a;
+    other += b;
+    both += a && b;
+  }
+  const double mean = sum / kVersions;
+  EXPECT_NEAR(mean, 6, 6 * std::sqrt(4.2 / kVersions));
+  EXPECT_NEAR(squares / kVersions - mean * mean, 4.2, 0.25);  // N q (1 − q)
+  EXPECT_NEAR(both / kVersions - one / kVersions * other / kVersions, 0, 6 * 0.21 / std::sqrt(kVersions));
 }
 
 }  // namespace

@@ -1,0 +1,141 @@
+#include "common/update_codec.h"
+
+#include <algorithm>
+#include <bit>
+
+#include "common/check.h"
+
+namespace tributary {
+namespace {
+
+// The code of element `index` of its block.
+int Int4Code(const std::byte* codes, size_t block, size_t index) {
+  const auto byte = static_cast<uint8_t>(codes[block * kQuantHalf + index % kQuantHalf]);
+  const auto half = static_cast<int8_t>(index < kQuantHalf ? byte << 4 : byte & 0xF0);
+  return half / 16;
+}
+
+void DecodeTrainable(const UpdateEncoding& encoding, const std::byte* update, size_t first, std::span<float> out) {
+  const std::byte* codes = update + encoding.blocks() * sizeof(float);
+  switch (encoding.codec) {
+    case Codec::kPlain:
+      std::memcpy(out.data(), update + first * sizeof(float), out.size_bytes());
+      return;
+    case Codec::kBf16:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = Bf16ToFloat(ReadAt<uint16_t>(update, first + i));
+      return;
+    case Codec::kF16:
+      for (size_t i = 0; i < out.size(); ++i) out[i] = F16ToFloat(ReadAt<uint16_t>(update, first + i));
+      return;
+    case Codec::kInt8:
+      for (size_t i = 0; i < out.size(); ++i) {
+        out[i] = ReadAt<float>(update, (first + i) / kQuantBlock) * static_cast<float>(ReadAt<int8_t>(codes, first + i));
+      }
+      return;
+    case Codec::kInt4:
+      for (size_t i = 0; i < out.size(); ++i) {
+        const size_t block = (first + i) / kQuantBlock;
+        out[i] = ReadAt<float>(update, block) * static_cast<float>(Int4Code(codes, block, (first + i) % kQuantBlock));
+      }
+      return;
+    case Codec::kTopK:
+      break;
+  }
+  std::fill(out.begin(), out.end(), 0.0F);
+  size_t low = 0, high = encoding.kept;
+  while (low < high) {  // the first kept element that is not before the range
+    const size_t middle = (low + high) / 2;
+    if (ReadAt<uint32_t>(update, middle) < first) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  const std::byte* values = update + encoding.kept * sizeof(uint32_t);
+  for (; low < encoding.kept; ++low) {
+    const size_t index = ReadAt<uint32_t>(update, low);
+    if (index >= first + out.size()) break;
+    out[index - first] = ReadAt<float>(values, low);
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<Codec> CodecOf(std::string_view name) {
+  if (name == "f32" || name == "f64") return Codec::kPlain;
+  if (name == "bf16") return Codec::kBf16;
+  if (name == "f16") return Codec::kF16;
+  if (name == "int8") return Codec::kInt8;
+  if (name == "int4") return Codec::kInt4;
+  if (name == "topk") return Codec::kTopK;
+  return NotFound("codec: expected f32, f64, bf16, f16, int8, int4 or topk, got '{}'", name);
+}
+
+UpdateEncoding UpdateEncoding::Of(Codec codec, double fraction, const TensorLayout& layout) {
+  UpdateEncoding encoding{.codec = codec,
+                          .dtype = layout.float_dtype(),
+                          .trainable = layout.trainable_count(),
+                          .floats = layout.float_count(),
+                          .counters = layout.counter_count(),
+                          .kept = 0};
+  if (codec == Codec::kTopK) {
+    const auto wanted = static_cast<size_t>(std::llround(fraction * static_cast<double>(encoding.trainable)));
+    encoding.kept = std::clamp<size_t>(wanted, std::min<size_t>(1, encoding.trainable), encoding.trainable);
+  }
+  return encoding;
+}
+
+size_t UpdateEncoding::trainable_bytes() const {
+  switch (codec) {
+    case Codec::kPlain:
+      break;
+    case Codec::kBf16:
+    case Codec::kF16:
+      return trainable * 2;
+    case Codec::kInt8:
+      return blocks() * sizeof(float) + trainable;
+    case Codec::kInt4:
+      return blocks() * (sizeof(float) + kQuantHalf);
+    case Codec::kTopK:
+      return kept * (sizeof(uint32_t) + sizeof(float));
+  }
+  return trainable * DTypeBytes(dtype);
+}
+
+uint16_t FloatToBf16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  if ((bits & 0x7FFFFFFFu) > 0x7F800000u) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+  return static_cast<uint16_t>((bits + 0x7FFFu + (bits >> 16 & 1u)) >> 16);
+}
+
+float Bf16ToFloat(uint16_t code) { return std::bit_cast<float>(uint32_t{code} << 16); }
+
+uint16_t FloatToF16(float value) {
+  const auto bits = std::bit_cast<uint32_t>(value);
+  const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+  const uint32_t magnitude = bits & 0x7FFFFFFFu;
+  if (magnitude >= 0x477FF000u) return sign | 0x7C00u;  // 65520: halfway to 2^16
+  if (magnitude < 0x38800000u) {                        // under 2^−14: a multiple of 2^−24; the sum rounds to it
+    const float rounded = std::bit_cast<float>(magnitude) + 0.5F;
+    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(rounded) - 0x3F000000u));
+  }
+  const uint32_t rebiased = magnitude - (112u << 23);
+  return static_cast<uint16_t>(sign | ((rebiased + 0xFFFu + (rebiased >> 13 & 1u)) >> 13));
+}
+
+float F16ToFloat(uint16_t code) {
+  // Exponent and mantissa in place, then the difference of the biases as a factor: exact, subnormals included.
+  const float magnitude = std::bit_cast<float>((code & 0x7FFFu) << 13) * 0x1p112F;
+  return (code & 0x8000u) != 0 ? -magnitude : magnitude;
+}
+
+void DecodeRange(const UpdateEncoding& encoding, const std::byte* update, size_t first, std::span<float> out) {
+  TRIB_CHECK(encoding.dtype == DType::kF32 && first + out.size() <= encoding.floats, "elements {}+{} of {}", first, out.size(), encoding.floats);
+  const size_t coded = first < encoding.trainable ? std::min(out.size(), encoding.trainable - first) : 0;
+  DecodeTrainable(encoding, update, first, out.first(coded));
+  if (coded == out.size()) return;
+  const size_t buffer = first + coded - encoding.trainable;
+  std::memcpy(out.data() + coded, update + encoding.buffers_offset() + buffer * sizeof(float), (out.size() - coded) * sizeof(float));
+}
+
+}  // namespace tributary
