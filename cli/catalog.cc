@@ -21,6 +21,9 @@ constexpr CatalogEntry kModels[] = {
 #define TRIB_MODEL(name, factory, help, params) {#name, help, params},
 #include "client/torch/models/models.def"
 #undef TRIB_MODEL
+#define TRIB_ANALYTIC(name, factory, help, params) {#name, help, params},
+#include "client/core/analytic/analytic.def"
+#undef TRIB_ANALYTIC
 };
 
 constexpr CatalogEntry kDatasets[] = {

@@ -180,14 +180,43 @@ void ReadCohort(YamlReader& top, CohortSpec* cohort) {
   map.Double("over_select", &cohort->over_select, "in [1, 10]", [](double v) { return v >= 1 && v <= 10; });
 }
 
+// A list with one value for each client.
+template <typename T, typename Parse>
+std::vector<T> ReadEach(Section& map, std::string_view key, std::string_view wanted, Parse parse) {
+  std::vector<std::string> texts;
+  map.reader().StringList(key, &texts);
+  std::vector<T> values;
+  for (const std::string& text : texts) {
+    T value{};
+    if (!parse(text, &value)) map.Fail(key, fmt::format("expected {}, got '{}'", wanted, text));
+    values.push_back(value);
+  }
+  if (values.empty()) map.Fail(key, "expected a value, or a list of one for each client, got an empty list");
+  return values;
+}
+
 void ReadLocal(YamlReader& top, LocalSpec* local) {
   Section map(top.Map("local"));
-  map.Choice("solver", &local->solver, {"sgd"}, {"exact"});
+  map.Choice("solver", &local->solver, {"sgd", "exact"});
   map.Int("epochs", &local->epochs, 1, kMaxCount);
-  map.Int("steps", &local->steps, 1, kMaxCount);
+  if (map.Has("steps") && !map.reader().IsScalar("steps")) {
+    local->client_steps = ReadEach<int64_t>(map, "steps", "integers from 1 to 1e9", [](const std::string& text, int64_t* out) {
+      return absl::SimpleAtoi(text, out) && *out >= 1 && *out <= kMaxCount;
+    });
+    if (!local->client_steps.empty()) local->steps = local->client_steps[0];
+  } else {
+    map.Int("steps", &local->steps, 1, kMaxCount);
+  }
   if (map.Has("epochs") && map.Has("steps")) map.Fail("steps", "give either epochs or steps, not both");
   map.Int("batch", &local->batch, 1, kMaxCount);
-  map.Double("lr", &local->lr, "in (0, 1e6]", [](double v) { return v > 0 && v <= 1e6; });
+  if (map.Has("lr") && !map.reader().IsScalar("lr")) {
+    local->client_lr = ReadEach<double>(map, "lr", "numbers in (0, 1e6]", [](const std::string& text, double* out) {
+      return absl::SimpleAtod(text, out) && *out > 0 && *out <= 1e6;
+    });
+    if (!local->client_lr.empty()) local->lr = local->client_lr[0];
+  } else {
+    map.Double("lr", &local->lr, "in (0, 1e6]", [](double v) { return v > 0 && v <= 1e6; });
+  }
   map.Double("momentum", &local->momentum, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
   map.Double("weight_decay", &local->weight_decay, "in [0, 1e6]", [](double v) { return v >= 0 && v <= 1e6; });
 }
@@ -339,6 +368,20 @@ std::string_view TimingKindName(TimingKind kind) {
   return "batch";
 }
 
+absl::StatusOr<LocalSpec> LocalSpec::Of(int64_t client) const {
+  LocalSpec own = *this;
+  own.client_steps.clear();
+  own.client_lr.clear();
+  const auto index = static_cast<size_t>(client);
+  if ((!client_steps.empty() && index >= client_steps.size()) || (!client_lr.empty() && index >= client_lr.size())) {
+    return InvalidArgument("local: {} has {} values, client {} has none", !client_steps.empty() && index >= client_steps.size() ? "steps" : "lr",
+                           !client_steps.empty() && index >= client_steps.size() ? client_steps.size() : client_lr.size(), client);
+  }
+  if (!client_steps.empty()) own.steps = client_steps[index];
+  if (!client_lr.empty()) own.lr = client_lr[index];
+  return own;
+}
+
 int64_t JobSpec::ClientsAsked() const {
   // The small slack keeps 10 × 1.1 = 11.000000000000002 from asking for 12.
   const double asked = std::ceil(static_cast<double>(cohort.size) * cohort.over_select - 1e-9);
@@ -353,16 +396,15 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& o
   if (const absl::Status valid = ValidateJobName(spec.name); !valid.ok() && reader.Has("name")) {
     reader.Fail("name", MessageOf(valid));
   }
-  for (const std::string_view key : {"privacy", "simulate"}) reader.Unsupported(key);
+  reader.Unsupported("privacy");
   ReadModel(reader, &spec.model);
   ReadData(reader, &spec.data);
   ReadStrategy(reader, &spec.strategy);
   ReadCohort(reader, &spec.cohort);
   ReadLocal(reader, &spec.local);
   ReadNumerics(top, &spec);
-  bool record = false;
-  reader.Bool("record", &record);
-  if (record) reader.Fail("record", "true is not supported yet");
+  ReadSimulate(reader, "simulate", &spec.simulate);
+  reader.Bool("record", &spec.record);
   Section stop(reader.Map("stop"));
   stop.Int("versions", &spec.stop.versions, 1, kMaxCount);
   stop.Double("accuracy", &spec.stop.accuracy, "in [0, 1]", [](double v) { return v >= 0 && v <= 1; });
@@ -427,17 +469,21 @@ std::string CanonicalYaml(const JobSpec& spec) {
   line("  ", "over_select", number(spec.cohort.over_select));
   out += "local:\n";
   line("  ", "solver", Quoted(spec.local.solver));
-  if (spec.local.steps > 0) {
+  if (!spec.local.client_steps.empty()) {
+    line("  ", "steps", fmt::format("[{}]", fmt::join(spec.local.client_steps, ", ")));
+  } else if (spec.local.steps > 0) {
     line("  ", "steps", number(spec.local.steps));
   } else {
     line("  ", "epochs", number(spec.local.epochs));
   }
   line("  ", "batch", number(spec.local.batch));
-  line("  ", "lr", number(spec.local.lr));
+  line("  ", "lr", spec.local.client_lr.empty() ? number(spec.local.lr) : fmt::format("[{}]", fmt::join(spec.local.client_lr, ", ")));
   line("  ", "momentum", number(spec.local.momentum));
   line("  ", "weight_decay", number(spec.local.weight_decay));
   line("", "dtype", spec.dtype == DType::kF64 ? "float64" : "float32");
   line("", "codec", Quoted(spec.codec));
+  line("", "record", spec.record ? "true" : "false");
+  line("", "simulate", CanonicalSimulate(spec.simulate));
   line("", "durability", spec.durability == Durability::kEphemeral ? "ephemeral" : "durable");
   out += "stop:\n";
   line("  ", "versions", number(spec.stop.versions));

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/simulate_spec.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -66,9 +67,14 @@ struct LocalSpec {
   int64_t steps = 0;          // > 0: that many minibatches instead of epochs
   int64_t batch = 32;
   double lr = 0.05;
+  // One value for each client, in the order of the data's shards; empty: `steps` and `lr` are everybody's.
+  std::vector<int64_t> client_steps;
+  std::vector<double> client_lr;
   double momentum = 0.0;
   double weight_decay = 0.0;
   bool operator==(const LocalSpec&) const = default;
+  // The same with the values of one client. INVALID_ARGUMENT: a list that ends before it.
+  absl::StatusOr<LocalSpec> Of(int64_t client) const;
 };
 
 enum class Durability { kDurable, kEphemeral };
@@ -136,6 +142,8 @@ struct JobSpec {
   StopSpec stop;
   EvaluateSpec evaluate;
   HierarchySpec hierarchy;
+  SimulateSpec simulate;
+  bool record = false;        // keep the updates with the versions, for replay
   bool reproducible = false;
   double max_weight = 1e9;    // an update's weight must be in (0, max_weight]
   int64_t seed = 0;           // model initialisation, cohort draws

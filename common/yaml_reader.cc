@@ -355,6 +355,22 @@ void YamlReader::StringList(std::string_view key, std::vector<std::string>* out,
   *out = std::move(items);
 }
 
+void YamlReader::IntLists(std::string_view key, std::vector<std::vector<int64_t>>* out) {
+  const Value* value = node_->Take(key, kOptional);
+  if (value == nullptr) return;
+  std::vector<std::vector<int64_t>> lists;
+  const auto refuse = [&](const Value& at) { node_->FailAt(at.at, key, fmt::format("expected a list of lists of integers, got {}", Described(at))); };
+  if (value->type != Value::kList) return refuse(*value);
+  for (const Value& item : value->items) {
+    if (item.type != Value::kList) return refuse(item);
+    std::vector<int64_t>& list = lists.emplace_back();
+    for (const Value& number : item.items) {
+      if (number.type != Value::kScalar || number.quoted || !absl::SimpleAtoi(number.text, &list.emplace_back())) return refuse(number);
+    }
+  }
+  *out = std::move(lists);
+}
+
 void YamlReader::Scalars(std::string_view key, std::map<std::string, std::string>* out) {
   const Value* value = node_->Take(key, kOptional);
   if (value == nullptr) return;

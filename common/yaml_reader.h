@@ -37,6 +37,8 @@ class YamlReader {
   void Int(std::string_view key, int64_t* out, Presence presence = kOptional);
   void Double(std::string_view key, double* out, Presence presence = kOptional);  // finite
   void StringList(std::string_view key, std::vector<std::string>* out, Presence presence = kOptional);
+  // A list of lists of integers.
+  void IntLists(std::string_view key, std::vector<std::vector<int64_t>>* out);
   // All scalars of the map at `key` that `known` does not claim, as text: for parameters whose names the caller checks later.
   void Scalars(std::string_view key, std::map<std::string, std::string>* out);
   // Scalars of *this* map not read so far (consumes them).

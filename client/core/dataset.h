@@ -15,6 +15,8 @@
 
 namespace tributary::client {
 
+class AnalyticProblem;
+
 struct Examples {
   std::vector<float> x;                 // examples × example_elements
   std::vector<int64_t> example_shape;   // {1, 28, 28} for an image, {features} for a table row
@@ -32,6 +34,8 @@ struct Examples {
 struct Dataset {
   std::shared_ptr<const Examples> all;  // shared: ten identities of one machine hold the files once
   std::vector<uint32_t> indices;        // the examples of this view, in order
+  // Of an analytic model (analytic/problem.h), instead of examples: the client's own problem, or all clients' to evaluate on.
+  std::vector<std::shared_ptr<const AnalyticProblem>> problems{};
   size_t count() const { return indices.size(); }
 };
 

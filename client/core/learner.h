@@ -29,6 +29,8 @@ struct TrainRequest {
   uint64_t version = 0;
   uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version
   std::string client;                          // id of the identity that trains
+  int64_t shard = 0;                           // which of the job's clients it is: local.steps and local.lr may differ by client
+  double gradient_noise = 0;                   // s: every local gradient gets + N(0, s²I), drawn from `seed` (simulations)
   std::function<bool(float done)> progress;    // done in [0, 1]; false: stop
 };
 

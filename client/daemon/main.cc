@@ -7,6 +7,7 @@
 
 #include "client/daemon/flags.h"
 #include "client/daemon/torch_seam.h"
+#include "client/data/analytic_files.h"
 #include "client/data/data.h"
 #include "common/log.h"
 
@@ -24,14 +25,24 @@ int Complain(const absl::Status& status, int code) {
 absl::Status InitModel(const std::string& job, const std::string& out, std::optional<int64_t> seed) {
   TRIB_ASSIGN_OR_RETURN(JobSpec spec, ReadJobSpec(job));
   if (seed.has_value()) spec.seed = *seed;
-  TRIB_ASSIGN_OR_RETURN(const FlatModel model, TorchInitialModel(spec));
+  FlatModel model;
+  if (IsAnalytic(spec)) {
+    TRIB_ASSIGN_OR_RETURN(const auto data, LoadAnalytic(spec));
+    TRIB_ASSIGN_OR_RETURN(model, AnalyticStart(spec, *data));
+  } else {
+    TRIB_ASSIGN_OR_RETURN(model, TorchInitialModel(spec));
+  }
   return WriteSafetensors(out, model.layout, model.bytes, {{"job", spec.name}, {"seed", std::to_string(spec.seed)}});
 }
 
 DatasetProvider FilesOfThisMachine() {
   auto cache = std::make_shared<DataCache>();  // shared by the copies of the provider
-  return [cache](const DataRequest& request) -> absl::StatusOr<std::shared_ptr<const Dataset>> {
+  auto analytic = std::make_shared<AnalyticCache>();
+  return [cache, analytic](const DataRequest& request) -> absl::StatusOr<std::shared_ptr<const Dataset>> {
     if (request.spec->data.source.empty()) return std::shared_ptr<const Dataset>();
+    if (IsAnalytic(*request.spec)) {
+      return request.evaluation ? analytic->Evaluation(*request.spec) : analytic->ShardOf(*request.spec, request.shard, request.shards);
+    }
     absl::StatusOr<Dataset> data = request.evaluation ? cache->TestSet(request.spec->data)
                                                       : cache->ShardOf(request.spec->data, request.shard, request.shards);
     if (!data.ok()) return data.status();

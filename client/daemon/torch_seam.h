@@ -1,4 +1,5 @@
-// What tributary-client needs of LibTorch. torch_on.cc calls client/torch; torch_off.cc is built without LibTorch and says so.
+// What tributary-client needs of LibTorch. torch_on.cc calls client/torch; torch_off.cc is built without LibTorch: its learners train
+// analytic models (client/core/analytic) and refuse all others, saying so.
 #pragma once
 
 #include <string>
@@ -10,8 +11,8 @@
 
 namespace tributary::client {
 
-// FAILED_PRECONDITION in a build without LibTorch.
 absl::StatusOr<LearnerFactory> TorchLearnerFactory(const std::string& device, int threads);
+// FAILED_PRECONDITION in a build without LibTorch.
 absl::StatusOr<FlatModel> TorchInitialModel(const JobSpec& spec);
 
 }  // namespace tributary::client

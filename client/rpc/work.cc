@@ -33,6 +33,7 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
+  request.shard = context.shard;
   request.progress = [cancelled = context.cancelled, progress](float done) {
     if (cancelled->load()) return false;
     progress(done);

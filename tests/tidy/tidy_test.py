@@ -20,7 +20,7 @@ RANKS = {
     'common': 0,
     'proto': 1, 'ebpf': 1, 'aggregator/core': 1, 'client/core': 1, 'client/cuda': 1,
     'aggregator/store': 2, 'aggregator/transport': 2, 'aggregator/state': 2, 'client/torch': 2, 'client/data': 2,
-    'aggregator/ingress': 3, 'aggregator/worker': 3, 'aggregator/coordinator': 3, 'client/rpc': 3,
+    'simulate': 3, 'aggregator/ingress': 3, 'aggregator/worker': 3, 'aggregator/coordinator': 3, 'client/rpc': 3,
     'aggregator/daemon': 4, 'client/daemon': 4, 'cli': 4,
 }
 PURE = ('aggregator/core', 'client/core')

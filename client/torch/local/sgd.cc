@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "client/torch/local/batch_order.h"
+#include "client/core/batch_order.h"
 #include "client/torch/local/solver.h"
 
 namespace tributary::client {

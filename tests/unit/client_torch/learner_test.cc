@@ -7,7 +7,7 @@
 #include <cmath>
 #include <filesystem>
 
-#include "client/torch/local/batch_order.h"
+#include "client/core/batch_order.h"
 #include "tests/unit/client_torch/fixtures.h"
 
 namespace tributary::client {

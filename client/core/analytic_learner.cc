@@ -1,0 +1,187 @@
+#include "client/core/analytic_learner.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <optional>
+
+#include "client/core/batch_order.h"
+#include "client/core/random.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kMaxCached = 20'000;  // factors of one job's clients
+constexpr uint64_t kNoiseStream = 0x6e6f697365;
+
+void Widen(std::span<const std::byte> flat, DType dtype, std::vector<double>* out) {
+  const size_t count = out->size();
+  if (dtype == DType::kF64) {
+    std::memcpy(out->data(), flat.data(), count * sizeof(double));
+    return;
+  }
+  for (size_t i = 0; i < count; ++i) {
+    float value;
+    std::memcpy(&value, flat.data() + i * sizeof(float), sizeof(float));
+    (*out)[i] = value;
+  }
+}
+
+void Narrow(std::span<const double> values, DType dtype, std::byte* to) {
+  if (dtype == DType::kF64) {
+    std::memcpy(to, values.data(), values.size() * sizeof(double));
+    return;
+  }
+  for (size_t i = 0; i < values.size(); ++i) {
+    const auto value = static_cast<float>(values[i]);
+    std::memcpy(to + i * sizeof(float), &value, sizeof(float));
+  }
+}
+
+absl::Status CheckModel(const TrainRequest& request, const AnalyticProblem& problem) {
+  if (request.layout->trainable_count() != problem.dimension() || request.layout->total_bytes() != request.layout->float_bytes() ||
+      request.model.size() != request.layout->total_bytes()) {
+    return InvalidArgument("task: the client's data are of a model with {} elements, the job's model has {}", problem.dimension(),
+                           request.layout->float_count() + request.layout->counter_count());
+  }
+  return absl::OkStatus();
+}
+
+class Router final : public Learner {
+ public:
+  Router(std::unique_ptr<Learner> other, absl::Status why) : other_(std::move(other)), why_(std::move(why)) {}
+  std::string device() const override { return other_ != nullptr ? other_->device() : analytic_.device(); }
+  absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) override {
+    TRIB_ASSIGN_OR_RETURN(Learner * learner, For(request));
+    return learner->Train(request, data);
+  }
+  absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) override {
+    TRIB_ASSIGN_OR_RETURN(Learner * learner, For(request));
+    return learner->Evaluate(request, data);
+  }
+
+ private:
+  absl::StatusOr<Learner*> For(const TrainRequest& request) {
+    if (IsAnalytic(*request.spec)) return &analytic_;
+    if (other_ == nullptr) return why_;
+    return other_.get();
+  }
+  AnalyticLearner analytic_;
+  const std::unique_ptr<Learner> other_;
+  const absl::Status why_;
+};
+
+}  // namespace
+
+absl::StatusOr<uint64_t> AnalyticLearner::RunSgd(const TrainRequest& request, const LocalSpec& local, const AnalyticProblem& problem,
+                                                 const LocalStep& step) {
+  const size_t d = problem.dimension();
+  std::optional<BatchOrder> order;
+  if (problem.minibatch_rows() > 0) order.emplace(problem.minibatch_rows(), static_cast<size_t>(local.batch), request.seed);
+  const uint64_t per_epoch = order ? order->batches_per_epoch() : 1;
+  const uint64_t steps = local.steps > 0 ? static_cast<uint64_t>(local.steps) : static_cast<uint64_t>(local.epochs) * per_epoch;
+  gradient_.resize(d);
+  velocity_.assign(local.momentum != 0 ? d : 0, 0.0);
+  CounterRandom noise(request.seed, kNoiseStream);
+  for (uint64_t k = 0; k < steps; ++k) {
+    const std::span<const uint32_t> rows = order ? order->At(k) : std::span<const uint32_t>();
+    problem.Gradient(y_, rows, gradient_);
+    if (step.b != 0) {
+      before_.resize(d);
+      problem.Gradient(step.before, rows, before_);
+    }
+    for (size_t i = 0; i < d; ++i) {
+      double direction = step.a * gradient_[i];
+      if (step.b != 0) direction += step.b * before_[i];
+      if (request.gradient_noise > 0) direction += (step.a + step.b) * request.gradient_noise * noise.Normal();  // one draw for both
+      if (step.mu != 0) direction += step.mu * (y_[i] - step.s[i]);
+      if (!step.v.empty()) direction += step.v[i];
+      if (local.weight_decay != 0) direction += local.weight_decay * y_[i];
+      if (local.momentum != 0) direction = velocity_[i] = local.momentum * velocity_[i] + direction;
+      y_[i] -= local.lr * direction;
+    }
+    if (request.progress && !request.progress(static_cast<float>(k + 1) / static_cast<float>(steps))) {
+      return Cancelled("sgd: stopped after step {} of {}", k + 1, steps);
+    }
+  }
+  return steps;
+}
+
+absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, const Dataset* data) {
+  if (data == nullptr || data->problems.size() != 1) return InvalidArgument("data: expected the problem of one client, got {}", data == nullptr ? 0 : data->problems.size());
+  const std::shared_ptr<const AnalyticProblem>& problem = data->problems[0];
+  TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
+  TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
+  const size_t d = problem->dimension();
+  x_.resize(d);
+  Widen(request.model, request.spec->dtype, &x_);
+  LocalStep step;
+  TRIB_ASSIGN_OR_RETURN(step.mu, ProximalFactor(request.spec->strategy));
+  step.s = x_;
+  y_ = x_;
+  uint64_t steps = 1;
+  if (local.solver == "exact") {
+    if (exact_.size() >= kMaxCached && !exact_.contains(problem.get())) exact_.clear();
+    Cached& cached = exact_[problem.get()];
+    cached.problem = problem;
+    TRIB_RETURN_IF_ERROR(problem->Minimise({.v = step.v, .mu = step.mu, .s = step.s}, &cached.exact, y_));
+  } else {
+    TRIB_ASSIGN_OR_RETURN(steps, RunSgd(request, local, *problem, step));
+  }
+  TrainResult result;
+  for (size_t i = 0; i < d; ++i) {
+    if (!std::isfinite(y_[i])) {
+      return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", local.solver, steps, local.lr);
+    }
+    y_[i] -= x_[i];
+  }
+  result.update.resize(request.layout->total_bytes());
+  Narrow(y_, request.spec->dtype, result.update.data());
+  result.weight = problem->weight();
+  result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem->weight())));
+  result.metrics["train_steps"] = static_cast<double>(steps);
+  result.metrics["train_loss"] = problem->Loss(x_);
+  return result;
+}
+
+absl::StatusOr<EvaluateResult> AnalyticLearner::Evaluate(const TrainRequest& request, const Dataset* data) {
+  if (data == nullptr || data->problems.empty()) return InvalidArgument("data: no problem to evaluate");
+  EvaluateResult result;
+  double weights = 0;
+  double examples = 0;
+  for (const auto& problem : data->problems) {
+    TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
+    x_.resize(problem->dimension());
+    Widen(request.model, request.spec->dtype, &x_);
+    const double weight = problem->loss_is_sum() ? 1.0 : problem->weight();
+    weights += weight;
+    examples += problem->weight();
+    result.loss += weight * problem->Loss(x_);
+    result.accuracy += problem->weight() * problem->Accuracy(x_);
+  }
+  result.loss /= weights;
+  result.accuracy /= examples;
+  result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(examples)));
+  return result;
+}
+
+std::unique_ptr<Learner> WithAnalyticModels(std::unique_ptr<Learner> other, absl::Status why) {
+  return std::make_unique<Router>(std::move(other), std::move(why));
+}
+
+absl::StatusOr<FlatModel> AnalyticInitialModel(DType dtype, std::span<const std::shared_ptr<const AnalyticProblem>> problems) {
+  if (problems.empty()) return InvalidArgument("initial model: there is no client's problem to take its shape from");
+  std::vector<TensorSpec> specs;
+  for (auto& [name, shape] : problems[0]->tensors()) specs.push_back({.name = name, .shape = shape, .dtype = dtype, .kind = TensorKind::kTrainable});
+  FlatModel model;
+  TRIB_ASSIGN_OR_RETURN(model.layout, TensorLayout::Create(std::move(specs)));
+  model.bytes.resize(model.layout.total_bytes());
+  for (const auto& problem : problems) {
+    if (problem->init().empty()) continue;
+    Narrow(problem->init(), dtype, model.bytes.data());
+    break;
+  }
+  return model;
+}
+
+}  // namespace tributary::client
