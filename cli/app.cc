@@ -29,6 +29,7 @@ std::unique_ptr<CLI::App> MakeApp(Context& context) {
   AddStateCommands(*app, context);
   AddAggregateCommand(*app, context);
   AddCatalogCommands(*app, context);
+  AddPrivacyCommands(*app, context);
   AddDoctorCommand(*app, context);
   AddCompletionCommand(*app, context);
   return app;

@@ -44,6 +44,7 @@ void AddNodesCommands(CLI::App& app, Context& context);       // nodes.cc
 void AddStateCommands(CLI::App& app, Context& context);       // state.cc
 void AddAggregateCommand(CLI::App& app, Context& context);    // aggregate.cc
 void AddCatalogCommands(CLI::App& app, Context& context);     // catalog.cc: strategies, models, datasets
+void AddPrivacyCommands(CLI::App& app, Context& context);      // privacy.cc: epsilon, calibrate
 void AddDoctorCommand(CLI::App& app, Context& context);       // doctor.cc
 void AddCompletionCommand(CLI::App& app, Context& context);   // completion.cc
 

@@ -2,6 +2,7 @@
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
 #   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
+#   scripts/test.sh transports the debug suite once more with every aggregator on skmsg, on skmsg-inline, and on ring as a plain user
 # TRIBUTARY_REQUIRE=bpf,mount,root (what .ci/run sets): tests that need eBPF, a mount or root fail instead of being skipped where they find none.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -13,12 +14,32 @@ case ${1:-} in
   asan|tsan)
     scripts/deps.sh
     step "configure and build: $1"
+    if [ "$1" = tsan ]; then scripts/tsan_grpc.sh; fi
     cmake --preset "$1" >/dev/null
     cmake --build --preset "$1"
     step "test: $1"
     exec ctest --preset "$1" -j "$(nproc)" -LE 'torch|tidy' ;;
+  transports)
+    scripts/deps.sh --no-torch
+    step "configure and build: dev"
+    cmake --preset dev >/dev/null
+    cmake --build --preset dev
+    for transport in skmsg skmsg-inline; do
+      step "test: aggregators on $transport"
+      TRIBUTARY_TRANSPORT=$transport ctest --preset dev -j "$(nproc)" -L 'e2e|integration'
+    done
+    step "test: as a plain user, without a capability"
+    # He must be able to read the checkout and the Python environment of the tests; ctest writes its log into a folder of his.
+    plain=$(mktemp -d)
+    printf 'subdirs("%s/build/dev")\n' "$root" >"$plain/CTestTestfile.cmake"
+    chown -R 65534:65534 "$plain"
+    (cd "$plain" && setpriv --reuid=65534 --regid=65534 --clear-groups --bounding-set=-all --inh-caps=-all --no-new-privs \
+      env -u TRIBUTARY_REQUIRE HOME="$plain" ctest --output-on-failure -j "$(nproc)" -L 'unit|e2e|integration')
+    rm -rf "$plain"
+    step "all tests passed"
+    exit 0 ;;
   "") ;;
-  *) sed -n '2,5p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+  *) sed -n '2,6p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
 esac
 
 step "dependencies"

@@ -309,6 +309,8 @@ void Coordinator::RunTimers(absl::Time now) {
   for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
     if (!job->Open()) continue;
     HurryIfDue(*job, now);
+    if (job->row.relayed()) MaybeSendShort(job, now);
+    if (!job->Open()) continue;
     if (now >= ReplanAt(*job)) ReplanRound(*job, now);
     if (job->wake <= now) {
       job->wake = absl::InfiniteFuture();

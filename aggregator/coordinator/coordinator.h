@@ -249,6 +249,8 @@ class Coordinator {
   int64_t ExpectedFromNodes(const Job& job) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
   // Shares out what nobody brings yet of the open version; the engine learns what to expect.
   void ShareJob(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MaybeGatherAgain(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  int64_t AskedOf(const std::string& name) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ShareOpenJobs() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   // True if a node is asked for more than before.
   bool PlaceShares(Job& job, int64_t missing) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -271,7 +273,9 @@ class Coordinator {
   absl::Status PushPartial(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
   void OnRelayRound(const v1::RelayRound& round) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SetGoal(const JobPtr& job, bool hurry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LosePartial(const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void MaybeSendShort(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void MaybeEndRelayed(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReportClients() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   int64_t TrainingClients() const ABSL_SHARED_LOCKS_REQUIRED(mutex_);

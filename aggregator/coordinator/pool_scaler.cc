@@ -1,6 +1,7 @@
 #include "aggregator/coordinator/pool_scaler.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace tributary::aggregator {
 
@@ -12,7 +13,7 @@ PoolScaler::PoolScaler(uint32_t workers, absl::Duration period, absl::Time now)
 PoolScaler::Orders PoolScaler::OnPlan(absl::Time now, std::span<const Worker> workers) {
   Orders orders;
   int64_t needed = 0;
-  std::vector<WorkerView> parked;
+  std::vector<ParkedWorker> parked;
   for (uint32_t i = 0; i < workers.size(); ++i) {
     if (workers[i].needed) {
       ++needed;
@@ -23,7 +24,7 @@ PoolScaler::Orders PoolScaler::OnPlan(absl::Time now, std::span<const Worker> wo
       continue;
     }
     parked_since_[i] = std::min(parked_since_[i], now);
-    parked.push_back({.worker = i + 1, .node = 0, .role = Role::kParked, .parked_since = parked_since_[i]});
+    parked.push_back({.worker = i, .since = parked_since_[i]});
   }
   peak_ = std::max(peak_, needed);
   if (now < next_) return orders;
@@ -33,7 +34,7 @@ PoolScaler::Orders PoolScaler::OnPlan(absl::Time now, std::span<const Worker> wo
   const auto quota = static_cast<int64_t>(workers.size());
   const ScaleDecision decision = Scale({.wanted = needed, .active = needed, .parked = static_cast<int64_t>(parked.size()),
                                         .warm_target = warm_.Target(needed, quota), .quota = std::max<int64_t>(1, quota)});
-  for (const uint32_t worker : Coldest(parked, 0, decision.evict)) orders.end.push_back(worker - 1);
+  orders.end = Coldest(std::move(parked), decision.evict);
   return orders;
 }
 

@@ -98,6 +98,8 @@ class NodeSums {
 
 struct JobNodes {
   std::map<std::string, NodeShare> shares;  // by node
+  absl::Time stuck_since = absl::InfiniteFuture();  // when the last one who could bring what is missing had brought it
+  std::map<std::string, int64_t> gathered;  // by node: its clients when all were told to send again; reset with each version
   std::shared_ptr<NodeSums> sums;           // null: no partial came for the open aggregate; shared with a merge under way
 };
 
@@ -120,10 +122,12 @@ struct RelayedJob {
   bool catch_up = false;                    // adopt every version even if nothing is wanted: clients may have updates in them
   std::optional<Commit> commit;             // what waits for a version of the top: its sums stay where they are
   bool push = false;                        // it is to be sent (again)
+  bool gather = false;                      // or rather, with more updates than it has: they all have to come again
   bool taken = false;                       // the top said so
   bool busy = false;                        // the relay thread is at it
   absl::Time not_before = absl::InfinitePast();
   std::optional<v1::RelayJobEnded> ended;
+  absl::Time short_since = absl::InfiniteFuture();  // when the last client that it could ask for what it lacks went
   std::string trouble;                      // the last thing that went wrong, for people
 };
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr absl::Duration kRelayRetry = absl::Milliseconds(300);
 constexpr absl::Duration kRelayLook = absl::Seconds(1);
+constexpr int kMissedHeartbeats = 3;
 
 // The manifest of `version` as the top has it; nothing of it is believed before it was looked at.
 absl::Status CheckVersion(const v1::RelayVersion& got, const std::string& job, uint64_t version, size_t bytes) {
@@ -146,6 +147,7 @@ void Coordinator::OnRelayRound(const v1::RelayRound& round) {
   if (relayed.commit && round.version() + 1 == relayed.commit->version && (round.again() || other_run || !relayed.taken)) {
     relayed.taken = false;
     relayed.push = true;
+    relayed.gather = round.again() && round.goal() > relayed.commit->contributors.size();
     relayed.not_before = absl::InfinitePast();
   }
   if (!BehindTop(*job)) relayed.catch_up = false;
@@ -183,6 +185,29 @@ void Coordinator::SetGoal(const JobPtr& job, bool hurry) {
   job->hurry_at = job->runtime->round->deadline();
   if (hurry) workers_->Hurry(job->runtime->number);  // nobody waits for updates of the former goal
   MarkChanged(*job, /*persist=*/false);
+}
+
+// Nobody is left here who could be asked for what is lacking: what came goes up, and the node above asks others for the rest.
+void Coordinator::MaybeSendShort(const JobPtr& job, absl::Time now) {
+  RelayedJob& relayed = job->relayed;
+  const size_t in = job->runtime->round->updates_in();
+  bool lacking = !relayed.commit && !BehindTop(*job) && in > 0 && in < relayed.goal && job->tasks.empty();
+  if (lacking) {
+    std::set<std::string> contributed;
+    for (const auto& [id, entry] : job->updates) {
+      if (entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED) contributed.insert(entry.key.client);
+    }
+    lacking = std::none_of(clients_.begin(), clients_.end(), [&](const auto& item) {
+      return item.second.attached() && item.second.hello.trains() && !contributed.contains(item.first);
+    });
+  }
+  relayed.short_since = lacking ? std::min(relayed.short_since, now) : absl::InfiniteFuture();
+  if (now - relayed.short_since < kMissedHeartbeats * options_.heartbeat) return;
+  relayed.short_since = absl::InfiniteFuture();
+  Record(*job, "partial_short", "", 0, fmt::format("{} of {} updates for version {}: no client is left to ask", in, relayed.goal,
+                                                   job->runtime->round->version() + 1));
+  relayed.goal = in;
+  SetGoal(job, /*hurry=*/true);
 }
 
 void Coordinator::MaybeEndRelayed(const JobPtr& job) {
@@ -383,6 +408,7 @@ absl::Status Coordinator::AdoptVersion(const JobPtr& job) {
   job->committing = false;
   job->relayed.commit.reset();
   job->relayed.push = false;
+  job->relayed.gather = false;
   job->relayed.taken = false;
   if (!BehindTop(*job)) job->relayed.catch_up = false;
   open_jobs_ = true;
@@ -420,6 +446,11 @@ absl::Status Coordinator::PushPartial(const JobPtr& job) {
   {
     absl::MutexLock lock(&mutex_);
     if (!job->Open() || !job->relayed.commit) return absl::OkStatus();
+    if (job->relayed.gather) {
+      LosePartial(job, fmt::format("the node above wants {} updates in one partial, this one has {}", job->relayed.goal,
+                                   job->relayed.commit->contributors.size()));
+      return absl::OkStatus();
+    }
     runtime = job->runtime;
     upstream = upstream_;
     const Commit& commit = *job->relayed.commit;
@@ -435,16 +466,10 @@ absl::Status Coordinator::PushPartial(const JobPtr& job) {
                                       entry == job->updates.end() ? std::string(16, '\0') : entry->second.digest});
     }
   }
-  const auto lose = [&](const std::string& reason) {
-    absl::MutexLock lock(&mutex_);
-    job->committing = false;
-    job->relayed.commit.reset();
-    for (auto& [id, entry] : job->updates) entry.committing = false;
-    LoseAggregate(job, reason);
-  };
   const absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(runtime->number);
   if (!sums.ok()) {
-    lose(MessageOf(sums.status()));
+    absl::MutexLock lock(&mutex_);
+    LosePartial(job, MessageOf(sums.status()));
     return absl::OkStatus();
   }
   std::vector<StatePiece> pieces = sums->pieces;
@@ -498,11 +523,16 @@ absl::Status Coordinator::PushPartial(const JobPtr& job) {
   }
 }
 
-void Coordinator::DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer) {
+void Coordinator::LosePartial(const JobPtr& job, const std::string& reason) {
   job->committing = false;
   job->relayed.commit.reset();
-  std::vector<UpdateKeyRef> dropped;
+  job->relayed.gather = false;
   for (auto& [id, entry] : job->updates) entry.committing = false;
+  LoseAggregate(job, reason);
+}
+
+void Coordinator::DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer) {
+  std::vector<UpdateKeyRef> dropped;
   for (const std::string& bytes : answer.overlap()) {
     const absl::StatusOr<UpdateId> id = UpdateIdFromBytes(bytes);
     const auto entry = id.ok() ? job->updates.find(*id) : job->updates.end();
@@ -515,7 +545,7 @@ void Coordinator::DropOverlap(const JobPtr& job, const v1::PartialAnswer& answer
   }
   TRIB_LOG(warn, "job {}: {} of the updates in its partial are counted elsewhere, the others are asked for again", job->id, dropped.size());
   // The sums cannot be freed of them.
-  LoseAggregate(job, fmt::format("{} of the updates in the partial are counted elsewhere", dropped.size()));
+  LosePartial(job, fmt::format("{} of the updates in the partial are counted elsewhere", dropped.size()));
   for (const UpdateKeyRef& key : dropped) Post(job, TaskDeclined{key.client, key.task, "its update is counted through another node"});
 }
 

@@ -91,6 +91,8 @@ void Coordinator::OnNodeReport(uint64_t session, const v1::NodeReport& report) {
   node->last_seen = clock_->Now();
   const bool more = report.clients() > node->clients;
   node->clients = report.clients();
+  // Nobody there can bring what it was asked for, unless somebody comes back.
+  node->given_up = node->clients > 0 ? absl::InfiniteFuture() : std::min(node->given_up, clock_->Now() + kMissedReports * options_.heartbeat);
   if (more) ShareOpenJobs();
 }
 
@@ -121,9 +123,52 @@ void Coordinator::RunNodeTimers(absl::Time now) {
       if (!job->Open()) continue;
       const auto share = job->nodes.shares.find(name);
       if (share == job->nodes.shares.end() || share->second.arrived || share->second.goal == 0) continue;
-      GiveUpShare(job, name, "it has gone");
+      GiveUpShare(job, name, node.session == 0 ? "it has gone" : "its clients have gone");
     }
   }
+  for (const JobPtr& job : std::vector<JobPtr>(jobs_)) {
+    if (job->Open() && !job->finishing) MaybeGatherAgain(job, now);
+  }
+}
+
+// A node brings one partial a round. Where it has clients that came too late for it, and nobody else is left who could bring what the
+// version lacks, a round without a deadline would wait for ever: so everybody sends once more, and that node with them.
+void Coordinator::MaybeGatherAgain(const JobPtr& job, absl::Time now) {
+  if (job->spec.cohort.deadline != absl::InfiniteDuration() || !NodesMayServe(*job)) return;
+  int64_t missing = job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in());
+  const bool stuck = missing > 0 && !job->committing && !job->journalling && job->tasks.empty() && ExpectedFromNodes(*job) == 0;
+  job->nodes.stuck_since = stuck ? std::min(job->nodes.stuck_since, now) : absl::InfiniteFuture();
+  if (now - job->nodes.stuck_since < kMissedReports * options_.heartbeat) return;
+  std::map<std::string, int64_t> more;
+  for (const auto& [name, share] : job->nodes.shares) {
+    const auto node = nodes_.find(name);
+    if (!share.arrived || missing == 0 || node == nodes_.end() || node->second.session == 0) continue;
+    // In vain once is enough: its clients may be the same that others have brought.
+    const auto before = job->nodes.gathered.find(name);
+    if (before != job->nodes.gathered.end() && node->second.clients <= before->second) continue;
+    const int64_t spare = node->second.clients - AskedOf(name) - static_cast<int64_t>(share.updates);
+    const int64_t taken = std::clamp<int64_t>(spare, 0, missing);
+    if (taken > 0) more[name] = taken;
+    missing -= taken;
+  }
+  if (missing > 0) return;
+  for (const auto& [name, count] : more) {
+    NodeShare& share = job->nodes.shares[name];
+    share.goal = share.updates + static_cast<uint64_t>(count);
+    job->nodes.gathered[name] = nodes_.at(name).clients;
+  }
+  LoseAggregate(job, fmt::format("clients came to {} node(s) after their partials: all send again, with {} updates more", more.size(),
+                                 job->spec.cohort.size - static_cast<int64_t>(job->runtime->round->updates_in())));
+}
+
+// Updates that a node has been asked for, of all jobs, and has not brought.
+int64_t Coordinator::AskedOf(const std::string& name) const {
+  int64_t asked = 0;
+  for (const JobPtr& job : jobs_) {
+    const auto share = job->nodes.shares.find(name);
+    if (share != job->nodes.shares.end() && !share->second.arrived) asked += static_cast<int64_t>(share->second.goal);
+  }
+  return asked;
 }
 
 void Coordinator::GiveUpShare(const JobPtr& job, const std::string& name, const std::string& reason) {
@@ -181,11 +226,7 @@ bool Coordinator::PlaceShares(Job& job, int64_t missing) {
     if (node.session == 0) continue;
     const auto share = job.nodes.shares.find(name);
     if (share != job.nodes.shares.end() && share->second.arrived) continue;  // one partial a round
-    int64_t load = 0;
-    for (const JobPtr& other : jobs_) {
-      const auto theirs = other->nodes.shares.find(name);
-      if (theirs != other->nodes.shares.end() && !theirs->second.arrived) load += static_cast<int64_t>(theirs->second.goal);
-    }
+    const int64_t load = AskedOf(name);
     offers.push_back({node.id, node.capacity - static_cast<double>(load), node.clients - load});
     records.push_back(&node);
   }
@@ -233,6 +274,7 @@ void Coordinator::OpenShares(const JobPtr& job) {
   std::map<std::string, NodeShare> before;
   before.swap(job->nodes.shares);
   job->nodes.sums.reset();
+  job->nodes.gathered.clear();
   const bool last = job->latest.info().version() >= static_cast<uint64_t>(job->spec.stop.versions);
   if (!last) PlaceShares(*job, job->spec.cohort.size);
   for (const auto& [name, share] : before) {

@@ -18,11 +18,24 @@ endif()
 if(TRIBUTARY_SANITIZER STREQUAL "thread")
   # Debian's Abseil is built without TSan: its Mutex has to be explained to it (tests/support/tsan_mutex.cc).
   target_link_libraries(trib_flags INTERFACE trib_tsan_mutex)
-  foreach(_symbol 5Mutex4LockEv 5Mutex6UnlockEv 5Mutex5AwaitERKNS0_9ConditionE 5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
+  foreach(_symbol 5Mutex4LockEv 5Mutex6UnlockEv 5Mutex7TryLockEv 19ReleasableMutexLock7ReleaseEv 5Mutex5AwaitERKNS0_9ConditionE 5Mutex16AwaitWithTimeoutERKNS0_9ConditionENS0_8DurationE
           7CondVar4WaitEPNS0_5MutexE 7CondVar15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE 7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
     # --undefined: also for a program that takes no lock itself, whose Abseil libraries do.
     target_link_options(trib_flags INTERFACE "LINKER:--wrap=_ZN4absl7debian3${_symbol},--undefined=__wrap__ZN4absl7debian3${_symbol}")
   endforeach()
+  # Likewise its gRPC, which passes objects between threads by atomics: an instrumented one is loaded in its place where scripts/tsan_grpc.sh
+  # has built it.
+  if(DEFINED ENV{XDG_CACHE_HOME})
+    set(_cache $ENV{XDG_CACHE_HOME})
+  else()
+    set(_cache $ENV{HOME}/.cache)
+  endif()
+  set(TRIBUTARY_TSAN_GRPC ${_cache}/tributary/grpc-1.51.1-tsan CACHE PATH "Folder of the gRPC libraries built with ThreadSanitizer")
+  if(EXISTS ${TRIBUTARY_TSAN_GRPC}/libgrpc++.so)
+    target_link_options(trib_flags INTERFACE "LINKER:-rpath,${TRIBUTARY_TSAN_GRPC}")
+  else()
+    message(WARNING "no ${TRIBUTARY_TSAN_GRPC}/libgrpc++.so: tests that use gRPC will report races inside it. scripts/tsan_grpc.sh builds it.")
+  endif()
 endif()
 
 # trib_library(NAME SOURCES a.cc ... DEPS targets ...): a static library whose public headers are its folder's.

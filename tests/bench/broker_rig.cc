@@ -233,7 +233,7 @@ double LanePeakMiB(const RigOptions& options, std::span<const grpc::ByteBuffer> 
   const size_t base = PrivateBytes(::getpid());
   PoolHierarchy lazy;
   lazy.shape = PoolShape::kFlat;
-  lazy.timing.kind = PoolTiming::Kind::kLazy;
+  lazy.timing.kind = TimingKind::kLazy;
   RigNode node({.worker_program = options.worker_program, .workers = 1, .elements = kElements, .slots = kPending, .hierarchy = lazy});
   absl::SleepFor(absl::Milliseconds(50));  // the worker has started
   const std::vector<pid_t> workers = node.WorkerPids();

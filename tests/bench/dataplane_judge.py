@@ -3,7 +3,8 @@
 A measurement has a baseline arm, an arm of ours, or both, each with its runs. It passes when every rule laid on it holds:
   at_least(limit)   the medians' ratio, in favour of ours, is >= limit; the quartile ranges do not overlap, ours on the better side
   ceiling(limit)    the median of ours is <= limit (strict: < limit); floor(limit) likewise from below
-Where it has a baseline, quartiles have to be apart unless the rule says otherwise. Fewer than five runs an arm are never a pass.
+Where it has a baseline, quartiles have to be apart unless the rule says otherwise; a ceiling or floor is no comparison, so a pass there
+says it when the baseline is the better one. Fewer than five runs an arm are never a pass.
 """
 import dataclasses
 import math
@@ -71,12 +72,12 @@ def ratio_of(baseline, ours, better):
     return above / below if below > 0 else None
 
 
-def apart(baseline, ours, better):
+def ahead(baseline, ours, better):
     return ours.high < baseline.low if better == "low" else ours.low > baseline.high
 
 
 def judge(rule, baseline, ours):
-    """(verdict, why it is not a pass)."""
+    """(verdict, why it is not a pass, or what has to be said of one)."""
     arms = [arm for arm in (baseline, ours) if arm is not None]
     if ours is None or any(not math.isfinite(arm.median) for arm in arms):
         return FAIL, "no figure of ours" if ours is None else "a figure is not a number"
@@ -90,11 +91,14 @@ def judge(rule, baseline, ours):
         below = ours.median < rule.limit if rule.kind == "ceiling" else ours.median > rule.limit
         if not (below or (ours.median == rule.limit and not rule.strict)):
             return FAIL, f"{rule.text()} missed"
-    if baseline is not None and rule.apart and not apart(baseline, ours, rule.better):
-        return FAIL, "quartile ranges overlap"
+    behind = False
+    if baseline is not None and rule.apart and not ahead(baseline, ours, rule.better):
+        behind = rule.kind != "at_least" and ahead(ours, baseline, rule.better)
+        if not behind:
+            return FAIL, "quartile ranges overlap"
     if any(arm.runs and len(arm.runs) < MIN_RUNS for arm in arms):
         return FEW_RUNS, f"{min(len(arm.runs) for arm in arms if arm.runs)} runs an arm, {MIN_RUNS} expected"
-    return PASS, ""
+    return PASS, "the baseline is better" if behind else ""
 
 
 def rule_of_text(text):
@@ -175,9 +179,9 @@ def measure(line, rules=None):
 
 def worst(verdicts):
     for wanted in (FAIL, FEW_RUNS, PASS):
-        for verdict, why in verdicts:
-            if verdict == wanted:
-                return verdict, why
+        whys = [why for verdict, why in verdicts if verdict == wanted]
+        if whys:
+            return wanted, next((why for why in whys if why), "")
     return FAIL, "nothing was judged"
 
 

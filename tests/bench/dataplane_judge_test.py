@@ -44,10 +44,16 @@ class Judging(unittest.TestCase):
         self.assertEqual(judge(ceiling(100, strict=True), None, Arm.of("ours", [100] * 5))[0], FAIL)
         self.assertEqual(judge(ceiling(100), None, Arm.of("ours", [101] * 5))[0], FAIL)
 
-    def test_a_floor_asks_for_at_least_its_limit_and_a_better_arm_than_the_baseline(self):
-        self.assertEqual(self.verdict(floor(15), [3] * 5, [15] * 5), PASS)
+    def test_a_floor_asks_for_its_limit_and_says_when_the_baseline_is_better(self):
+        self.assertEqual(judge(floor(15), *arms([3] * 5, [15] * 5)), (PASS, ""))
         self.assertEqual(self.verdict(floor(15), [3] * 5, [14] * 5), FAIL)
-        self.assertEqual(self.verdict(floor(15), [40] * 5, [20] * 5), FAIL)
+        self.assertEqual(judge(floor(15), *arms([40] * 5, [20] * 5)), (PASS, "the baseline is better"))
+        self.assertEqual(judge(floor(15), *arms([19, 20, 21, 22, 23], [18, 20, 21, 22, 24])), (FAIL, "quartile ranges overlap"))
+
+    def test_what_has_to_be_said_of_a_pass_reaches_its_id(self):
+        lines = [{"case": case, "metric": "updates/s", "baseline": {"runs": [base] * 5}, "ours": {"runs": [20] * 5}} for case, base in (("a", 3), ("b", 40))]
+        measured = [measure(line, [floor(15)]) for line in lines]
+        self.assertEqual(overall(measured), (PASS, "b: the baseline is better"))
 
     def test_a_ceiling_with_a_baseline_needs_quartiles_apart_unless_it_is_excepted(self):
         self.assertEqual(self.verdict(ceiling(100), [50] * 5, [50] * 5), FAIL)

@@ -17,6 +17,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <set>
 #include <vector>
 
@@ -336,23 +337,30 @@ int T11(const HierarchyBench& options) {
 int T18(const HierarchyBench& options) {
   constexpr int kUpdates = 16;
   struct Arm {
-    const char* name;
+    std::string name;
     PoolShape shape;
     uint32_t max_fold;
+    uint32_t workers;
     std::unique_ptr<Node> node;
     std::vector<double> ms;
   };
   std::vector<Arm> arms;
-  arms.push_back({"tree, 2 leaves + merge, unblocked (baseline a)", PoolShape::kTree, 1, nullptr, {}});
-  arms.push_back({"tree, 2 leaves + merge, blocked (baseline b)", PoolShape::kTree, 8, nullptr, {}});
-  arms.push_back({"range shard, 2 workers, blocked", PoolShape::kShard, 8, nullptr, {}});
+  arms.push_back({"tree, 2 leaves + merge, unblocked (baseline a)", PoolShape::kTree, 1, 2, nullptr, {}});
+  arms.push_back({"tree, 2 leaves + merge, blocked (baseline b)", PoolShape::kTree, 8, 2, nullptr, {}});
+  arms.push_back({"range shard, 2 workers, blocked", PoolShape::kShard, 8, 2, nullptr, {}});
+  // Where there are cores for more, how far more help; for the record.
+  for (uint32_t workers = 1; workers <= std::min(8u, std::thread::hardware_concurrency()); workers *= 2) {
+    if (workers == 2) continue;
+    if (workers > 1) arms.push_back({fmt::format("tree, {} leaves + merge, blocked", workers), PoolShape::kTree, 8, workers, nullptr, {}});
+    arms.push_back({fmt::format("range shard, {} worker(s), blocked", workers), PoolShape::kShard, 8, workers, nullptr, {}});
+  }
   for (Arm& arm : arms) {
-    PoolHierarchy hierarchy = Hierarchy(arm.shape);
+    PoolHierarchy hierarchy = Hierarchy(arm.shape, arm.workers);
     hierarchy.max_fold = arm.max_fold;
     // All 16 are there before the first is folded, as in the reference: what is compared is the folding.
     hierarchy.timing.kind = TimingKind::kLazy;
-    arm.node = std::make_unique<Node>(options.worker_program,
-                                      Node::Options{.workers = 2, .elements = Elements(options), .slots = kUpdates + 1, .hierarchy = hierarchy});
+    arm.node = std::make_unique<Node>(options.worker_program, Node::Options{.workers = arm.workers, .elements = Elements(options), .slots = kUpdates + 1,
+                                                                            .hierarchy = hierarchy});
   }
   for (int run = -1; run < options.runs; ++run) {
     for (Arm& arm : arms) {
@@ -365,7 +373,7 @@ int T18(const HierarchyBench& options) {
       if (run >= 0) arm.ms.push_back(Milliseconds(start));
     }
   }
-  for (const Arm& arm : arms) PrintArm("T18", arm.name, "ms", arm.ms);
+  for (const Arm& arm : arms) PrintArm("T18", arm.name.c_str(), "ms", arm.ms);
   for (const Arm& arm : arms) PrintVerdict("T18", fmt::format("accumulator MiB, {}", arm.name), static_cast<double>(arm.node->slab_memory()) / 1048576, "-", true);
   const bool a = PrintRatio("T18", "(a) unblocked tree / range shard", "ms", {"tree, 2 leaves + merge, unblocked", arms[0].ms},
                             {"range shard, 2 workers, blocked", arms[2].ms}, 1.3);

@@ -9,10 +9,10 @@
 
 #include "aggregator/core/planners/capacity.h"
 #include "aggregator/core/planners/plan.h"
-#include "aggregator/core/planners/roles.h"
 #include "aggregator/core/planners/scaling.h"
 #include "aggregator/core/planners/timing.h"
 #include "common/check.h"
+#include "tests/bench/planner_roles.h"
 
 namespace tributary::bench {
 namespace {
@@ -118,16 +118,21 @@ class Simulation {
 
   // Parked workers beyond what the last plans would have used.
   void EvictColdest() {
-    const std::vector<WorkerView> views = Views();
     for (uint32_t i = 0; i < nodes_.size(); ++i) {
-      int64_t active = 0, parked = 0;
-      for (const WorkerView& view : views) {
-        if (view.node == i) ++(view.role == Role::kParked ? parked : active);
+      int64_t active = 0;
+      std::vector<ParkedWorker> parked;
+      for (const WorkerView& view : Views()) {
+        if (view.node != i) continue;
+        if (view.role == Role::kParked) {
+          parked.push_back({.worker = view.worker, .since = view.parked_since});
+        } else {
+          ++active;
+        }
       }
       nodes_[i].pool.OnPlan(active);
-      const ScaleDecision scale = Scale({.wanted = active, .active = active, .parked = parked,
+      const ScaleDecision scale = Scale({.wanted = active, .active = active, .parked = static_cast<int64_t>(parked.size()),
                                          .warm_target = reuse() ? nodes_[i].pool.Target(active, options_.cores) : 0, .quota = options_.cores});
-      for (const uint32_t worker : Coldest(views, i, scale.evict)) Stop(worker);
+      for (const uint32_t worker : Coldest(std::move(parked), scale.evict)) Stop(worker);
     }
   }
 

@@ -1,5 +1,6 @@
 // ThreadSanitizer and an Abseil library that was built without it: the library's Mutex is invisible to TSan, so every guarded
-// variable looks like a race. Linked with --wrap (TributaryTargets.cmake), these wrappers tell TSan what the mutex does. TSan builds only.
+// variable looks like a race. Linked with --wrap (TributaryTargets.cmake, scripts/tsan_grpc.sh), these wrappers tell TSan what the mutex
+// does. TSan builds only.
 #include <absl/synchronization/mutex.h>
 #include <sanitizer/tsan_interface.h>
 
@@ -50,6 +51,23 @@ void WRAP(_ZN4absl7debian35Mutex6UnlockEv)(Mutex* mu) {
   __tsan_mutex_pre_unlock(mu, kFlags);
   { Ignore ignore; REAL(_ZN4absl7debian35Mutex6UnlockEv)(mu); }
   __tsan_mutex_post_unlock(mu, kFlags);
+}
+// Unlocks inside Abseil, where no wrapper sees it. The mutex is its only member.
+void REAL(_ZN4absl7debian319ReleasableMutexLock7ReleaseEv)(absl::ReleasableMutexLock*);
+void WRAP(_ZN4absl7debian319ReleasableMutexLock7ReleaseEv)(absl::ReleasableMutexLock* lock) {
+  static_assert(sizeof(absl::ReleasableMutexLock) == sizeof(Mutex*));
+  Mutex* const mu = *reinterpret_cast<Mutex**>(lock);
+  __tsan_mutex_pre_unlock(mu, kFlags);
+  { Ignore ignore; REAL(_ZN4absl7debian319ReleasableMutexLock7ReleaseEv)(lock); }
+  __tsan_mutex_post_unlock(mu, kFlags);
+}
+bool REAL(_ZN4absl7debian35Mutex7TryLockEv)(Mutex*);
+bool WRAP(_ZN4absl7debian35Mutex7TryLockEv)(Mutex* mu) {
+  __tsan_mutex_pre_lock(mu, kFlags | __tsan_mutex_try_lock);
+  bool locked = false;
+  { Ignore ignore; locked = REAL(_ZN4absl7debian35Mutex7TryLockEv)(mu); }
+  __tsan_mutex_post_lock(mu, kFlags | __tsan_mutex_try_lock | (locked ? 0 : __tsan_mutex_try_lock_failed), 0);
+  return locked;
 }
 void REAL(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex*, const Condition&);
 void WRAP(_ZN4absl7debian35Mutex5AwaitERKNS0_9ConditionE)(Mutex* mu, const Condition& c) {

@@ -322,18 +322,4 @@ absl::StatusOr<RoundPlan> Replan(const RoundPlan& current, std::span<const RoleP
   return plan;
 }
 
-UpdateRouter::UpdateRouter(const RoundPlan& plan) : route_(plan.route) {
-  for (const PlannedRole& role : plan.roles) next_ += static_cast<size_t>(role.taken);
-}
-
-std::optional<int32_t> UpdateRouter::Next() {
-  if (!returned_.empty()) {
-    const int32_t role = returned_.back();
-    returned_.pop_back();
-    return role;
-  }
-  if (next_ == route_.size()) return std::nullopt;
-  return route_[next_++];
-}
-
 }  // namespace tributary::aggregator

@@ -5,7 +5,7 @@
 // A role that takes updates is a kLeaf; roles that take partials are kMiddle (one on a node with two or more leaves) and kTop (one,
 // on the node with most updates, where two or more nodes are used, or the partial-taker of the only node). A node's only leaf acts
 // as its middle and sends to the top; where it is the only role of all it acts as the top too. The root is the role without parent;
-// only it divides. Roles are logical: with reuse a middle is the leaf that finished first (roles.h). For shapes:
+// only it divides. Roles are logical: with reuse a middle is the leaf that finished first. For shapes:
 //   tree   L leaves a node, as above
 //   shard  one leaf a node, whose L workers own a parameter range each and see every update of the node (PlannedRole::shards); the top
 //          has as many as the leaf of its node
@@ -127,19 +127,5 @@ absl::StatusOr<RoundPlan> Replan(const RoundPlan& current, std::span<const RoleP
 // node's share, the route fits the goals, leaves that can still take updates differ by at most 1 (or had more before).
 // INVALID_ARGUMENT says what is wrong. What PlanRound and Replan return has passed it.
 absl::Status CheckPlan(const RoundPlan& plan);
-
-// Hands arriving updates to leaves along the route; an update that was refused after all gives its place back.
-class UpdateRouter {
- public:
-  explicit UpdateRouter(const RoundPlan& plan);  // places of updates that leaves had already are taken
-  // The leaf of the next update; nothing when every goal is met.
-  std::optional<int32_t> Next();
-  void GiveBack(int32_t role) { returned_.push_back(role); }
-
- private:
-  std::vector<int32_t> route_;
-  size_t next_ = 0;
-  std::vector<int32_t> returned_;
-};
 
 }  // namespace tributary::aggregator

@@ -35,16 +35,12 @@ ScaleDecision Scale(const ScaleInput& input) {
   return decision;
 }
 
-std::vector<uint32_t> Coldest(std::span<const WorkerView> workers, uint32_t node, int64_t count) {
-  std::vector<const WorkerView*> parked;
-  for (const WorkerView& worker : workers) {
-    if (worker.node == node && worker.role == Role::kParked) parked.push_back(&worker);
-  }
-  std::sort(parked.begin(), parked.end(), [](const WorkerView* a, const WorkerView* b) {
-    return a->parked_since != b->parked_since ? a->parked_since < b->parked_since : a->worker > b->worker;
+std::vector<uint32_t> Coldest(std::vector<ParkedWorker> parked, int64_t count) {
+  std::sort(parked.begin(), parked.end(), [](const ParkedWorker& a, const ParkedWorker& b) {
+    return a.since != b.since ? a.since < b.since : a.worker > b.worker;
   });
   std::vector<uint32_t> coldest;
-  for (size_t i = 0; i < parked.size() && static_cast<int64_t>(i) < count; ++i) coldest.push_back(parked[i]->worker);
+  for (size_t i = 0; i < parked.size() && static_cast<int64_t>(i) < count; ++i) coldest.push_back(parked[i].worker);
   return coldest;
 }
 

@@ -5,12 +5,13 @@
 // Pure and deterministic. Thread-compatible.
 #pragma once
 
+#include <absl/time/time.h>
+
 #include <cstdint>
 #include <deque>
 #include <span>
 #include <vector>
 
-#include "aggregator/core/planners/roles.h"
 
 namespace tributary::aggregator {
 
@@ -48,7 +49,11 @@ struct ScaleDecision {
 // are parked, and all together are at most the quota.
 ScaleDecision Scale(const ScaleInput& input);
 
-// The `count` parked workers of the node that were parked longest, ties by highest id; coldest first.
-std::vector<uint32_t> Coldest(std::span<const WorkerView> workers, uint32_t node, int64_t count);
+struct ParkedWorker {
+  uint32_t worker = 0;
+  absl::Time since;
+};
+// The `count` workers that were parked longest, ties by highest id; coldest first.
+std::vector<uint32_t> Coldest(std::vector<ParkedWorker> parked, int64_t count);
 
 }  // namespace tributary::aggregator

@@ -195,6 +195,39 @@ def lost_node(bin_dir, folder):
         assert contributors(top, job) == ["site-0", "site-1", "site-4"]
 
 
+def late_clients(bin_dir, folder, reference):
+    """Clients that come to a node one by one after its partial went up, and nobody else to ask: all send again, and every update counts once."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        nodes.start_clients(folder, [top, top, a])
+        job = nodes.submit(folder)
+        nodes.wait(lambda: " brought 1 updates" in top.log("aggregator.log", 1000), "the partial of the one client is there")
+        for i in (3, 4):
+            a.start_client(f"site-{i}", "--learner", "file", "--updates", folder, "--weight", WEIGHTS[i], "--ledger", a.work / f"ledger-{i}")
+            nodes.wait(lambda i=i: nodes.shown()["nodes"][0]["clients"] == i - 1, "the client attaches")
+        shown = nodes.wait_done(job)
+        assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
+        assert contributors(top, job) == [f"site-{i}" for i in range(5)]
+        assert " brought 3 updates" in top.log("aggregator.log", 1000), nodes.logs()
+        where = [top, top, a, a, a]
+        nodes.wait(lambda: all(len(committed(node, i)) == 1 for i, node in enumerate(where)), "COMMITTED reaches every client")
+
+
+def lost_client(bin_dir, folder, reference):
+    """A client of a node dies in mid-task and nobody there can take its place: the node sends what it has, and the rest comes from elsewhere."""
+    with Nodes(bin_dir, below=("a",)) as nodes:
+        top, a = nodes.top, nodes.below["a"]
+        nodes.start_clients(folder, [top, top, a, a, a], train_ms=lambda i: 60_000 if i == 4 else 0)
+        job = nodes.submit(folder)
+        nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["clients_in"] == 2, "two of its updates are in")
+        a.clients["site-4"].kill()
+        nodes.wait(lambda: " brought 2 updates" in top.log("aggregator.log", 1000), "the node sends what it has")
+        top.start_client("site-4", "--learner", "file", "--updates", folder, "--weight", WEIGHTS[4], "--ledger", top.work / "ledger-4")
+        shown = nodes.wait_done(job)
+        assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
+        assert contributors(top, job) == [f"site-{i}" for i in range(5)]
+
+
 def lagging_node(bin_dir, folder):
     """A node that was away for many versions adopts them all, those whose tensors the top has forgotten by their manifests."""
     with Nodes(bin_dir, below=("a",)) as nodes:
@@ -229,7 +262,7 @@ def main():
         folder.mkdir()
         write_known_files(folder, len(WEIGHTS))
         reference = known_hash(scratch, folder, WEIGHTS)
-        for case in (one_node_or_several, killed_node, killed_top):
+        for case in (one_node_or_several, killed_node, killed_top, late_clients, lost_client):
             begin = time.time()
             case(bin_dir, folder, reference)
             print(f"{case.__name__}: {time.time() - begin:.1f} s", flush=True)

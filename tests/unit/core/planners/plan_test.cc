@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 
+#include "tests/bench/planner_roles.h"
 #include "tests/support/status_matchers.h"
 
 namespace tributary::aggregator {
@@ -418,7 +419,7 @@ TEST(ReplanTest, ManyPlansInOneRoundCountEveryUpdateOnce) {
     std::vector<RoleProgress> progress(plan.roles.size());
     int64_t handed = 0;
     while (handed < rig.request.updates) {
-      UpdateRouter router(plan);
+      bench::UpdateRouter router(plan);
       const int64_t burst = 1 + static_cast<int64_t>(random() % 12);
       for (int64_t i = 0; i < burst; ++i) {
         const std::optional<int32_t> leaf = router.Next();
@@ -453,23 +454,8 @@ TEST(ReplanTest, ManyPlansInOneRoundCountEveryUpdateOnce) {
       plan = std::move(next);
       progress = std::move(carried);
     }
-    EXPECT_EQ(UpdateRouter(plan).Next(), std::nullopt);
+    EXPECT_EQ(bench::UpdateRouter(plan).Next(), std::nullopt);
   }
-}
-
-TEST(UpdateRouterTest, GoesAlongTheRouteAndTakesPlacesBack) {
-  Rig rig = MakeRig(3, 1, 20, 4.0);
-  TRIB_ASSERT_OK_AND_ASSIGN(const RoundPlan plan, PlanOf(rig));
-  UpdateRouter router(plan);
-  EXPECT_EQ(router.Next(), 0);
-  EXPECT_EQ(router.Next(), 1);
-  router.GiveBack(0);
-  EXPECT_EQ(router.Next(), 0);
-  EXPECT_EQ(router.Next(), 0);
-  EXPECT_EQ(router.Next(), std::nullopt);
-  router.GiveBack(1);
-  EXPECT_EQ(router.Next(), 1);
-  EXPECT_EQ(router.Next(), std::nullopt);
 }
 
 }  // namespace

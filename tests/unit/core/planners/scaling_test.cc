@@ -69,14 +69,12 @@ TEST(ScaleTest, KeepsItsPromisesForAllSmallInputs) {
 
 TEST(ColdestTest, ThoseParkedLongestGoFirst) {
   const absl::Time t = absl::UnixEpoch();
-  const std::vector<WorkerView> workers = {{.worker = 1, .node = 0, .parked_since = t + absl::Seconds(5)},
-                                           {.worker = 2, .node = 0, .parked_since = t + absl::Seconds(1)},
-                                           {.worker = 3, .node = 0, .role = Role::kLeaf, .parked_since = t},
-                                           {.worker = 4, .node = 1, .parked_since = t},
-                                           {.worker = 5, .node = 0, .parked_since = t + absl::Seconds(1)}};
-  EXPECT_THAT(Coldest(workers, 0, 2), ElementsAre(5, 2));
-  EXPECT_THAT(Coldest(workers, 0, 9), ElementsAre(5, 2, 1));
-  EXPECT_THAT(Coldest(workers, 0, 0), IsEmpty());
+  const std::vector<ParkedWorker> parked = {{.worker = 1, .since = t + absl::Seconds(5)},
+                                            {.worker = 2, .since = t + absl::Seconds(1)},
+                                            {.worker = 5, .since = t + absl::Seconds(1)}};
+  EXPECT_THAT(Coldest(parked, 2), ElementsAre(5, 2));
+  EXPECT_THAT(Coldest(parked, 9), ElementsAre(5, 2, 1));
+  EXPECT_THAT(Coldest(parked, 0), IsEmpty());
 }
 
 }  // namespace

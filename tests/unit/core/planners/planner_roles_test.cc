@@ -1,15 +1,18 @@
-#include "aggregator/core/planners/roles.h"
+#include "tests/bench/planner_roles.h"
 
 #include <gmock/gmock.h>
 
 #include <algorithm>
 #include <map>
+#include <optional>
 #include <random>
 
 #include "tests/support/status_matchers.h"
 
-namespace tributary::aggregator {
+namespace tributary::bench {
 namespace {
+
+using namespace aggregator;
 
 using ::testing::AllOf;
 using ::testing::Each;
@@ -408,5 +411,19 @@ TEST(RolesTest, EveryRoundEndsInOneReport) {
   }
 }
 
+TEST(UpdateRouterTest, GoesAlongTheRouteAndTakesPlacesBack) {
+  const RoundPlan plan = MakePlan(kFirst, 3, 1, 4);
+  UpdateRouter router(plan);
+  EXPECT_EQ(router.Next(), 0);
+  EXPECT_EQ(router.Next(), 1);
+  router.GiveBack(0);
+  EXPECT_EQ(router.Next(), 0);
+  EXPECT_EQ(router.Next(), 0);
+  EXPECT_EQ(router.Next(), std::nullopt);
+  router.GiveBack(1);
+  EXPECT_EQ(router.Next(), 1);
+  EXPECT_EQ(router.Next(), std::nullopt);
+}
+
 }  // namespace
-}  // namespace tributary::aggregator
+}  // namespace tributary::bench

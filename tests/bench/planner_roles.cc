@@ -1,10 +1,10 @@
-#include "aggregator/core/planners/roles.h"
+#include "tests/bench/planner_roles.h"
 
 #include <algorithm>
 
 #include "common/check.h"
 
-namespace tributary::aggregator {
+namespace tributary::bench {
 namespace {
 
 // How far along its key's life a role is: parked comes last, not first.
@@ -158,4 +158,18 @@ NextStep AfterFinish(const RoundPlan& plan, std::span<const RoleProgress> progre
   return {.kind = rises ? NextStep::Kind::kPromote : NextStep::Kind::kSend, .parent = finished.parent};
 }
 
-}  // namespace tributary::aggregator
+UpdateRouter::UpdateRouter(const RoundPlan& plan) : route_(plan.route) {
+  for (const RoundPlan::PlannedRole& role : plan.roles) next_ += static_cast<size_t>(role.taken);
+}
+
+std::optional<int32_t> UpdateRouter::Next() {
+  if (!returned_.empty()) {
+    const int32_t role = returned_.back();
+    returned_.pop_back();
+    return role;
+  }
+  if (next_ == route_.size()) return std::nullopt;
+  return route_[next_++];
+}
+
+}  // namespace tributary::bench

@@ -1,9 +1,10 @@
-// What workers do under a plan (dataplane.md §9.3): PARKED → LEAF → MIDDLE → TOP → PARKED.
+// What workers do under a plan (dataplane.md §9.3), as planner_sim.h plays it: PARKED → LEAF → MIDDLE → TOP → PARKED.
 //
 // A leaf that finishes is promoted in place where its parent is still nobody: same process, maps and sockets, and its partial *is* the
 // parent's first input. Otherwise it sends its partial up and parks. Orders carry the plan's key (round, epoch) and are idempotent: a
 // worker takes each step of a key once, and ignores what it is past.
-// Who calls: the coordinator, which journals the orders before it sends them; workers check them again with RoleState.
+// Of the simulation only: a node daemon decides the same from what its seats report (aggregator/coordinator/tree_state.h) and keeps
+// no journal of orders.
 // Pure and deterministic. Threads: values, RoleState is thread-compatible.
 #pragma once
 
@@ -17,7 +18,12 @@
 #include "aggregator/core/planners/plan.h"
 #include "common/status.h"
 
-namespace tributary::aggregator {
+namespace tributary::bench {
+
+using aggregator::PlanKey;
+using aggregator::Role;
+using aggregator::RoleProgress;
+using aggregator::RoundPlan;
 
 // One worker's place in the life cycle.
 class RoleState {
@@ -81,4 +87,18 @@ struct NextStep {
 // role of several shards each worker rises with its range.
 NextStep AfterFinish(const RoundPlan& plan, std::span<const RoleProgress> progress, int32_t role, bool reuse);
 
-}  // namespace tributary::aggregator
+// Hands arriving updates to leaves along the route; an update that was refused after all gives its place back.
+class UpdateRouter {
+ public:
+  explicit UpdateRouter(const RoundPlan& plan);  // places of updates that leaves had already are taken
+  // The leaf of the next update; nothing when every goal is met.
+  std::optional<int32_t> Next();
+  void GiveBack(int32_t role) { returned_.push_back(role); }
+
+ private:
+  std::vector<int32_t> route_;
+  size_t next_ = 0;
+  std::vector<int32_t> returned_;
+};
+
+}  // namespace tributary::bench
