@@ -1,13 +1,16 @@
 // tributary aggregate: one aggregation of files on disk, with the daemon's own reducer, server step and strategy table.
 #include <absl/strings/numbers.h>
+#include <absl/strings/str_split.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <optional>
 #include <vector>
 
 #include "aggregator/core/kernels.h"
-#include "aggregator/core/partial.h"
+#include "aggregator/core/aggregate.h"
 #include "aggregator/core/strategy.h"
 #include "cli/command.h"
 #include "common/digest.h"
@@ -21,6 +24,7 @@ struct AggregateFlags {
   std::vector<std::string> params;
   std::string model;
   std::vector<std::string> updates;
+  double lr = LocalSpec().lr;
   bool reproducible = false;
   std::string out;
 };
@@ -28,6 +32,10 @@ struct AggregateFlags {
 struct UpdateFile {
   std::string path;
   double weight = 0;
+  std::string client;             // "": its place in the list
+  uint64_t staleness = 0;
+  std::string base;               // the model it starts from, where the strategy needs it
+  aggregator::Scalars scalars;
 };
 
 int UsageError(const Context& context, const absl::Status& status) {
@@ -35,14 +43,32 @@ int UsageError(const Context& context, const absl::Status& status) {
   return kUsage;
 }
 
-// "PATH:WEIGHT"; the path may hold colons. The weight's range is checked by the caller.
+// "PATH:WEIGHT" or "PATH:WEIGHT,NAME=VALUE,…"; the path may hold colons. The weight's range is checked by the caller.
 absl::StatusOr<UpdateFile> ParseUpdate(const std::string& text) {
   const size_t colon = text.rfind(':');
   UpdateFile file;
-  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtod(text.substr(colon + 1), &file.weight)) {
+  const std::vector<std::string> parts = absl::StrSplit(colon == std::string::npos ? "" : text.substr(colon + 1), ',');
+  if (colon == std::string::npos || colon == 0 || !absl::SimpleAtod(parts.front(), &file.weight)) {
     return InvalidArgument("--update '{}': expected FILE:WEIGHT, the weight being a number", text);
   }
   file.path = text.substr(0, colon);
+  for (size_t i = 1; i < parts.size(); ++i) {
+    const size_t equals = parts[i].find('=');
+    const std::string name = parts[i].substr(0, equals);
+    const std::string value = equals == std::string::npos ? "" : parts[i].substr(equals + 1);
+    double number = 0;
+    if (name == "client" && !value.empty()) {
+      file.client = value;
+    } else if (name == "base" && !value.empty()) {
+      file.base = value;
+    } else if (name == "staleness" && absl::SimpleAtoi(value, &file.staleness)) {
+      continue;
+    } else if (!name.empty() && absl::SimpleAtod(value, &number)) {
+      if (!file.scalars.emplace(name, number).second) return InvalidArgument("--update '{}': '{}' was given before", text, name);
+    } else {
+      return InvalidArgument("--update '{}': expected client=NAME, staleness=N, base=FILE or NAME=NUMBER, got '{}'", text, parts[i]);
+    }
+  }
   return file;
 }
 
@@ -96,43 +122,95 @@ struct Outcome {
   std::string model_sha256;
 };
 
+aggregator::RoundContributor ContributorOf(const UpdateFile& update, size_t place) {
+  aggregator::RoundContributor contributor;
+  // The place in the list is the update's identity: the same file twice is two updates.
+  contributor.key = {.client = update.client.empty() ? fmt::format("{:08}", place) : update.client,
+                     .task = place,
+                     .update = UpdateId{.hi = 0, .lo = place}};
+  contributor.claimed = update.weight;
+  contributor.staleness = update.staleness;
+  contributor.scalars = update.scalars;
+  return contributor;
+}
+
+// What the engine does with a job's updates, for one commit whose clients are all that there are.
 absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpec& spec, const std::vector<UpdateFile>& updates) {
-  auto strategy = aggregator::MakeStrategy(spec);
+  LocalSpec local;
+  local.lr = flags.lr;
+  auto made = aggregator::MakeStrategy(spec, local);
   // A name given on the command line is an input like any other: refused, not "not found".
-  if (absl::IsNotFound(strategy.status())) return InvalidArgument("--strategy: {}", MessageOf(strategy.status()));
-  if (!strategy.ok()) return strategy.status();
+  if (absl::IsNotFound(made.status())) return InvalidArgument("--strategy: {}", MessageOf(made.status()));
+  if (!made.ok()) return made.status();
+  const aggregator::Strategy& strategy = **made;
   TRIB_ASSIGN_OR_RETURN(const SafetensorsFile model_file, SafetensorsFile::Read(flags.model));
   auto model = ToModel(model_file.view());
   if (!model.ok()) return Annotate(model.status(), flags.model);
   const TensorLayout& layout = model->layout;
   TRIB_RETURN_IF_ERROR(CheckFinite(flags.model, layout, model->bytes));
 
+  std::vector<aggregator::RoundContributor> contributors;
+  aggregator::ClientTable clients;
+  for (size_t i = 0; i < updates.size(); ++i) {
+    contributors.push_back(ContributorOf(updates[i], i + 1));
+    const aggregator::RoundContributor& contributor = contributors.back();
+    TRIB_RETURN_IF_ERROR(Annotate(aggregator::CheckScalars(strategy, contributor.scalars), updates[i].path));
+    if (!clients.Register(contributor.key.client)) {
+      return InvalidArgument("{}: client '{}' has an update already", updates[i].path, contributor.key.client);
+    }
+  }
+  CohortSpec cohort;
+  cohort.size = static_cast<int64_t>(updates.size());
+  const aggregator::RoundPolicies policies = strategy.MakePolicies(cohort);
   const auto arithmetic = flags.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
-  aggregator::Partial partial(layout, (*strategy)->MakeReducer(layout.float_dtype(), arithmetic), arithmetic,
-                              static_cast<int64_t>(updates.size()));
+  aggregator::Aggregate sum(strategy, layout, arithmetic, static_cast<int64_t>(updates.size()));
+  std::vector<double> weights;
+  std::vector<std::byte> base;
   for (size_t i = 0; i < updates.size(); ++i) {
     const UpdateFile& update = updates[i];
+    aggregator::RoundContributor& contributor = contributors[i];
     TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(update.path));
     const auto flat = ToFlat(file.view(), layout);
     if (!flat.ok()) return Annotate(flat.status(), update.path);
     TRIB_RETURN_IF_ERROR(CheckFinite(update.path, layout, *flat));
-    // The place in the list is the update's identity: the same file twice is two updates.
-    const absl::Status folded = partial.Accumulate(UpdateId{.hi = 0, .lo = i + 1}, *flat, (*strategy)->Weight(update.weight));
+    aggregator::AddMeasured(strategy, layout, *flat, &contributor.scalars);
+    const auto weight = strategy.weights().Weight(
+        {.client = contributor.key.client, .claimed = contributor.claimed, .scalars = contributor.scalars, .round = 1, .clients = &clients});
+    if (!weight.ok()) return Annotate(weight.status(), update.path);
+    const std::optional<double> factor = policies.staleness->Factor(contributor.staleness);
+    if (!factor) return InvalidArgument("{}: the strategy refuses a staleness of {}", update.path, contributor.staleness);
+    contributor.weight = *weight * *factor;
+    weights.push_back(contributor.weight);
+    const absl::Status folded = sum.Fold(contributor, *flat);
     if (!folded.ok()) {
       return Annotate(folded, fmt::format("{}: tensor '{}'", update.path, LargestTensor(layout, *flat)));
     }
+    if (strategy.server_step().needs_base()) {
+      if (updates.size() > 1) return InvalidArgument("strategy '{}' commits single updates, got {}", spec.name, updates.size());
+      if (update.base.empty()) {
+        base = model->bytes;
+        continue;
+      }
+      TRIB_ASSIGN_OR_RETURN(const SafetensorsFile base_file, SafetensorsFile::Read(update.base));
+      auto base_flat = ToFlat(base_file.view(), layout);
+      if (!base_flat.ok()) return Annotate(base_flat.status(), update.base);
+      base = *std::move(base_flat);
+    }
   }
+  std::sort(contributors.begin(), contributors.end(),
+            [](const aggregator::RoundContributor& a, const aggregator::RoundContributor& b) { return a.key < b.key; });
 
   std::vector<std::byte> next(layout.total_bytes());
-  aggregator::StrategyState state;
-  const aggregator::StatePiece piece{.first = 0, .count = layout.float_count(), .state = partial.state().data()};
-  const absl::Status applied = aggregator::ApplyServerStep((*strategy)->server_step(), layout, partial.reducer(), {&piece, 1},
-                                                           partial.sum_weight(), partial.counters(), model->bytes, state, next);
+  aggregator::MemoryState state;
+  const double sum_weight = aggregator::OrderFreeSum(std::move(weights));
+  const absl::Status applied = sum.Step(
+      {.facts = {.version = 1, .sum_weight = sum_weight, .registered = clients.size(), .contributors = contributors}, .previous = model->bytes, .base = base},
+      &state, next);
   // Finite inputs whose result is not: still the inputs' fault here, nothing stored is damaged.
   if (absl::IsDataLoss(applied)) return InvalidArgument("the new model: {}", MessageOf(applied));
   TRIB_RETURN_IF_ERROR(applied);
   TRIB_RETURN_IF_ERROR(WriteSafetensors(flags.out, layout, next));
-  return Outcome{.updates = updates.size(), .sum_weight = partial.sum_weight(), .model_sha256 = Sha256Hex(next)};
+  return Outcome{.updates = updates.size(), .sum_weight = sum_weight, .model_sha256 = Sha256Hex(next)};
 }
 
 int RunAggregate(const Context& context, const AggregateFlags& flags) {
@@ -171,14 +249,21 @@ void AddAggregateCommand(CLI::App& app, Context& context) {
   command->add_option("--strategy", flags->strategy, "A name of 'tributary strategies'")->required();
   command->add_option("--param", flags->params, "KEY=VALUE of the strategy, repeatable")->allow_extra_args(false);
   command->add_option("--model", flags->model, "The model before, safetensors (F32 or F64, counters I64)")->required();
-  command->add_option("--update", flags->updates, "FILE.safetensors:WEIGHT, repeatable; tensors are new - old, by the model's names")
+  command->add_option("--update", flags->updates,
+                      "FILE.safetensors:WEIGHT[,NAME=VALUE...], repeatable; tensors are new - old, by the model's names. NAME: client (breaks "
+                      "ties, names p), staleness, base (fedasync: the model it starts from), step_norm (fednova), initial_loss (qfedavg)")
       ->required()
       ->allow_extra_args(false);
+  command->add_option("--local-lr", flags->lr, "The clients' learning rate, for defaults that follow from it (qfedavg's lipschitz)")
+      ->capture_default_str()
+      ->check(CLI::PositiveNumber);
   command->add_flag("--reproducible", flags->reproducible, "Fixed-point sums: the same bytes in any order of --update");
   command->add_option("--out", flags->out, "Where the new model goes (replaced as a whole, or not at all)")->required();
   command->footer(
       "Example:\n  tributary aggregate --strategy fedavg --model m.safetensors --update a.safetensors:600 --update b.safetensors:200 "
-      "--out next.safetensors");
+      "--out next.safetensors\n  tributary aggregate --strategy krum --param byzantine=1 --model m.safetensors --update a.safetensors:1 ... "
+      "--out next.safetensors\n  tributary aggregate --strategy fednova --model m.safetensors --update a.safetensors:600,step_norm=5 "
+      "--update b.safetensors:200,step_norm=20 --out next.safetensors");
   command->callback([&context, flags] { context.action = [&context, flags] { return RunAggregate(context, *flags); }; });
 }
 

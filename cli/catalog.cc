@@ -71,16 +71,17 @@ int PrintStrategies(const Context& context) {
       }
       list.push_back({{"name", entry.name},
                       {"help", entry.help},
+                      {"source", entry.source},
                       {"trait", mergeable ? "mergeable" : "needs_all"},
                       {"down", entry.down},
                       {"up", entry.up},
                       {"parameters", parameters}});
       continue;
     }
-    fmt::print("{:<16} {}\n{:<16}   down {}, up {}; {}\n", entry.name, entry.help, "", entry.down, entry.up,
+    fmt::print("{:<18} {} ({})\n{:<18}   down {}, up {}; {}\n", entry.name, entry.help, entry.source, "", entry.down, entry.up,
                mergeable ? "partial sums merge" : "needs all updates at once");
     for (const aggregator::ParamInfo& p : params) {
-      fmt::print("{:<16}   {} = {}  {}  {}\n", "", p.name, p.default_value, p.range, p.help);
+      fmt::print("{:<18}   {} = {}  {}  {}\n", "", p.name, p.default_value, p.range, p.help);
     }
   }
   if (context.json) PrintJson({{"strategies", list}});

@@ -60,14 +60,25 @@ nlohmann::json VersionJson(const v1::VersionInfo& info) {
                             {"update_id", UpdateHex(c.update_id())},
                             {"weight", NumberOrNull(c.weight())},
                             {"examples", c.examples()},
-                            {"staleness", c.staleness()}});
+                            {"staleness", c.staleness()},
+                            {"claimed", NumberOrNull(c.claimed())},
+                            {"scalars", std::map<std::string, double>(c.scalars().begin(), c.scalars().end())}});
+  }
+  nlohmann::json clients = nlohmann::json::array();
+  for (const v1::ClientParticipation& c : info.clients()) {
+    clients.push_back({{"client", c.client()},
+                       {"interval_sum", c.interval_sum()},
+                       {"interval_count", c.interval_count()},
+                       {"since", c.since()},
+                       {"claimed", c.claimed()}});
   }
   for (const v1::Metric& metric : info.metrics()) metrics.push_back(MetricJson(metric));
   for (const std::string& name : info.strategy_state()) vectors.push_back(name);
   return {{"job", info.job()},           {"version", info.version()},           {"sha256", info.sha256()},   {"parent_sha256", info.parent_sha256()},
           {"bytes", info.bytes()},       {"committed_us", info.committed_us()}, {"trigger", info.trigger()}, {"epoch", info.epoch()},
           {"pruned_us", info.pruned_us()},
-          {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors}};
+          {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors},
+          {"clients", clients}};
 }
 
 std::string ShapeText(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
@@ -113,6 +124,11 @@ absl::StatusOr<int> Get(const Context& context, StateSource& source, const std::
   fmt::print("\n{:<24} {:>12} {:>10} {:>9}  {}\n", "CONTRIBUTOR", "WEIGHT", "EXAMPLES", "STALENESS", "UPDATE");
   for (const v1::Contributor& c : info.contributors()) {
     fmt::print("{:<24} {:>12g} {:>10} {:>9}  {}\n", c.client(), c.weight(), c.examples(), c.staleness(), UpdateHex(c.update_id()));
+  }
+  if (info.clients_size() > 0) fmt::print("\n{:<24} {:>13} {:>9} {:>12} {:>12}\n", "CLIENT", "MEAN INTERVAL", "INTERVALS", "LAST ROUND", "CLAIMED");
+  for (const v1::ClientParticipation& c : info.clients()) {
+    fmt::print("{:<24} {:>13} {:>9} {:>12} {:>12}\n", c.client(),
+               c.interval_count() > 0 ? fmt::format("{:.6g}", c.interval_sum() / c.interval_count()) : "-", c.interval_count(), c.since(), c.claimed());
   }
   fmt::print("\n{:<40} {:<6} {:<10} {}\n", "TENSOR", "TYPE", "KIND", "SHAPE");
   for (const PlacedTensor& t : layout.tensors()) {

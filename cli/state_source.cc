@@ -82,6 +82,11 @@ class StoreSource final : public StateSource {
     TRIB_ASSIGN_OR_RETURN(const auto job, store_->GetJob(id));
     v1::VersionInfo info = WithMetrics(std::move(*row.mutable_info()), metrics);
     *info.mutable_layout() = job.layout();
+    TRIB_ASSIGN_OR_RETURN(const uint64_t latest, store_->LatestVersion(id));
+    if (info.version() == latest) {
+      TRIB_ASSIGN_OR_RETURN(auto clients, store_->ListClientState(id));
+      for (v1::ClientStateRow& client : clients) *info.add_clients() = std::move(*client.mutable_participation());
+    }
     return info;
   }
 

@@ -109,6 +109,21 @@ absl::StatusOr<TensorLayout> TensorLayout::Create(std::vector<TensorSpec> specs)
   return layout;
 }
 
+absl::StatusOr<TensorLayout> WithGroups(const TensorLayout& model, const std::vector<std::string>& groups) {
+  std::vector<TensorSpec> specs;
+  for (const std::string& group : groups) {
+    for (const PlacedTensor& tensor : model.tensors()) {
+      if (tensor.spec.kind != TensorKind::kTrainable) continue;
+      specs.push_back(tensor.spec);
+      if (!group.empty()) specs.back().name = group + "/" + tensor.spec.name;
+    }
+  }
+  for (const PlacedTensor& tensor : model.tensors()) {
+    if (tensor.spec.kind != TensorKind::kTrainable) specs.push_back(tensor.spec);
+  }
+  return TensorLayout::Create(std::move(specs));
+}
+
 const PlacedTensor* TensorLayout::Find(std::string_view name) const {
   const auto found =
       std::find_if(tensors_.begin(), tensors_.end(), [name](const PlacedTensor& tensor) { return tensor.spec.name == name; });

@@ -79,4 +79,9 @@ class TensorLayout {
   size_t counter_count_ = 0;
 };
 
+// Layout of what carries several vectors over the trainable elements of `model` ("groups", each of the model's trainable tensors): the
+// group "" is the model's own, tensors of the others are named "<group>/<name>". Groups come one after the other in the order given; the
+// model's buffers and counters follow them. {""}: `model` itself.
+absl::StatusOr<TensorLayout> WithGroups(const TensorLayout& model, const std::vector<std::string>& groups);
+
 }  // namespace tributary

@@ -254,13 +254,29 @@ struct YamlReader::Node {
   void TakeScalars(const Value& from, const std::string& path, bool only_rest, std::map<std::string, std::string>* out) {
     for (const Value::Entry& entry : from.entries) {
       if (only_rest && std::find(consumed.begin(), consumed.end(), entry.key) != consumed.end()) continue;
+      if (only_rest) consumed.push_back(entry.key);
+      if (only_rest && TakeFlattened(entry, out)) continue;
       if (entry.value.type != Value::kScalar) {
         FailAt(entry.value.at, path + entry.key, fmt::format("expected a single value, got {}", Described(entry.value)));
         return;
       }
-      if (only_rest) consumed.push_back(entry.key);
       (*out)[entry.key] = entry.value.text;
     }
+  }
+
+  // A map of single values as "key.name", a list of them as one text with commas. False, and nothing taken, for anything else.
+  static bool TakeFlattened(const Value::Entry& entry, std::map<std::string, std::string>* out) {
+    const auto single = [](const Value& value) { return value.type == Value::kScalar; };
+    if (entry.value.type == Value::kMap) {
+      if (!std::all_of(entry.value.entries.begin(), entry.value.entries.end(), [&](const Value::Entry& e) { return single(e.value); })) return false;
+      for (const Value::Entry& inner : entry.value.entries) (*out)[entry.key + "." + inner.key] = inner.value.text;
+      return true;
+    }
+    if (entry.value.type != Value::kList || !std::all_of(entry.value.items.begin(), entry.value.items.end(), single)) return false;
+    std::string text;
+    for (const Value& item : entry.value.items) text += (text.empty() ? "" : ", ") + item.text;
+    (*out)[entry.key] = text;
+    return true;
   }
 };
 

@@ -41,7 +41,7 @@ class YamlReader {
   void IntLists(std::string_view key, std::vector<std::vector<int64_t>>* out);
   // All scalars of the map at `key` that `known` does not claim, as text: for parameters whose names the caller checks later.
   void Scalars(std::string_view key, std::map<std::string, std::string>* out);
-  // Scalars of *this* map not read so far (consumes them).
+  // Scalars of *this* map not read so far (consumes them). Of a map of scalars each as "key.name", of a list one text with commas.
   void RemainingScalars(std::map<std::string, std::string>* out);
   // The map at `key`; an absent one gives an empty map whose reads all report absence. `present` tells which.
   YamlReader Map(std::string_view key, bool* present = nullptr);

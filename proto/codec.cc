@@ -127,6 +127,14 @@ absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& mess
       return InvalidArgument("metric '{}': expected a finite number, got {}", metric.first, metric.second);
     out.metrics.emplace(metric.first, metric.second);
   }
+  if (static_cast<size_t>(message.scalars_size()) > kMaxScalars)
+    return InvalidArgument("scalars: expected at most {}, got {}", kMaxScalars, message.scalars_size());
+  for (const auto& scalar : message.scalars()) {
+    TRIB_RETURN_IF_ERROR(CheckName("scalar", scalar.first, kMaxNameBytes));
+    if (!std::isfinite(scalar.second))
+      return InvalidArgument("scalar '{}': expected a finite number, got {}", scalar.first, scalar.second);
+    out.scalars.emplace(scalar.first, scalar.second);
+  }
   return out;
 }
 

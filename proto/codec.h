@@ -24,6 +24,7 @@ inline constexpr size_t kMaxOutboxKeys = 10'000;       // of a Hello, and keys o
 inline constexpr size_t kMaxTextBytes = 256;           // device, software, phase, …
 inline constexpr size_t kMaxReasonBytes = 1024;        // free text of a client
 inline constexpr size_t kMaxMetrics = 64;
+inline constexpr size_t kMaxScalars = 16;
 inline constexpr size_t kMaxNameBytes = 64;            // metric, codec
 inline constexpr size_t kMaxJobBytes = 128;
 inline constexpr uint64_t kMaxExamples = uint64_t{1} << 53;  // exact in a double
@@ -54,6 +55,7 @@ struct CheckedUpload {
   double weight = 0;     // kMinWeight to kMaxWeight
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
+  std::map<std::string, double> scalars;  // finite; which there must be is the strategy's say
 };
 absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& message);
 

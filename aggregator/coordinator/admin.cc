@@ -101,7 +101,14 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
-  const size_t needed = SlabMemory(*runtime) + runtime->layout.total_bytes();
+  if (runtime->keeps_updates()) {
+    const size_t all = SlabMemory(*runtime) + runtime->update_layout.total_bytes() * static_cast<size_t>(spec.cohort.size);
+    if (all > options_.pool_bytes) {
+      return InvalidArgument("strategy '{}' keeps all {} updates of a version until its commit: they need {} MiB, the pool has {} MiB",
+                             spec.strategy.name, spec.cohort.size, all >> 20, options_.pool_bytes >> 20);
+    }
+  }
+  const size_t needed = SlabMemory(*runtime) + runtime->update_layout.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
                                       needed >> 20, options_.pool_bytes >> 20));
@@ -130,9 +137,10 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
   info.set_epoch(store_->epoch());
-  for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
+  TRIB_RETURN_IF_ERROR(PrepareState(*runtime->strategy, runtime->layout, first->bytes(), &runtime->state));
+  for (const auto& [name, values] : runtime->state.vectors) {
     info.add_strategy_state(name);
-    batch.strategy_state.push_back({name, std::vector<double>(runtime->layout.trainable_count(), 0.0)});
+    batch.strategy_state.push_back({name, values});
   }
   job->latest = batch.version;
   TRIB_RETURN_IF_ERROR(store_->CommitVersion(std::move(batch)));
@@ -410,6 +418,11 @@ absl::StatusOr<v1::VersionInfo> Coordinator::GetVersion(const v1::GetVersionRequ
   TRIB_ASSIGN_OR_RETURN(const std::vector<v1::Metric> metrics, store_->ListMetrics(id));
   v1::VersionInfo info = row.info();
   *info.mutable_layout() = layout;
+  TRIB_ASSIGN_OR_RETURN(const uint64_t latest, store_->LatestVersion(id));
+  if (version == latest) {
+    TRIB_ASSIGN_OR_RETURN(std::vector<v1::ClientStateRow> clients, store_->ListClientState(id));
+    for (v1::ClientStateRow& client : clients) *info.add_clients() = std::move(*client.mutable_participation());
+  }
   for (const v1::Metric& metric : metrics) {
     if (metric.version() == version) *info.add_metrics() = metric;
   }

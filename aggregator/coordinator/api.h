@@ -51,6 +51,7 @@ struct UpdateHeader {
   double weight = 0;
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
+  std::map<std::string, double> scalars{};
 };
 
 // Room for one update and what its bytes must satisfy.

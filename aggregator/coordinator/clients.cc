@@ -166,6 +166,10 @@ void Coordinator::SendJobInfo(ClientRecord& client, const Job& job) {
   *info.mutable_layout() = job.row.layout();
   info.set_artifact_sha256(job.row.artifact_sha256());
   info.set_artifact_bytes(job.artifact_bytes);
+  if (job.runtime != nullptr) {
+    for (const std::string& name : job.runtime->strategy->version_vectors()) info.add_version_vectors(name);
+    for (const std::string& name : job.runtime->strategy->update_groups()) info.add_update_groups(name);
+  }
   SendTo(client, std::move(message));
 }
 

@@ -18,14 +18,27 @@ constexpr absl::Duration kTidyEvery = absl::Hours(1);
 constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
 
-v1::Contributor ContributorRow(const UpdateKeyRef& key, double weight, uint64_t examples, uint64_t staleness) {
+v1::Contributor ContributorRow(const RoundContributor& contributor) {
   v1::Contributor row;
-  row.set_client(key.client);
-  row.set_task(key.task);
-  row.set_update_id(ToBytes(key.update));
-  row.set_weight(weight);
-  row.set_examples(examples);
-  row.set_staleness(staleness);
+  row.set_client(contributor.key.client);
+  row.set_task(contributor.key.task);
+  row.set_update_id(ToBytes(contributor.key.update));
+  row.set_weight(contributor.weight);
+  row.set_examples(contributor.examples);
+  row.set_staleness(contributor.staleness);
+  row.set_claimed(contributor.claimed);
+  row.mutable_scalars()->insert(contributor.scalars.begin(), contributor.scalars.end());
+  return row;
+}
+
+v1::ClientStateRow ClientStateOf(const std::string& client, const ClientScalars& scalars) {
+  v1::ClientStateRow row;
+  v1::ClientParticipation& participation = *row.mutable_participation();
+  participation.set_client(client);
+  participation.set_interval_sum(scalars.interval_sum);
+  participation.set_interval_count(scalars.interval_count);
+  participation.set_since(scalars.since);
+  participation.set_claimed(scalars.claimed);
   return row;
 }
 
@@ -73,6 +86,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   absl::Time first_task;
   std::shared_ptr<NodeSums> from_nodes;
   bool own_updates = false;
+  std::vector<ObjectKey> kept;  // of the contributors in their order, where updates are kept whole
   {
     absl::MutexLock lock(&mutex_);
     previous = job->model;
@@ -81,11 +95,27 @@ void Coordinator::RunCommit(CommitWork& work) {
     for (const RoundContributor& contributor : commit.contributors) {
       const auto entry = job->updates.find(contributor.key.update);
       own_updates = own_updates || entry == job->updates.end() || entry->second.node.empty();
+      if (runtime.keeps_updates() && entry != job->updates.end() && entry->second.whole) kept.push_back(*entry->second.whole);
     }
   }
   TRIB_CRASH_POINT(round_before_server_step);
   absl::StatusOr<WorkerPool::Sums> sums = WorkerPool::Sums();
-  if (own_updates) sums = workers_->ReadSums(runtime.number);
+  std::vector<WholeUpdate> whole;
+  if (runtime.keeps_updates()) {
+    for (size_t i = 0; i < kept.size() && sums.ok(); ++i) {
+      const absl::StatusOr<std::span<const std::byte>> bytes = runtime.pool->Read(kept[i]);
+      if (bytes.ok()) {
+        whole.push_back({.client = commit.contributors[i].key.client, .flat = bytes->first(runtime.update_layout.total_bytes())});
+      } else {
+        sums = bytes.status();
+      }
+    }
+    if (sums.ok() && whole.size() != commit.contributors.size()) {
+      sums = Internal("{} of {} updates are kept", whole.size(), commit.contributors.size());
+    }
+  } else if (own_updates) {
+    sums = workers_->ReadSums(runtime.number);
+  }
   std::vector<StatePiece> pieces;
   std::span<const int64_t> counters;
   if (sums.ok()) {
@@ -117,9 +147,7 @@ void Coordinator::RunCommit(CommitWork& work) {
       return;
     }
   }
-  const absl::Status stepped =
-      ApplyServerStep(runtime.strategy->server_step(), runtime.layout, *runtime.reducer, pieces, commit.sum_weight, counters,
-                      previous->bytes(), runtime.state, model->writable());
+  const absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model);
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
     absl::MutexLock lock(&mutex_);
@@ -149,11 +177,16 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_trigger(commit.trigger);
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
+  for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ClientStateOf(client, scalars));
+  if (runtime.keeps_updates() && runtime.strategy->whole_reducer()->keeps_rows()) {
+    for (const WholeUpdate& update : whole) batch.client_vectors.emplace_back(update.client, RowOf(runtime.layout, update.flat));
+  }
+  row.set_since_start_ns(absl::ToInt64Nanoseconds(commit.since_start));
   previous.reset();
   {
     absl::MutexLock lock(&mutex_);
     for (const RoundContributor& contributor : commit.contributors) {
-      *info.add_contributors() = ContributorRow(contributor.key, contributor.weight, contributor.examples, contributor.staleness);
+      *info.add_contributors() = ContributorRow(contributor);
       v1::UpdateRow update;
       update.set_format_version(1);
       update.set_version(commit.version);
@@ -195,6 +228,29 @@ void Coordinator::RunCommit(CommitWork& work) {
   ++job->commits_made;
   job->commit_time += stored_at - begin;
   Publish(job, commit, std::move(model), std::move(row));
+  for (const ObjectKey& key : kept) runtime.pool->Release(key);  // if the job ended meanwhile, nobody else does
+}
+
+absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
+                                    std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next) {
+  const CommitFacts facts{.version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
+  if (runtime.keeps_updates()) {
+    const RowReader row = [&](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
+      absl::StatusOr<std::vector<std::byte>> stored = store_->GetClientVector(job->id, client);
+      if (absl::IsNotFound(stored.status())) return std::vector<std::byte>();
+      return stored;
+    };
+    return ApplyWholeStep(*runtime.strategy, runtime.layout, whole, row, facts, previous.bytes(), runtime.state, next.writable());
+  }
+  SharedBytes base;
+  if (runtime.strategy->server_step().needs_base()) {
+    const uint64_t from = commit.version - 1 - commit.contributors.front().staleness;
+    TRIB_ASSIGN_OR_RETURN(base, Model("", job->id, from));
+  }
+  return ApplyServerStep(runtime.strategy->server_step(),
+                         {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = runtime.reducer.get(), .pieces = sums.pieces, .counters = sums.counters,
+                          .previous = previous.bytes(), .base = base.bytes, .facts = facts},
+                         runtime.state, next.writable());
 }
 
 bool Coordinator::TidyJob(const JobPtr& job) {
@@ -235,7 +291,10 @@ void Coordinator::Publish(const JobPtr& job, const Commit& commit, std::shared_p
   job->quiescing = false;
   job->next_journal = clock_->Now() + options_.journal_every;
   for (const RoundContributor& contributor : commit.contributors) {
-    job->updates.erase(contributor.key.update);
+    if (const auto entry = job->updates.find(contributor.key.update); entry != job->updates.end()) {
+      ReleaseWhole(*job, entry->second);
+      job->updates.erase(entry);
+    }
     SendStatus(*job, contributor.key, v1::UPDATE_STATE_COMMITTED, commit.version, "");
     const auto client = clients_.find(contributor.key.client);
     if (client != clients_.end()) {
@@ -283,8 +342,9 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   double sum_weight = 0;
   for (const UpdateEntry* entry : folded) {
     const uint64_t staleness = round.version() - std::min(round.version(), entry->base_version);
-    *work.partial.add_contributors() = ContributorRow(entry->key, entry->weight, entry->examples, staleness);
+    *work.partial.add_contributors() = ContributorRow({entry->key, entry->weight, entry->examples, staleness, entry->claimed, entry->scalars});
     work.partial.add_digests(entry->digest);
+    if (entry->whole) work.kept.push_back(*entry->whole);
     sum_weight += entry->weight;
   }
   work.partial.set_sum_weight(sum_weight);
@@ -298,7 +358,18 @@ void Coordinator::RunJournal(CommitWork& work) {
   const JobPtr& job = work.job;
   const absl::Time begin = clock_->Now();
   absl::Status status;
-  if (absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(work.runtime->number); !sums.ok()) {
+  if (work.runtime->keeps_updates()) {
+    std::vector<std::byte> bytes;
+    for (const ObjectKey& key : work.kept) {
+      const absl::StatusOr<std::span<const std::byte>> update = work.runtime->pool->Read(key);
+      if (!update.ok()) {
+        status = update.status();
+        break;
+      }
+      bytes.insert(bytes.end(), update->begin(), update->begin() + static_cast<ptrdiff_t>(work.runtime->update_layout.total_bytes()));
+    }
+    if (status.ok()) status = store_->PutPartial(job->id, work.partial, bytes);
+  } else if (absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(work.runtime->number); !sums.ok()) {
     status = sums.status();
   } else {
     std::vector<StatePiece> pieces = sums->pieces;

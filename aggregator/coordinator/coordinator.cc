@@ -406,6 +406,38 @@ absl::StatusOr<SharedBytes> Coordinator::Model(const std::string&, const std::st
   return model->Share(model);
 }
 
+absl::StatusOr<SharedBytes> Coordinator::Vectors(const std::string&, const std::string& id, uint64_t version) {
+  JobPtr job;
+  std::shared_ptr<JobRuntime> runtime;
+  {
+    absl::MutexLock lock(&mutex_);
+    job = FindJob(id);
+    if (job == nullptr) return NotFound("there is no job '{}'", id);
+    if (job->vectors != nullptr && job->vectors->version() == version) return job->vectors->Share(job->vectors);
+    runtime = job->runtime;
+  }
+  if (runtime == nullptr) return FailedPrecondition("job {} is not open", id);
+  const std::vector<std::string> names = runtime->strategy->version_vectors();
+  if (names.empty()) return NotFound("job {}: strategy '{}' sends no vectors down", id, job->spec.strategy.name);
+  TRIB_ASSIGN_OR_RETURN(const std::vector<NamedVector> stored, store_->ReadStrategyState(id, version));
+  const DType dtype = runtime->layout.float_dtype();
+  const size_t each = runtime->layout.trainable_count() * DTypeBytes(dtype);
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> made, ModelBuffer::Make(std::make_shared<ModelBuffer::Shelf>(each * names.size())));
+  for (size_t k = 0; k < names.size(); ++k) {
+    const auto vector = std::find_if(stored.begin(), stored.end(), [&](const NamedVector& one) { return one.name == names[k]; });
+    if (vector == stored.end() || vector->values.size() != runtime->layout.trainable_count()) {
+      return DataLoss("job {} version {}: expected a vector '{}' of {} elements", id, version, names[k], runtime->layout.trainable_count());
+    }
+    if (!StoreFloats(dtype, vector->values, made->writable().subspan(k * each, each))) {
+      return DataLoss("job {} version {}: vector '{}' is not finite as {}", id, version, names[k], DTypeName(dtype));
+    }
+  }
+  made->Seal(version, Sha256Hex(made->bytes()));
+  absl::MutexLock lock(&mutex_);
+  if (job->vectors == nullptr || job->vectors->version() < version) job->vectors = made;
+  return made->Share(made);
+}
+
 absl::StatusOr<SharedBytes> Coordinator::Artifact(const std::string&, const std::string& id) {
   std::string sha256;
   {

@@ -33,6 +33,7 @@
 #include "aggregator/coordinator/worker_pool.h"
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/round.h"
+#include "aggregator/core/aggregate.h"
 #include "aggregator/core/strategy.h"
 #include "aggregator/state/state_store.h"
 #include "common/byte_source.h"
@@ -83,6 +84,8 @@ class Coordinator {
   void OnMessage(uint64_t session, const v1::ClientMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
   void Detach(uint64_t session) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<SharedBytes> Model(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What goes down with a version besides the model (Strategy::version_vectors), one after the other, of the model's type.
+  absl::StatusOr<SharedBytes> Vectors(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<SharedBytes> Artifact(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   void CountDownload(const std::string& job, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<UpdateAdmission> AdmitUpload(const UpdateHeader& header, absl::Duration* retry) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -140,6 +143,7 @@ class Coordinator {
     bool journal = false;     // write the partial instead of committing
     Commit commit;
     v1::PartialRow partial;
+    std::vector<ObjectKey> kept;  // journal: the contributors' updates in their order, where they are kept whole
   };
   struct StoredEvent { std::string job; v1::EventRow row; };
   enum class RelayTask { kNone, kJoin, kAdopt, kPush };
@@ -197,6 +201,10 @@ class Coordinator {
   void Do(const JobPtr& job, const Finish& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Do(const JobPtr& job, const WakeAt& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SendFold(const JobPtr& job, const UpdateId& update, const ObjectKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void ReleaseWhole(const Job& job, UpdateEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // On the commit thread: the sums of the workers and nodes, or the updates kept whole, into the next model.
+  absl::Status MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
+                         std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next) ABSL_LOCKS_EXCLUDED(mutex_);
   void LoseAggregate(const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // clients.cc: sessions, tasks, evaluations

@@ -102,6 +102,13 @@ void Coordinator::Do(const JobPtr& job, const Fold& action) {
   header.update_hi = action.key.update.hi;
   header.update_lo = action.key.update.lo;
   const ObjectKey key = job->runtime->pool->Publish(std::move(object));
+  if (job->runtime->keeps_updates()) {
+    entry->second.whole = key;
+    entry->second.folded = true;
+    ++job->folded_since_journal;
+    ++job->folded;
+    return Post(job, UpdateFolded{action.key.update});
+  }
   if (job->quiescing || job->journalling) {
     job->held.emplace_back(action.key.update, key);
   } else {
@@ -181,6 +188,11 @@ void Coordinator::Do(const JobPtr& job, const WakeAt& action) {
   loop_wake_.Signal();
 }
 
+void Coordinator::ReleaseWhole(const Job& job, UpdateEntry& entry) {
+  if (entry.whole && job.runtime != nullptr) job.runtime->pool->Release(*entry.whole);
+  entry.whole.reset();
+}
+
 void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
   if (!job->Open()) return;
   Record(*job, "aggregate_lost", "", 0, reason);
@@ -201,8 +213,11 @@ void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
     if (held && !job->arriving.contains(id)) lost.push_back(entry.key);
   }
   std::set<UpdateId> of_nodes;
+  std::map<UpdateId, uint64_t> base_versions;
+  for (const UpdateKeyRef& key : lost) base_versions[key.update] = job->updates.at(key.update).base_version;
   for (const UpdateKeyRef& key : lost) {
     if (!job->updates.at(key.update).node.empty()) of_nodes.insert(key.update);
+    ReleaseWhole(*job, job->updates.at(key.update));
     job->updates.erase(key.update);
   }
   Post(job, AggregateLost{reason});
@@ -214,7 +229,7 @@ void Coordinator::LoseAggregate(const JobPtr& job, const std::string& reason) {
       IssuedTask& task = job->tasks[key.client];
       task = {};
       task.task = key.task;
-      task.version = job->runtime->round->version();
+      task.version = base_versions.at(key.update);
       task.issued = clock_->Now();
       job->idle.erase(key.client);
     }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "aggregator/core/aggregate.h"
 #include "aggregator/core/planners/hierarchy.h"
 #include "common/clock.h"
 #include "common/digest.h"
@@ -135,16 +136,20 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
                                                         const PlannerLimits& limits, const CapacityBook& capacities) {
   auto runtime = std::make_shared<JobRuntime>();
   runtime->layout = layout;
-  runtime->fingerprint = layout.Fingerprint();
-  TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
-  runtime->layout_id = digits.hi;
   runtime->arithmetic = spec.reproducible ? Arithmetic::kFixedPoint : Arithmetic::kFloat64;
-  auto strategy = MakeStrategy(spec.strategy);
+  auto strategy = MakeStrategy(spec.strategy, spec.local);
   // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
+  TRIB_RETURN_IF_ERROR(runtime->strategy->CheckJob(spec));
+  TRIB_ASSIGN_OR_RETURN(runtime->update_layout, UpdateLayout(*runtime->strategy, layout));
+  runtime->fingerprint = runtime->update_layout.Fingerprint();
+  TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
+  runtime->layout_id = digits.hi;
   if (entry == nullptr) return Internal("strategy '{}': it can be made but is not in the table", spec.strategy.name);
-  TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, entry->trait));
+  // A parameter can make a strategy need whole updates too (rerce_admm's continual).
+  const StrategyTrait trait = runtime->keeps_updates() ? StrategyTrait::kNeedsAll : entry->trait;
+  TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   PlannerLimits own = limits;
   own.capacity = capacities.Find({.layout = runtime->fingerprint, .strategy = spec.strategy.name, .shape = std::string(HierarchyShapeName(hierarchy.shape)),
@@ -155,7 +160,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
 }
 
 size_t WorkerBytes(const JobRuntime& runtime) {
-  return runtime.layout.float_count() * runtime.reducer->state_bytes_per_element() + runtime.layout.counter_count() * 8;
+  return runtime.update_layout.float_count() * runtime.reducer->state_bytes_per_element() + runtime.update_layout.counter_count() * 8;
 }
 
 size_t SlabMemory(const JobRuntime& runtime) { return WorkerBytes(runtime) * SlabCount(runtime.planner->pool()); }

@@ -99,6 +99,9 @@ struct UpdateEntry {
   uint64_t base_version = 0;
   double weight = 0;         // effective, once folded
   uint64_t examples = 0;
+  double claimed = 0;        // weight as the client sent it
+  Scalars scalars;
+  std::optional<ObjectKey> whole;  // of a strategy that keeps updates until the commit: where it lies
   bool folded = false;       // by every worker, in the open aggregate
   bool committing = false;   // in the commit under way
   std::string node;          // whose partial brought it; empty: it came here
@@ -119,8 +122,9 @@ struct IssuedTask {
 
 struct JobRuntime {
   uint32_t number = 0;                     // local number for workers and pool, never reused
-  TensorLayout layout;
-  std::string fingerprint;
+  TensorLayout layout;                     // of the model
+  TensorLayout update_layout;              // of an update: more trainable elements where the strategy's updates carry several vectors
+  std::string fingerprint;                 // of update_layout
   uint64_t layout_id = 0;                  // first 8 bytes of the fingerprint
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
@@ -130,6 +134,9 @@ struct JobRuntime {
   std::shared_ptr<ModelBuffer::Shelf> shelf;
   std::unique_ptr<Round> round;            // under the mutex
   StrategyState state;                     // commit thread only
+  ClientTable clients;                     // as stored, until the engine takes it over
+  // Updates are kept whole until the commit, and no worker folds them.
+  bool keeps_updates() const { return strategy->whole_reducer() != nullptr; }
 };
 
 // Callbacks of WatchJob. Its own lock, held while they run, so that a destroyed token means no further call.
@@ -155,6 +162,7 @@ struct Job {
   size_t budget_bytes = 0;                 // of the pool budget: workers' accumulators and object pool
   std::string lost_pending;                // the aggregate was lost while its partial was being journalled
   ModelRef model;                          // the current version while open
+  ModelRef vectors;                        // the newest that were fetched, of a strategy that sends some down
   std::weak_ptr<const ModelBuffer> loaded; // an older version while somebody reads it
   v1::VersionRow latest;                   // its manifest
   uint64_t artifact_bytes = 0;

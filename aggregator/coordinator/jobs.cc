@@ -18,7 +18,7 @@ constexpr absl::Duration kLongRest = absl::Seconds(1);
 constexpr double kMiB = 1024.0 * 1024.0;
 
 size_t SlotBytes(const JobRuntime& runtime) {
-  return (runtime.layout.total_bytes() + sizeof(tb_object_header) + kPage - 1) / kPage * kPage;
+  return (runtime.update_layout.total_bytes() + sizeof(tb_object_header) + kPage - 1) / kPage * kPage;
 }
 
 }  // namespace
@@ -116,15 +116,16 @@ void Coordinator::OpenQueuedJobs() {
       absl::MutexLock lock(&mutex_);
       const size_t used = UsedBudget();
       const size_t free = options_.pool_bytes > used ? options_.pool_bytes - used : 0;
-      const bool alone = used == 0;  // the only job always runs, with one slot if need be
-      fits = alone || free >= sums + slot;
+      const bool alone = used == 0;  // the only job always runs, with as few slots as it can do with
+      const size_t least = slot * (runtime->keeps_updates() ? static_cast<size_t>(job->spec.cohort.size) : 1);
+      fits = alone || free >= sums + least;
       if (fits) {
-        pool_bytes = std::clamp(free > sums ? free - sums : 0, slot, std::max(slot, wanted));
+        pool_bytes = std::clamp(free > sums ? free - sums : 0, least, std::max(least, wanted));
         job->budget_bytes = sums + pool_bytes;
         job->queued_for.clear();
       } else {
         job->queued_for = fmt::format("it needs {:.0f} MiB of the pool, {:.0f} of {:.0f} MiB are free until another job ends",
-                                      static_cast<double>(sums + slot) / kMiB, static_cast<double>(free) / kMiB,
+                                      static_cast<double>(sums + least) / kMiB, static_cast<double>(free) / kMiB,
                                       static_cast<double>(options_.pool_bytes) / kMiB);
       }
     }
@@ -178,20 +179,35 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& j
   }
   if (partial->row.version() != version) return restored;
   const size_t counters_bytes = runtime.layout.counter_count() * 8;
-  const size_t expected = WorkerBytes(runtime);
+  const size_t update_bytes = runtime.update_layout.total_bytes();
+  const size_t expected = runtime.keeps_updates() ? update_bytes * static_cast<size_t>(partial->row.contributors_size()) : WorkerBytes(runtime);
   if (partial->sums.size() != expected || partial->row.contributors_size() != partial->row.digests_size()) {
     return DataLoss("job {}: journalled partial: expected {} bytes of sums and one digest per contributor, got {} bytes, {} digests for {} contributors",
                     job.id, expected, partial->sums.size(), partial->row.digests_size(), partial->row.contributors_size());
   }
-  std::vector<int64_t> counters(runtime.layout.counter_count());
-  if (counters_bytes > 0) std::memcpy(counters.data(), partial->sums.data() + (expected - counters_bytes), counters_bytes);
   TRIB_RETURN_IF_ERROR(BeginRound(job, runtime, 1, static_cast<uint64_t>(partial->row.contributors_size())));
-  TRIB_RETURN_IF_ERROR(workers_->WriteSums(runtime.number, std::span<const std::byte>(partial->sums).first(expected - counters_bytes), counters));
+  std::vector<ObjectKey> whole;  // of each contributor, where updates are kept
+  if (runtime.keeps_updates()) {
+    for (int i = 0; i < partial->row.contributors_size(); ++i) {
+      absl::StatusOr<WritableObject> object = runtime.pool->Reserve(update_bytes);
+      if (!object.ok()) {
+        for (const ObjectKey& key : whole) runtime.pool->Release(key);
+        return object.status();
+      }
+      std::memcpy(object->payload().data(), partial->sums.data() + static_cast<size_t>(i) * update_bytes, update_bytes);
+      whole.push_back(runtime.pool->Publish(*std::move(object)));
+    }
+  } else {
+    std::vector<int64_t> counters(runtime.layout.counter_count());
+    if (counters_bytes > 0) std::memcpy(counters.data(), partial->sums.data() + (expected - counters_bytes), counters_bytes);
+    TRIB_RETURN_IF_ERROR(workers_->WriteSums(runtime.number, std::span<const std::byte>(partial->sums).first(expected - counters_bytes), counters));
+  }
   for (int i = 0; i < partial->row.contributors_size(); ++i) {
     const v1::Contributor& row = partial->row.contributors(i);
     TRIB_ASSIGN_OR_RETURN(const UpdateId id, UpdateIdFromBytes(row.update_id()));
     const UpdateKeyRef key{row.client(), row.task(), id};
-    restored.push_back({key, row.weight(), row.examples(), row.staleness()});
+    const double claimed = row.claimed() > 0 ? row.claimed() : row.weight();
+    restored.push_back({key, row.weight(), row.examples(), row.staleness(), claimed, Scalars(row.scalars().begin(), row.scalars().end())});
     UpdateEntry entry;
     entry.key = key;
     entry.digest = partial->row.digests(i);
@@ -199,6 +215,9 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& j
     entry.base_version = version - std::min(version, row.staleness());
     entry.weight = row.weight();
     entry.examples = row.examples();
+    entry.claimed = claimed;
+    entry.scalars = restored.back().scalars;
+    if (!whole.empty()) entry.whole = whole[static_cast<size_t>(i)];
     entry.folded = true;
     entries->push_back(std::move(entry));
   }
@@ -224,9 +243,8 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
     stored->Seal(version, sha256);
     current = stored;
   }
-  for (const std::string& name : runtime->strategy->server_step().state_vectors()) {
-    runtime->state.vectors[name].assign(runtime->layout.trainable_count(), 0.0);
-  }
+  runtime->state.vectors.clear();
+  TRIB_RETURN_IF_ERROR(PrepareState(*runtime->strategy, runtime->layout, current->bytes(), &runtime->state));
   TRIB_ASSIGN_OR_RETURN(std::vector<NamedVector> stored, store_->ReadStrategyState(job->id, version));
   for (NamedVector& vector : stored) {
     const auto at = runtime->state.vectors.find(vector.name);
@@ -236,16 +254,23 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
     }
     at->second = std::move(vector.values);
   }
+  if (runtime->strategy->weights().keeps_clients()) {
+    TRIB_ASSIGN_OR_RETURN(const std::vector<v1::ClientStateRow> rows, store_->ListClientState(job->id));
+    for (const v1::ClientStateRow& row : rows) {
+      const v1::ClientParticipation& p = row.participation();
+      runtime->clients.Put(p.client(), {.interval_sum = p.interval_sum(), .interval_count = p.interval_count(), .since = p.since(), .claimed = p.claimed()});
+    }
+  }
   ObjectPool::Options pool_options;
   pool_options.pool_id = static_cast<uint16_t>(runtime->number);
-  pool_options.slot_payload_bytes = runtime->layout.total_bytes();
+  pool_options.slot_payload_bytes = runtime->update_layout.total_bytes();
   pool_options.pool_bytes = pool_bytes;
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<ObjectPool> pool, ObjectPool::Create(pool_options));
   runtime->pool = std::move(pool);
   WorkerPool::JobOptions worker_options;
   worker_options.job = runtime->number;
   worker_options.strategy = job->spec.strategy.name;
-  worker_options.layout = runtime->layout;
+  worker_options.layout = runtime->update_layout;
   worker_options.arithmetic = runtime->arithmetic;
   worker_options.hierarchy = runtime->planner->pool();
   TRIB_RETURN_IF_ERROR(workers_->OpenJob(worker_options, runtime->pool.get()));
@@ -274,6 +299,11 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   }
   round_options.version = version;
   round_options.epoch = store_->epoch();
+  round_options.clients = std::move(runtime->clients);
+  {
+    absl::MutexLock lock(&mutex_);
+    round_options.since_start = absl::Nanoseconds(job->latest.since_start_ns());
+  }
 
   absl::MutexLock lock(&mutex_);
   const absl::Time now = clock_->Now();
@@ -340,8 +370,12 @@ void Coordinator::Finalize(Job& job, v1::JobState state, const std::string& reas
     by_number_.erase(job.runtime->number);
   }
   job.held.clear();
+  for (auto& [id, entry] : job.updates) {
+    if (!entry.committing) ReleaseWhole(job, entry);
+  }
   job.quiescing = false;
   job.model.reset();
+  job.vectors.reset();
   JobPtr self;
   for (const JobPtr& other : jobs_) {
     if (other.get() == &job) self = other;

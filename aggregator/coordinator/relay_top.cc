@@ -196,6 +196,7 @@ int64_t Coordinator::ExpectedFromNodes(const Job& job) const {
 bool Coordinator::NodesMayServe(const Job& job) const {
   if (job.row.relayed() || options_.relay_nodes.empty()) return false;
   const StrategyEntry* const entry = options_.find_strategy(job.spec.strategy.name);
+  if (job.Open() && !ServesNodes(*job.runtime->strategy)) return false;
   return entry != nullptr && entry->trait == StrategyTrait::kMergeable;
 }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/core/aggregate.h"
 #include "common/log.h"
 
 namespace tributary::aggregator {
@@ -26,18 +27,15 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
   if (header.codec != job.spec.codec) {
     return InvalidArgument("update {}: codec: expected '{}', got '{}'", ToHex(header.key.update), job.spec.codec, header.codec);
   }
-  if (header.bytes != runtime.layout.total_bytes()) {
-    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.layout.total_bytes(), header.bytes);
+  if (header.bytes != runtime.update_layout.total_bytes()) {
+    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.update_layout.total_bytes(), header.bytes);
   }
   if (!std::isfinite(header.weight) || header.weight <= 0 || header.weight > job.spec.max_weight) {
     return InvalidArgument("update {}: weight must be in (0, {}], got {}", ToHex(header.key.update), job.spec.max_weight, header.weight);
   }
-  const double weight = runtime.strategy->Weight(header.weight);
-  if (!std::isfinite(weight) || weight <= 0) {
-    return InvalidArgument("update {}: weight {} becomes {} under strategy '{}'", ToHex(header.key.update), header.weight, weight,
-                           job.spec.strategy.name);
-  }
-  return absl::OkStatus();
+  const std::string update = fmt::format("update {}", ToHex(header.key.update));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckScalars(*runtime.strategy, header.scalars), update));
+  return Annotate(runtime.round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()).status(), update);
 }
 
 absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& header, absl::Duration* retry) {
@@ -149,19 +147,30 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   entry.digest = header.xxh3_128;
   entry.base_version = header.version;
   entry.examples = header.examples;
+  entry.claimed = header.weight;
+  entry.scalars = header.scalars;
   entry.admitted = clock_->Now();
   admission.state = v1::UPDATE_STATE_PARTIAL;
   admission.grant.object = *std::move(object);
   admission.grant.owner = runtime;
-  admission.grant.float_bytes = runtime->layout.float_bytes();
-  admission.grant.dtype = runtime->layout.float_dtype();
-  if (job->spec.reproducible) {
-    admission.grant.max_abs = FixedPointLimit(job->spec.ClientsAsked()) / runtime->strategy->Weight(header.weight);
+  admission.grant.float_bytes = runtime->update_layout.float_bytes();
+  admission.grant.dtype = runtime->update_layout.float_dtype();
+  if (job->spec.reproducible && !runtime->keeps_updates()) {
+    TRIB_ASSIGN_OR_RETURN(const double weight,
+                          runtime->round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()));
+    admission.grant.max_abs = FixedPointLimit(std::max(job->spec.ClientsAsked(), runtime->round->updates_expected())) / weight;
   }
   return admission;
 }
 
 absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObject object, const ScanResult& scan) {
+  Scalars scalars = header.scalars;
+  std::shared_ptr<JobRuntime> runtime;
+  {
+    absl::MutexLock lock(&mutex_);
+    if (const JobPtr job = FindJob(header.job); job != nullptr) runtime = job->runtime;
+  }
+  if (runtime != nullptr) AddMeasured(*runtime->strategy, runtime->layout, object.payload(), &scalars);  // a pass over the update: without the mutex
   absl::MutexLock lock(&mutex_);
   if (draining_) return Unavailable("this server is shutting down");
   const JobPtr job = FindJob(header.job);
@@ -179,7 +188,8 @@ absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObjec
   job->arriving.insert_or_assign(header.key.update, std::move(object));
   job->row.set_bytes_up(job->row.bytes_up() + header.bytes);
   ForgetTask(*job, header.key.client, header.key.task);
-  Post(job, UpdateArrived{header.key, header.version, header.weight, header.examples});
+  known->second.scalars = scalars;
+  Post(job, UpdateArrived{header.key, header.version, header.weight, header.examples, std::move(scalars)});
   known = job->updates.find(header.key.update);
   if (known == job->updates.end()) return Aborted("update {}: its aggregate was lost, send it again", ToHex(header.key.update));
   if (known->second.state == v1::UPDATE_STATE_REJECTED) return InvalidArgument("update {}: {}", ToHex(header.key.update), known->second.reason);

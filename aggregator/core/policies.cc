@@ -1,6 +1,7 @@
 #include "aggregator/core/policies.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 #include <utility>
 
@@ -89,14 +90,108 @@ class FreshOnly final : public StalenessPolicy {
   }
 };
 
+// Whoever is idle starts, as long as fewer than `most` train or wait for a commit.
+class RestartAdmission final : public AdmissionPolicy {
+ public:
+  RestartAdmission(int64_t most, bool at_commit) : most_(most), at_commit_(at_commit) {}
+
+  std::vector<std::string> Admit(const RoundView& view, Moment) override {
+    std::set<std::string> held;  // contributors whose turn comes with the commit
+    if (at_commit_) {
+      for (const Contribution& contribution : *view.contributions) held.insert(contribution.client);
+      held.insert(view.waiting->begin(), view.waiting->end());
+    }
+    std::vector<std::string> eligible;
+    for (const std::string& client : *view.idle) {
+      if (!held.contains(client)) eligible.push_back(client);
+    }
+    const int64_t busy = static_cast<int64_t>(view.outstanding->size() + held.size());
+    if (busy >= most_) return {};
+    return Draw(std::move(eligible), static_cast<size_t>(most_ - busy), view.draw);
+  }
+
+ private:
+  int64_t most_;
+  bool at_commit_;
+};
+
+class BufferTrigger final : public CommitTrigger {
+ public:
+  explicit BufferTrigger(int64_t buffer) : buffer_(buffer) {}
+  std::optional<std::string> ShouldClose(const RoundView& view) const override {
+    if (static_cast<int64_t>(view.contributions->size()) < buffer_) return std::nullopt;
+    return buffer_ == 1 ? std::string("an update came") : fmt::format("buffer of {} full", buffer_);
+  }
+  absl::Time NextCheck(const RoundView&) const override { return absl::InfiniteFuture(); }
+  int64_t target() const override { return buffer_; }
+
+ private:
+  int64_t buffer_;
+};
+
+// Closes in a Tick only: of what arrives at the very moment of a tick, all is in it, whichever comes first.
+class TickTrigger final : public CommitTrigger {
+ public:
+  explicit TickTrigger(absl::Duration interval) : interval_(interval) {}
+  std::optional<std::string> ShouldClose(const RoundView& view) const override {
+    const int64_t due = TicksUntil(view.now - view.start, interval_);
+    if (!view.ticking || due <= TicksUntil(std::max(view.opened, view.last_tick) - view.start, interval_)) return std::nullopt;
+    return fmt::format("tick {}", due);
+  }
+  absl::Time NextCheck(const RoundView& view) const override {
+    return view.start + (TicksUntil(view.now - view.start, interval_) + 1) * interval_;
+  }
+  int64_t target() const override { return 1; }
+
+ private:
+  absl::Duration interval_;
+};
+
+class StalenessByRule final : public StalenessPolicy {
+ public:
+  explicit StalenessByRule(const StalenessRule& rule) : rule_(rule) {}
+  std::optional<double> Factor(uint64_t staleness) const override {
+    if (staleness > rule_.most) return std::nullopt;
+    const double tau = static_cast<double>(staleness);
+    switch (rule_.kind) {
+      case StalenessRule::Kind::kPolynomial: return std::pow(1.0 + tau, -rule_.a);
+      case StalenessRule::Kind::kConstant: return 1.0;
+      case StalenessRule::Kind::kHinge: return tau <= rule_.b ? 1.0 : 1.0 / (rule_.a * (tau - rule_.b) + 1.0);
+    }
+    return 1.0;
+  }
+
+ private:
+  StalenessRule rule_;
+};
+
 }  // namespace
+
+int64_t TicksUntil(absl::Duration since_start, absl::Duration interval) {
+  absl::Duration rest;
+  return std::max<int64_t>(0, absl::IDivDuration(std::max(since_start, absl::ZeroDuration()), interval, &rest));
+}
+
+RoundPolicies MakeAsynchronousPolicies(const CohortSpec& cohort, const AsynchronousSpec& spec) {
+  RoundPolicies policies;
+  policies.admission = std::make_unique<RestartAdmission>(cohort.size, spec.restart_at_commit);
+  if (spec.interval > absl::ZeroDuration()) {
+    policies.trigger = std::make_unique<TickTrigger>(spec.interval);
+  } else {
+    policies.trigger = std::make_unique<BufferTrigger>(spec.buffer);
+  }
+  policies.staleness = std::make_unique<StalenessByRule>(spec.staleness);
+  policies.second_update = spec.once_per_buffer ? SecondUpdate::kWaits : SecondUpdate::kCounts;
+  return policies;
+}
 
 RoundPolicies MakeSynchronousPolicies(const CohortSpec& cohort) {
   JobSpec spec;
   spec.cohort = cohort;
   return {.admission = std::make_unique<SynchronousAdmission>(spec.ClientsAsked(), cohort.deadline),
           .trigger = std::make_unique<SynchronousTrigger>(cohort.size, spec.EffectiveQuorum(), cohort.deadline),
-          .staleness = std::make_unique<FreshOnly>()};
+          .staleness = std::make_unique<FreshOnly>(),
+          .second_update = SecondUpdate::kRefused};
 }
 
 }  // namespace tributary::aggregator

@@ -8,6 +8,7 @@
 #include <absl/time/time.h>
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,6 +42,10 @@ struct RoundView {
   const std::vector<OutstandingTask>* outstanding = nullptr;
   const std::vector<Contribution>* contributions = nullptr;  // to the open aggregate
   int64_t expected_from_nodes = 0;      // updates that other nodes are to bring in partials
+  const std::vector<std::string>* waiting = nullptr;  // clients whose updates wait for the next aggregate, sorted
+  absl::Time start{};                   // when the job began: ticks are counted from here
+  absl::Time last_tick{};               // the latest Tick before this moment; InfinitePast: none
+  bool ticking = false;                 // this moment is a Tick
 };
 
 enum class Moment { kVersionOpened, kClientIdle, kTaskLost, kUploadTaken, kTick };
@@ -71,14 +76,38 @@ class StalenessPolicy {
   virtual std::optional<double> Factor(uint64_t staleness) const = 0;
 };
 
+// A second update of a client for the same aggregate.
+enum class SecondUpdate { kRefused, kWaits, kCounts };
+
 struct RoundPolicies {
   std::unique_ptr<AdmissionPolicy> admission;
   std::unique_ptr<CommitTrigger> trigger;
   std::unique_ptr<StalenessPolicy> staleness;
+  SecondUpdate second_update = SecondUpdate::kRefused;
 };
 
 // Synchronous rounds: ceil(size × over_select) clients drawn at the version's start (later idle ones fill gaps), commit when
 // `size` updates are in, or after the deadline with at least the quorum; updates of another version refused.
 RoundPolicies MakeSynchronousPolicies(const CohortSpec& cohort);
+
+// s(τ): (1+τ)^−a (polynomial), 1 (constant), 1 up to b and 1/(a(τ−b)+1) beyond (hinge); nothing above `most`.
+struct StalenessRule {
+  enum class Kind { kPolynomial, kConstant, kHinge } kind = Kind::kConstant;
+  double a = 0.5;
+  double b = 4;
+  uint64_t most = std::numeric_limits<uint64_t>::max();
+};
+
+// Asynchronous jobs: at most cohort.size clients train at the same time, each from the model that was current when it started.
+struct AsynchronousSpec {
+  int64_t buffer = 1;                 // a commit takes so many updates; not used with ticks
+  absl::Duration interval = absl::ZeroDuration();  // > 0: a commit at every tick at which something has come
+  bool restart_at_commit = true;      // a contributor gets the next model at the commit; false: as soon as its update is taken
+  bool once_per_buffer = false;       // a client's second update waits for the next aggregate
+  StalenessRule staleness{};
+};
+RoundPolicies MakeAsynchronousPolicies(const CohortSpec& cohort, const AsynchronousSpec& spec);
+// Ticks so far, one after every interval, that of this very moment among them: exact, in nanoseconds.
+int64_t TicksUntil(absl::Duration since_start, absl::Duration interval);
 
 }  // namespace tributary::aggregator

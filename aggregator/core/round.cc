@@ -60,13 +60,16 @@ Round::Round(const JobSpec& spec, const Strategy& strategy, RoundOptions options
       policies_(strategy.MakePolicies(spec.cohort)),
       version_(options.version),
       epoch_(options.epoch),
-      opened_(now) {
+      start_(now - options.since_start),
+      opened_(now),
+      clients_(std::move(options.clients)) {
   for (RoundContributor& contributor : options.restored) {
     if (IsTaken(contributor.key.update)) continue;
     const uint64_t from = version_ - std::min(version_, contributor.staleness);
     tasks_[contributor.key.task] = {.client = contributor.key.client, .version = from, .issued = now, .update = contributor.key.update,
                                     .closed = ""};
-    taken_.push_back({.contributor = contributor, .claimed = contributor.weight, .version = from, .folded = true});
+    Register(contributor.key.client);
+    taken_.push_back({.contributor = contributor, .version = from, .folded = true});
   }
 }
 
@@ -92,6 +95,7 @@ std::vector<RoundAction> Round::OnEvent(const RoundEvent& event, absl::Time now)
 
 void Round::On(const ClientIdle& event, absl::Time now, Actions* out) {
   attached_.insert(event.client);
+  Register(event.client);
   bool busy = false;
   for (const UpdateKeyRef& offer : event.offers) {
     if (offer.client != event.client || IsTaken(offer.update)) continue;
@@ -172,7 +176,9 @@ absl::Status Round::CheckTask(const UpdateKeyRef& key, uint64_t version) const {
   if (it == tasks_.end() && (key.task >> 32) >= epoch_) return NotFound("there is no task {}", key.task);
   const auto current = outstanding_.find(key.client);
   const bool is_current = current != outstanding_.end() && current->second.task == key.task;
-  if (!is_current && HasContributed(key.client)) {
+  // Of a task from before a restart nothing is known but what its client says: one such update a version.
+  const bool once = policies_.second_update == SecondUpdate::kRefused || it == tasks_.end();
+  if (once && !is_current && HasContributed(key.client)) {
     return FailedPrecondition("client '{}' contributes to version {} already", key.client, version_);
   }
   return absl::OkStatus();
@@ -237,37 +243,80 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
           .first->second;
   task.update = event.key.update;
   Release(event.key.client);
-  TakenUpdate update{.contributor = {.key = event.key, .weight = 0, .examples = event.examples, .staleness = 0},
-                     .claimed = event.weight,
+  Register(event.key.client);
+  TakenUpdate update{.contributor = {.key = event.key,
+                                     .weight = 0,
+                                     .examples = event.examples,
+                                     .staleness = 0,
+                                     .claimed = event.weight,
+                                     .scalars = event.scalars},
                      .version = event.version,
                      .folded = false};
-  if (phase_ != Phase::kCollecting) {
+  if (phase_ != Phase::kCollecting || MustWait(event.key.client)) {
     waiting_.push_back(std::move(update));
+    if (phase_ == Phase::kCollecting) Admit(Moment::kUploadTaken, now, out);
     return;
   }
-  Take(std::move(update), out);
+  Take(std::move(update), now, out);
   MaybeClose(now, out);
   Admit(Moment::kUploadTaken, now, out);
 }
 
-void Round::Take(TakenUpdate update, Actions* out) {
+bool Round::MustWait(const std::string& client) const {
+  return policies_.second_update == SecondUpdate::kWaits && std::any_of(taken_.begin(), taken_.end(), [&](const TakenUpdate& update) {
+           return update.contributor.key.client == client;
+         });
+}
+
+void Round::Register(const std::string& client) {
+  if (clients_.Register(client)) unsaved_.insert(client);
+}
+
+absl::StatusOr<double> Round::WeightNow(const std::string& client, uint64_t version, double claimed, const Scalars& scalars,
+                                        absl::Time now) const {
+  const uint64_t staleness = version_ - std::min(version_, version);
+  const std::optional<double> factor = policies_.staleness->Factor(staleness);
+  if (!factor) return FailedPrecondition("the update starts from version {}, the current one is {}: too stale", version, version_);
+  const WeightRule& rule = strategy_.weights();
+  TRIB_ASSIGN_OR_RETURN(const double weight, rule.Weight({.client = client,
+                                                          .claimed = claimed,
+                                                          .scalars = scalars,
+                                                          .round = rule.RoundAt(version_, now - start_),
+                                                          .clients = &clients_}));
+  const double effective = weight * *factor;
+  if (!std::isfinite(effective) || effective <= 0) {
+    return InvalidArgument("weight {} at staleness {} becomes {}: expected a finite number > 0", claimed, staleness, effective);
+  }
+  return effective;
+}
+
+void Round::Take(TakenUpdate update, absl::Time now, Actions* out) {
   RoundContributor& contributor = update.contributor;
   contributor.staleness = version_ - update.version;
-  const std::optional<double> factor = policies_.staleness->Factor(contributor.staleness);
-  contributor.weight = factor ? strategy_.Weight(update.claimed) * *factor : 0;
-  if (!std::isfinite(contributor.weight) || contributor.weight <= 0) {
-    out->push_back(Refuse{.key = contributor.key, .reason = fmt::format("its weight at staleness {} is {}", contributor.staleness, contributor.weight),
-                          .expired = true});
+  const absl::StatusOr<double> weight =
+      WeightNow(contributor.key.client, update.version, contributor.claimed, contributor.scalars, now);
+  if (!weight.ok()) {
+    const bool expired = absl::IsFailedPrecondition(weight.status());
+    out->push_back(Refuse{.key = contributor.key, .reason = MessageOf(weight.status()), .expired = expired});
+    if (const auto task = tasks_.find(contributor.key.task); task != tasks_.end()) task->second.closed = MessageOf(weight.status());
     return;
   }
+  contributor.weight = *weight;
   out->push_back(Fold{.key = contributor.key, .weight = contributor.weight});
   taken_.push_back(std::move(update));
 }
 
-void Round::TakeWaiting(Actions* out) {
+// As many as the next aggregate takes; the others wait on.
+void Round::TakeWaiting(absl::Time now, Actions* out) {
   std::vector<TakenUpdate> waiting;
   waiting.swap(waiting_);
-  for (TakenUpdate& update : waiting) Take(std::move(update), out);
+  for (TakenUpdate& update : waiting) {
+    if (MustWait(update.contributor.key.client) || ClosingReason(now)) {
+      waiting_.push_back(std::move(update));
+    } else {
+      Take(std::move(update), now, out);
+    }
+  }
 }
 
 void Round::On(const UpdateFolded& event, absl::Time now, Actions* out) {
@@ -308,36 +357,56 @@ void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
     outstanding_[key.client] = {.client = key.client, .task = key.task, .version = update.version, .issued = now};
     EraseSorted(&idle_, key.client);
   }
-  TakeWaiting(out);
+  TakeWaiting(now, out);
   MaybeClose(now, out);
   Admit(Moment::kTaskLost, now, out);
 }
 
 // ---- versions ----
 
+std::optional<std::string> Round::ClosingReason(absl::Time now) const {
+  if (taken_.empty()) return std::nullopt;
+  const std::vector<std::string> nobody;
+  ViewStorage storage;
+  return policies_.trigger->ShouldClose(FillView(&storage, &nobody, 0, now));
+}
+
 void Round::MaybeClose(absl::Time now, Actions* out) {
   if (finished_ || phase_ == Phase::kCommitting) return;
+  // What closed it was true then, and stays so unless one of its updates turns out to be bad: time may have moved a tick on.
   std::optional<std::string> reason;
-  if (!taken_.empty()) {
-    const std::vector<std::string> nobody;
-    ViewStorage storage;
-    reason = policies_.trigger->ShouldClose(FillView(&storage, &nobody, 0, now));
+  if (phase_ == Phase::kClosing && taken_.size() == closed_with_) {
+    reason = trigger_;
+  } else {
+    reason = ClosingReason(now);
   }
   if (!reason) {
     if (phase_ == Phase::kClosing) {  // a worker refused what had closed it
       phase_ = Phase::kCollecting;
       trigger_.clear();
-      TakeWaiting(out);
+      TakeWaiting(now, out);
     }
     return;
   }
   if (phase_ == Phase::kCollecting) {
     phase_ = Phase::kClosing;
     trigger_ = *reason;
+    closed_at_ = now;
   }
+  closed_with_ = taken_.size();
   if (!std::all_of(taken_.begin(), taken_.end(), [](const TakenUpdate& update) { return update.folded; })) return;
+  AskForCommit(out);
+}
+
+void Round::AskForCommit(Actions* out) {
   phase_ = Phase::kCommitting;
-  Commit commit{.version = version_ + 1, .contributors = {}, .sum_weight = 0, .trigger = trigger_};
+  Commit commit{.version = version_ + 1,
+                .contributors = {},
+                .sum_weight = 0,
+                .trigger = trigger_,
+                .registered = clients_.size(),
+                .client_changes = {},
+                .since_start = closed_at_ - start_};
   std::vector<double> weights;
   for (const TakenUpdate& update : taken_) {
     commit.contributors.push_back(update.contributor);
@@ -346,7 +415,30 @@ void Round::MaybeClose(absl::Time now, Actions* out) {
   std::sort(commit.contributors.begin(), commit.contributors.end(),
             [](const RoundContributor& a, const RoundContributor& b) { return a.key < b.key; });
   commit.sum_weight = OrderFreeSum(std::move(weights));
+  changes_.clear();
+  if (const WeightRule& rule = strategy_.weights(); rule.keeps_clients()) {
+    const uint64_t round = rule.RoundAt(version_, commit.since_start);
+    std::map<std::string, ClientScalars> changed;
+    for (const std::string& client : unsaved_) changed[client] = clients_.Find(client);
+    for (const RoundContributor& contributor : commit.contributors) {
+      const auto at = changed.try_emplace(contributor.key.client, clients_.Find(contributor.key.client)).first;
+      at->second = AfterContribution(at->second, round, rule.cutoff(), contributor.claimed);
+    }
+    changes_.assign(changed.begin(), changed.end());
+    commit.client_changes = changes_;
+  }
   out->push_back(std::move(commit));
+}
+
+void Round::On(const ClientsRegistered& event, absl::Time, Actions*) {
+  for (const std::string& client : event.clients) Register(client);
+}
+
+void Round::On(const RoundSkipped&, absl::Time now, Actions* out) {
+  if (phase_ != Phase::kCollecting || !taken_.empty()) return;
+  trigger_ = "nobody took part";
+  closed_at_ = now;
+  AskForCommit(out);
 }
 
 void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
@@ -354,6 +446,11 @@ void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
   version_ = event.version;
   opened_ = now;
   phase_ = Phase::kCollecting;
+  for (const auto& [client, scalars] : changes_) {
+    clients_.Put(client, scalars);
+    unsaved_.erase(client);
+  }
+  changes_.clear();
   trigger_.clear();
   declined_.clear();
   for (const TakenUpdate& update : taken_) {
@@ -379,7 +476,7 @@ void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
     const bool committed = !entry.second.closed.empty() && (entry.first >> 32) >= epoch_;
     return committed || too_stale(entry.second.version);
   });
-  TakeWaiting(out);
+  TakeWaiting(now, out);
   MaybeClose(now, out);
   Admit(Moment::kVersionOpened, now, out);
 }
@@ -393,7 +490,10 @@ void Round::On(const CancelRequested& event, absl::Time, Actions* out) { End(Out
 
 void Round::On(const Tick&, absl::Time now, Actions* out) {
   wake_ = absl::InfiniteFuture();  // that alarm is spent
+  ticking_ = true;
   MaybeClose(now, out);
+  ticking_ = false;
+  last_tick_ = now;
   Admit(Moment::kTick, now, out);
 }
 
@@ -430,8 +530,10 @@ const RoundView& Round::FillView(ViewStorage* storage, const std::vector<std::st
     storage->contributions.push_back({.client = update.contributor.key.client, .task = update.contributor.key.task,
                                       .staleness = update.contributor.staleness, .folded = update.folded});
   }
+  for (const TakenUpdate& update : waiting_) InsertSorted(&storage->waiting, update.contributor.key.client);
   storage->view = {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle, .outstanding = &storage->outstanding,
-                   .contributions = &storage->contributions, .expected_from_nodes = expected_from_nodes_};
+                   .contributions = &storage->contributions, .expected_from_nodes = expected_from_nodes_, .waiting = &storage->waiting,
+                   .start = start_, .last_tick = last_tick_, .ticking = ticking_};
   return storage->view;
 }
 
@@ -505,7 +607,7 @@ absl::Status Round::CheckPartial(uint64_t version, const std::vector<RoundContri
   overlap->clear();
   if (finished_ || finish_after_commit_) return FailedPrecondition("the job is over");
   if (version != version_) return FailedPrecondition("it starts from version {}, the current one is {}", version, version_);
-  const double most = strategy_.Weight(spec_.max_weight);
+  TRIB_ASSIGN_OR_RETURN(const double most, strategy_.weights().Weight({.client = "", .claimed = spec_.max_weight, .round = version_ + 1, .clients = &clients_}));
   for (const RoundContributor& contributor : contributors) {
     const UpdateKeyRef& key = contributor.key;
     if (IsTaken(key.update) || HasContributed(key.client)) overlap->push_back(key.update);
@@ -528,8 +630,8 @@ void Round::On(const NodesExpected& event, absl::Time now, Actions* out) {
 
 void Round::On(const PartialArrived& event, absl::Time now, Actions* out) {
   for (const RoundContributor& contributor : event.contributors) {
+    Register(contributor.key.client);
     taken_.push_back({.contributor = contributor,
-                      .claimed = contributor.weight,
                       .version = version_ - std::min(version_, contributor.staleness),
                       .folded = false,
                       .of_node = true});

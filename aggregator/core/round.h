@@ -10,8 +10,11 @@
 //        └─────────────────────────────────────────── next version ───────────────────────────────────────────────────┘
 //
 // Invariants: a task admits one update, and in a synchronous job a client contributes at most once to a version; an update is
-// folded at most once (again only after AggregateLost); Commit's contributors are exactly the folded ones, at least one; after
-// Finish no action is produced.
+// folded at most once (again only after AggregateLost); Commit's contributors are exactly the folded ones, at least one (none only
+// after RoundSkipped); after Finish no action is produced.
+// The engine knows no strategy by name: who starts when, when to commit and what staleness costs is the policies' say, what an update
+// weighs the weight rule's. For that rule it keeps a few numbers a client (ClientTable); what a commit changes in them is part of the
+// Commit, to be stored with the version, and holds from VersionCommitted on.
 // Updates that come while an aggregate closes wait for the next one if the staleness policy will have them, else they expire.
 // Task ids are (epoch << 32) + counter, so a restarted aggregator never reuses one.
 // Source: Fraboni et al. 2023 for the three policies; design.md §1.2.
@@ -28,6 +31,8 @@
 #include <variant>
 #include <vector>
 
+#include "aggregator/core/client_table.h"
+#include "aggregator/core/contribution.h"
 #include "aggregator/core/policies.h"
 #include "aggregator/core/strategy.h"
 #include "common/ids.h"
@@ -35,15 +40,6 @@
 #include "common/status.h"
 
 namespace tributary::aggregator {
-
-struct UpdateKeyRef {
-  std::string client;
-  uint64_t task = 0;
-  UpdateId update;
-  auto operator<=>(const UpdateKeyRef&) const = default;
-};
-
-struct RoundContributor { UpdateKeyRef key; double weight = 0; uint64_t examples = 0; uint64_t staleness = 0; };
 
 // ---- events ----
 // A training client is attached and has no task of this job. `offers`: an update it still holds for the open version (after a
@@ -53,7 +49,11 @@ struct ClientIdle { std::string client; std::vector<UpdateKeyRef> offers; };
 struct ClientGone { std::string client; };
 struct TaskDeclined { std::string client; uint64_t task = 0; std::string reason; };
 // Validated and sealed by ingress. `weight` as claimed by the client.
-struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0; uint64_t examples = 0; };
+struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0; uint64_t examples = 0; Scalars scalars{}; };
+// Clients that belong to the job whether or not they are ever attached: they count in N.
+struct ClientsRegistered { std::vector<std::string> clients; };
+// Nobody takes part in the open round: it counts and commits, with the model as it is. Ignored when an update has been taken.
+struct RoundSkipped {};
 struct UpdateFolded { UpdateId update; };
 // A worker found what ingress should have refused (second line of defence): it is not in the sums.
 struct UpdateRefusedByWorker { UpdateId update; std::string reason; };
@@ -76,7 +76,7 @@ struct VersionAdopted { uint64_t version = 0; std::set<UpdateId> counted; };
 
 using RoundEvent = std::variant<ClientIdle, ClientGone, TaskDeclined, UpdateArrived, UpdateFolded, UpdateRefusedByWorker, AggregateLost,
                                 VersionCommitted, MetricReported, CancelRequested, Tick, NodesExpected, PartialArrived, CohortChanged,
-                                VersionAdopted>;
+                                VersionAdopted, ClientsRegistered, RoundSkipped>;
 
 // ---- actions ----
 struct IssueTask { std::string client; uint64_t task = 0; uint64_t version = 0; absl::Time deadline; };
@@ -84,7 +84,15 @@ struct CancelTask { std::string client; uint64_t task = 0; std::string reason; }
 struct Fold { UpdateKeyRef key; double weight = 0; };              // effective weight
 // Not counted. `expired`: nobody's fault (round closed, too stale, job over); otherwise rejected.
 struct Refuse { UpdateKeyRef key; std::string reason; bool expired = false; };
-struct Commit { uint64_t version = 0; std::vector<RoundContributor> contributors; double sum_weight = 0; std::string trigger; };
+struct Commit {
+  uint64_t version = 0;
+  std::vector<RoundContributor> contributors;   // by key
+  double sum_weight = 0;
+  std::string trigger;
+  int64_t registered = 0;                       // N, all clients seen so far
+  std::vector<std::pair<std::string, ClientScalars>> client_changes;  // to be stored with the version
+  absl::Duration since_start;                   // likewise: when it closed, from the job's beginning on
+};
 struct Evaluate { uint64_t version = 0; };
 enum class Outcome { kDone, kFailed, kCancelled };
 struct Finish { Outcome outcome = Outcome::kDone; std::string reason; };
@@ -95,6 +103,8 @@ struct RoundOptions {
   uint64_t version = 0;         // current committed version
   uint64_t epoch = 1;           // of the aggregator process: high half of task ids
   std::vector<RoundContributor> restored;  // already in the sums (a journalled partial)
+  ClientTable clients{};                   // as stored with `version`
+  absl::Duration since_start{};            // likewise; 0 for a fresh job
 };
 
 class Round {
@@ -117,7 +127,11 @@ class Round {
   // job gives nobody. Changes nothing.
   absl::Status CheckPartial(uint64_t version, const std::vector<RoundContributor>& contributors, std::vector<UpdateId>* overlap) const;
 
+  // What an update of `client` would weigh now, with its staleness; for bounds, nothing is taken. Errors: as WeightRule.
+  absl::StatusOr<double> WeightNow(const std::string& client, uint64_t version, double claimed, const Scalars& scalars, absl::Time now) const;
+
   uint64_t version() const { return version_; }
+  const ClientTable& clients() const { return clients_; }
   bool finished() const { return finished_; }
   size_t updates_in() const;        // taken for the open aggregate
   int64_t updates_expected() const;
@@ -129,7 +143,6 @@ class Round {
  private:
   struct TakenUpdate {
     RoundContributor contributor;
-    double claimed = 0;     // weight before strategy and staleness
     uint64_t version = 0;   // that it started from
     bool folded = false;
     bool of_node = false;   // came in a partial: its task is another engine's
@@ -164,10 +177,13 @@ class Round {
   void On(const PartialArrived& event, absl::Time now, Actions* out);
   void On(const CohortChanged& event, absl::Time now, Actions* out);
   void On(const VersionAdopted& event, absl::Time now, Actions* out);
+  void On(const ClientsRegistered& event, absl::Time now, Actions* out);
+  void On(const RoundSkipped& event, absl::Time now, Actions* out);
 
   struct ViewStorage {
     std::vector<OutstandingTask> outstanding;
     std::vector<Contribution> contributions;
+    std::vector<std::string> waiting;
     RoundView view;
   };
   const RoundView& FillView(ViewStorage* storage, const std::vector<std::string>* idle, uint64_t draw, absl::Time now) const;
@@ -177,12 +193,16 @@ class Round {
   // Whether anything of `client` counts, or will, for the open aggregate.
   bool HasContributed(const std::string& client) const;
   bool IsTaken(const UpdateId& update) const;
-  void Take(TakenUpdate update, Actions* out);
+  void Take(TakenUpdate update, absl::Time now, Actions* out);
+  void Register(const std::string& client);
+  std::optional<std::string> ClosingReason(absl::Time now) const;
+  bool MustWait(const std::string& client) const;
+  void AskForCommit(Actions* out);
   void Release(const std::string& client);     // its task is over; idle again if attached
   void Admit(Moment moment, absl::Time now, Actions* out);
   void Issue(const std::string& client, absl::Time now, Actions* out);
   void MaybeClose(absl::Time now, Actions* out);
-  void TakeWaiting(Actions* out);
+  void TakeWaiting(absl::Time now, Actions* out);
   // Finishes at once, or after the commit under way.
   void End(Outcome outcome, const std::string& reason, Actions* out);
   void FinishNow(const Finish& finish, Actions* out);
@@ -198,10 +218,15 @@ class Round {
   uint64_t next_task_ = 1;
   uint64_t draws_ = 0;
   int64_t expected_from_nodes_ = 0;
+  absl::Time start_;                                     // of the job, its downtime left out
   absl::Time opened_;
+  absl::Time last_tick_ = absl::InfinitePast();
+  bool ticking_ = false;
   absl::Time wake_ = absl::InfiniteFuture();
   Phase phase_ = Phase::kCollecting;
   std::string trigger_;
+  absl::Time closed_at_;
+  size_t closed_with_ = 0;                               // updates taken when it closed
   bool started_ = false;
   bool finished_ = false;
   std::optional<Finish> finish_after_commit_;
@@ -212,6 +237,9 @@ class Round {
   std::vector<TakenUpdate> taken_;                       // for the open aggregate
   std::vector<TakenUpdate> waiting_;                     // arrived while it closes, for the next one; bounded by tasks
   std::map<std::string, Decline> declined_;              // this version
+  ClientTable clients_;
+  std::set<std::string> unsaved_;                        // registered since the last commit
+  std::vector<std::pair<std::string, ClientScalars>> changes_;  // of the commit under way
 };
 
 }  // namespace tributary::aggregator

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <memory>
 
 #include "common/check.h"
 
@@ -19,6 +20,10 @@ void LoadBlock(const std::byte* flat, size_t first, std::span<double> out) {
     std::memcpy(&value, from + i * sizeof(T), sizeof(T));
     out[i] = static_cast<double>(value);
   }
+}
+
+void LoadBlock(DType dtype, const std::byte* flat, size_t first, std::span<double> out) {
+  dtype == DType::kF64 ? LoadBlock<double>(flat, first, out) : LoadBlock<float>(flat, first, out);
 }
 
 // Stores `values` rounded to T; false if a rounded value is not finite.
@@ -48,6 +53,12 @@ std::string Whereabouts(const TensorLayout& layout, size_t index) {
   return fmt::format("element {}", index);
 }
 
+std::vector<double> ReportAll(const Reducer& reducer, std::span<const StatePiece> pieces, size_t count) {
+  std::vector<double> all(count);
+  for (const StatePiece& piece : pieces) reducer.ReportBlock(piece.state, piece.count, 1.0, all.data() + piece.first);
+  return all;
+}
+
 absl::Status CheckPieces(std::span<const StatePiece> pieces, size_t float_count) {
   size_t next = 0;
   for (const StatePiece& piece : pieces) {
@@ -61,10 +72,19 @@ absl::Status CheckPieces(std::span<const StatePiece> pieces, size_t float_count)
   return absl::OkStatus();
 }
 
-absl::Status PrepareState(const ServerStep& step, size_t trainable, StrategyState* state) {
+}  // namespace
+
+absl::Status PrepareState(const ServerStep& step, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state) {
+  const size_t trainable = layout.trainable_count();
   for (const std::string& name : step.state_vectors()) {
     const auto [it, fresh] = state->vectors.try_emplace(name);
-    if (fresh) it->second.assign(trainable, 0.0);
+    if (fresh && step.starts_as_model(name)) {
+      if (model.size() != layout.total_bytes()) return InvalidArgument("the initial model: expected {} bytes, got {}", layout.total_bytes(), model.size());
+      it->second.resize(trainable);
+      LoadBlock(layout.float_dtype(), model.data(), 0, it->second);
+    } else if (fresh) {
+      it->second.assign(trainable, step.start_of(name));
+    }
     if (it->second.size() != trainable) {
       return InvalidArgument("strategy vector '{}': expected {} elements, got {}", name, trainable, it->second.size());
     }
@@ -72,42 +92,71 @@ absl::Status PrepareState(const ServerStep& step, size_t trainable, StrategyStat
   return absl::OkStatus();
 }
 
-}  // namespace
+bool StoreFloats(DType dtype, std::span<const double> values, std::span<std::byte> out) {
+  return dtype == DType::kF64 ? StoreBlock<double>(out.data(), 0, values) : StoreBlock<float>(out.data(), 0, values);
+}
 
-absl::Status ApplyServerStep(const ServerStep& step, const TensorLayout& layout, const Reducer& reducer,
-                             std::span<const StatePiece> pieces, double sum_weight, std::span<const int64_t> counters,
-                             std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next) {
+absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, StrategyState& state, std::span<std::byte> next) {
+  const TensorLayout& layout = *input.layout;
+  const double sum_weight = input.facts.sum_weight;
   if (!(sum_weight > 0) || !std::isfinite(sum_weight)) return InvalidArgument("sum of weights must be finite and > 0, got {}", sum_weight);
-  if (previous.size() != layout.total_bytes() || next.size() != layout.total_bytes()) {
+  TRIB_ASSIGN_OR_RETURN(const double divisor, step.Divisor(input.facts));
+  if (!(divisor > 0) || !std::isfinite(divisor)) return InvalidArgument("what the sums are divided by must be finite and > 0, got {}", divisor);
+  if (input.previous.size() != layout.total_bytes() || next.size() != layout.total_bytes()) {
     return InvalidArgument("a model of this layout has {} bytes; got {} before and {} after the step", layout.total_bytes(),
-                           previous.size(), next.size());
+                           input.previous.size(), next.size());
   }
-  if (!counters.empty() && counters.size() != layout.counter_count()) {
-    return InvalidArgument("expected {} counters, got {}", layout.counter_count(), counters.size());
+  if (step.needs_base() && input.base.size() != layout.total_bytes()) {
+    return InvalidArgument("the model that the update starts from: expected {} bytes, got {}", layout.total_bytes(), input.base.size());
   }
-  std::vector<StatePiece> sorted(pieces.begin(), pieces.end());
+  if (!input.counters.empty() && input.counters.size() != layout.counter_count()) {
+    return InvalidArgument("expected {} counters, got {}", layout.counter_count(), input.counters.size());
+  }
+  std::vector<StatePiece> sorted(input.pieces.begin(), input.pieces.end());
   std::erase_if(sorted, [](const StatePiece& piece) { return piece.count == 0; });
   std::sort(sorted.begin(), sorted.end(), [](const StatePiece& a, const StatePiece& b) { return a.first < b.first; });
-  TRIB_RETURN_IF_ERROR(CheckPieces(sorted, layout.float_count()));
-  TRIB_RETURN_IF_ERROR(PrepareState(step, layout.trainable_count(), &state));
+  const size_t extra = (input.groups - 1) * layout.trainable_count();
+  TRIB_RETURN_IF_ERROR(CheckPieces(sorted, layout.float_count() + extra));
+  TRIB_RETURN_IF_ERROR(PrepareState(step, layout, input.previous, &state));
+  const Reducer* reducer = input.reducer;
+  std::unique_ptr<Reducer> plain;
+  std::vector<double> first_group, second_group;
+  if (input.groups == 2) {
+    // Elements i and trainable + i may lie in different pieces: both groups are laid out whole.
+    const std::vector<double> all = ReportAll(*reducer, sorted, layout.float_count() + extra);
+    const auto split = all.begin() + static_cast<ptrdiff_t>(layout.trainable_count());
+    first_group.assign(all.begin(), split);
+    second_group.assign(split, split + static_cast<ptrdiff_t>(extra));
+    first_group.insert(first_group.end(), split + static_cast<ptrdiff_t>(extra), all.end());
+    plain = MakeMeanReducer(DType::kF64, Arithmetic::kFloat64);
+    reducer = plain.get();
+    sorted = {{.first = 0, .count = first_group.size(), .state = reinterpret_cast<const std::byte*>(first_group.data())}};
+  }
 
   const DType dtype = layout.float_dtype();
-  std::vector<double> mean(kBlockElements);
+  std::vector<double> sums(kBlockElements);
   std::vector<double> model(kBlockElements);
+  std::vector<double> base(step.needs_base() ? kBlockElements : 0);
   for (const StatePiece& piece : sorted) {
     for (size_t offset = 0; offset < piece.count; offset += kBlockElements) {
       const size_t first = piece.first + offset;
       const size_t count = std::min(kBlockElements, piece.count - offset);
-      reducer.ReportBlock(piece.state + offset * reducer.state_bytes_per_element(), count, sum_weight, mean.data());
+      reducer->ReportBlock(piece.state + offset * reducer->state_bytes_per_element(), count, 1.0, sums.data());
       // The front of the block may be trainable, the rest are buffers.
       const size_t trainable = first < layout.trainable_count() ? std::min(count, layout.trainable_count() - first) : 0;
       if (trainable > 0) {
-        const std::span<double> old(model.data(), trainable);
-        dtype == DType::kF64 ? LoadBlock<double>(previous.data(), first, old) : LoadBlock<float>(previous.data(), first, old);
-        step.ApplyBlock({.first = first, .model = {model.data(), trainable}, .mean = {mean.data(), trainable}}, state);
+        LoadBlock(dtype, input.previous.data(), first, {model.data(), trainable});
+        if (!base.empty()) LoadBlock(dtype, input.base.data(), first, {base.data(), trainable});
+        step.ApplyBlock({.first = first,
+                         .model = {model.data(), trainable},
+                         .sums = {sums.data(), trainable},
+                         .divisor = divisor,
+                         .facts = &input.facts,
+                         .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
+                         .base = {base.data(), base.empty() ? 0 : trainable}},
+                        state);
       }
-      std::copy(mean.begin() + static_cast<ptrdiff_t>(trainable), mean.begin() + static_cast<ptrdiff_t>(count),
-                model.begin() + static_cast<ptrdiff_t>(trainable));
+      for (size_t i = trainable; i < count; ++i) model[i] = sums[i] / sum_weight;
       const std::span<const double> values(model.data(), count);
       const bool finite = dtype == DType::kF64 ? StoreBlock<double>(next.data(), first, values) : StoreBlock<float>(next.data(), first, values);
       if (!finite) {
@@ -119,7 +168,7 @@ absl::Status ApplyServerStep(const ServerStep& step, const TensorLayout& layout,
   }
   const size_t counter_bytes = layout.counter_count() * sizeof(int64_t);
   if (counter_bytes > 0) {
-    const void* from = counters.empty() ? static_cast<const void*>(previous.data() + layout.float_bytes()) : counters.data();
+    const void* from = input.counters.empty() ? static_cast<const void*>(input.previous.data() + layout.float_bytes()) : input.counters.data();
     std::memcpy(next.data() + layout.float_bytes(), from, counter_bytes);
   }
   return absl::OkStatus();

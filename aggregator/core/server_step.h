@@ -1,7 +1,8 @@
-// The half of a strategy that the root runs once per commit: from the old model, the mean and the strategy's own vectors to the
-// new model. Element-wise, block by block, so that no temporary of the model's size is made.
+// The half of a strategy that the root runs once per commit: from the old model, the un-normalised sums and the strategy's own vectors
+// to the new model. Element-wise, block by block, so that no temporary of the model's size is made.
 //
-// Trainable elements go through ServerStep; buffers take the mean of values; counters take the maximum (algorithms.md §1.4).
+// What the sums are divided by is the step's business (Σw, N, the buffer, 1), never the reducer's. Trainable elements go through
+// ServerStep; buffers take the weighted mean of values, always by Σw; counters take the maximum (algorithms.md §1.4).
 // Threads: thread-compatible. A step keeps nothing between commits except in StrategyState.
 #pragma once
 
@@ -11,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "aggregator/core/contribution.h"
 #include "aggregator/core/reducer.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -24,18 +26,38 @@ struct StrategyState {
   bool operator==(const StrategyState&) const = default;
 };
 
+// The numbers of a commit. Borrowed for the call.
+struct CommitFacts {
+  uint64_t version = 0;        // that is being made
+  double sum_weight = 0;       // Σ w of the fold, order-free
+  int64_t registered = 0;      // N, all clients the job has seen
+  std::span<const RoundContributor> contributors;  // at least one
+};
+
 // Elements [first, first + count) of the trainable region, in fp64. `model` comes in as the old values and leaves as the new.
 struct StepBlock {
   size_t first = 0;
   std::span<double> model;
-  std::span<const double> mean;  // of Δ
+  std::span<const double> sums;  // Σ w·Δ
+  double divisor = 1;            // ServerStep::Divisor of this commit
+  const CommitFacts* facts = nullptr;
+  std::span<const double> second{};  // Σ w·(the second group) of updates that carry two
+  std::span<const double> base{};    // the model that the one contributor started from, if the step asks for it
 };
 
 class ServerStep {
  public:
   virtual ~ServerStep() = default;
-  // Names of the vectors it needs; they start at zero.
+  // Names of the vectors it needs.
   virtual std::vector<std::string> state_vectors() const { return {}; }
+  // What every element of such a vector is before the first commit.
+  virtual double start_of(const std::string&) const { return 0; }
+  // Or the initial model's values.
+  virtual bool starts_as_model(const std::string&) const { return false; }
+  // What makes a mean of the sums; finite and > 0.
+  virtual absl::StatusOr<double> Divisor(const CommitFacts& facts) const { return facts.sum_weight; }
+  // Whether it needs the model that the contributor started from. Such a strategy commits single updates.
+  virtual bool needs_base() const { return false; }
   virtual void ApplyBlock(const StepBlock& block, StrategyState& state) const = 0;
 };
 
@@ -46,11 +68,27 @@ struct StatePiece {
   const std::byte* state = nullptr;
 };
 
-// Writes the new model to `next` (layout.total_bytes(), may not alias `previous`). Empty `counters`: they stay as they were.
-// INVALID_ARGUMENT: sum_weight not > 0, pieces that leave gaps. DATA_LOSS naming the tensor if a result is not finite (the
+// Adds the step's vectors where they are missing, as they are before the first commit; `model`: the initial one. INVALID_ARGUMENT for one
+// of another size.
+absl::Status PrepareState(const ServerStep& step, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state);
+
+struct StepInput {
+  const TensorLayout* layout = nullptr;    // of the model
+  size_t groups = 1;                       // 1 or 2: the sums are over the model's float elements with the trainable ones so many times in front
+  const Reducer* reducer = nullptr;
+  std::span<const StatePiece> pieces;
+  std::span<const int64_t> counters;       // empty: they stay as they were
+  std::span<const std::byte> previous;     // layout.total_bytes()
+  std::span<const std::byte> base;         // the same, for a step that needs it
+  CommitFacts facts;
+};
+
+// Rounds `values` to the type; false if one is not finite then. `out`: values.size() elements.
+bool StoreFloats(DType dtype, std::span<const double> values, std::span<std::byte> out);
+
+// Writes the new model to `next` (layout.total_bytes(), may not alias `previous`).
+// INVALID_ARGUMENT: Σw or divisor not > 0, pieces that leave gaps. DATA_LOSS naming the tensor if a result is not finite (the
 // version must not be committed then; `state` is unusable and must be reloaded).
-absl::Status ApplyServerStep(const ServerStep& step, const TensorLayout& layout, const Reducer& reducer,
-                             std::span<const StatePiece> pieces, double sum_weight, std::span<const int64_t> counters,
-                             std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next);
+absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, StrategyState& state, std::span<std::byte> next);
 
 }  // namespace tributary::aggregator

@@ -1,5 +1,5 @@
-// A strategy = reducer + server step + the engine's three policies, made from a job. The table of all is strategies/strategies.def:
-// adding one is one file and one line.
+// A strategy = reducer + server step + the engine's three policies + the weight rule, made from a job. The table of all is
+// strategies/strategies.def: adding one is one file and one line.
 // Threads: immutable after Make. Errors: NOT_FOUND for an unknown name (with the nearest and all known ones), INVALID_ARGUMENT
 // for an unknown parameter or a value out of range.
 #pragma once
@@ -13,6 +13,8 @@
 #include "aggregator/core/policies.h"
 #include "aggregator/core/reducer.h"
 #include "aggregator/core/server_step.h"
+#include "aggregator/core/weight_rule.h"
+#include "aggregator/core/whole_reducer.h"
 #include "common/job_spec.h"
 #include "common/status.h"
 
@@ -27,29 +29,62 @@ struct ParamInfo {
   std::string help;
 };
 
+// A number that every update of a strategy carries besides its weight.
+struct ScalarInfo {
+  std::string name;
+  double low = 0;      // > low (low_open) or >= low, finite
+  bool low_open = false;
+  std::string help;
+};
+
 class Strategy {
  public:
   virtual ~Strategy() = default;
-  virtual std::unique_ptr<Reducer> MakeReducer(DType dtype, Arithmetic arithmetic) const = 0;
+  // Sums of updates, in every worker; not used with a whole_reducer().
+  virtual std::unique_ptr<Reducer> MakeReducer(DType dtype, Arithmetic arithmetic) const { return MakeMeanReducer(dtype, arithmetic); }
+  // Set: updates are kept whole until the commit (StrategyTrait::kNeedsAll), and this makes the sums; Σw of the step is then 1.
+  virtual const WholeReducer* whole_reducer() const { return nullptr; }
   virtual const ServerStep& server_step() const = 0;
-  virtual RoundPolicies MakePolicies(const CohortSpec& cohort) const = 0;
-  // The weight of an update in the fold, before the staleness factor. `claimed`: what the client sent, already > 0 and finite.
-  virtual double Weight(double claimed) const = 0;
+  virtual RoundPolicies MakePolicies(const CohortSpec& cohort) const { return MakeSynchronousPolicies(cohort); }
+  // The weight of an update in the fold, before the staleness factor.
+  virtual const WeightRule& weights() const = 0;
+  // What an update carries: exactly these, or it is refused by name.
+  virtual std::vector<ScalarInfo> scalars() const { return {}; }
+  // The server takes Σ(trainable Δ)² of an update into its scalars, under this name; "": it does not.
+  virtual std::string norm_scalar() const { return ""; }
+  // Rounds with a cohort; false: clients start and commits come as the policies say.
+  virtual bool synchronous() const { return true; }
+  // Vectors over the trainable elements that an update carries, as groups of WithGroups: {""} is Δ alone.
+  virtual std::vector<std::string> update_groups() const { return {""}; }
+  // Those of the strategy's vectors that go down with a version, in this order.
+  virtual std::vector<std::string> version_vectors() const { return {}; }
+  // What of the job does not go with this strategy: INVALID_ARGUMENT naming the key, expected and got.
+  virtual absl::Status CheckJob(const JobSpec&) const { return absl::OkStatus(); }
 };
+
+// Whether other nodes can fold for it: the weight follows from the client's claim alone, and so does the commit from sums and weights.
+bool ServesNodes(const Strategy& strategy);
+// INVALID_ARGUMENT naming the scalar: missing, not the strategy's, out of range.
+absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars);
+// Adds every vector that the strategy keeps on the server where it is missing, as it is before the first commit. INVALID_ARGUMENT for one
+// of another size.
+absl::Status PrepareState(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state);
 
 struct StrategyEntry {
   std::string_view name;
-  absl::StatusOr<std::unique_ptr<Strategy>> (*make)(const StrategySpec& spec);
+  absl::StatusOr<std::unique_ptr<Strategy>> (*make)(const StrategySpec& spec, const LocalSpec& local);
   std::vector<ParamInfo> (*params)();
   StrategyTrait trait;
-  std::string_view help;   // long name and source
+  std::string_view help;   // long name
+  std::string_view source; // the paper
   std::string_view down;   // what travels down and up, in model sizes
   std::string_view up;
 };
 
 // The table, in .def order.
 std::span<const StrategyEntry> Strategies();
-absl::StatusOr<std::unique_ptr<Strategy>> MakeStrategy(const StrategySpec& spec);
+// `local`: the clients' steps, for rules and defaults that need their rate and number.
+absl::StatusOr<std::unique_ptr<Strategy>> MakeStrategy(const StrategySpec& spec, const LocalSpec& local = {});
 const StrategyEntry* FindStrategy(std::string_view name);
 
 }  // namespace tributary::aggregator

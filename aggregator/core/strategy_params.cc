@@ -43,7 +43,7 @@ std::string ParamReader::Text(const std::string& name) const {
   return it == spec_.params.end() ? info.default_value : it->second;
 }
 
-void ParamReader::Fail(const ParamInfo& info, const std::string& got) {
+void ParamReader::Refuse(const ParamInfo& info, const std::string& got) {
   if (!status_.ok()) return;
   status_ = InvalidArgument("strategy '{}': {} must be in {}, got '{}'", spec_.name, info.name, info.range, got);
 }
@@ -52,9 +52,37 @@ double ParamReader::Real(const std::string& name, const RealRange& range) {
   const std::string text = Text(name);
   double value = 0;
   if (absl::SimpleAtod(text, &value) && range.Contains(value)) return value;
-  Fail(Info(name), text);
+  Refuse(Info(name), text);
   TRIB_CHECK(absl::SimpleAtod(Info(name).default_value, &value), "default of '{}'", name);
   return value;
+}
+
+double ParamReader::RealOr(const std::string& word, double meaning, const std::string& name, const RealRange& range) {
+  const std::string text = Text(name);
+  if (text == word) return meaning;
+  double value = 0;
+  if (absl::SimpleAtod(text, &value) && range.Contains(value)) return value;
+  Refuse(Info(name), text);
+  return meaning;
+}
+
+int64_t ParamReader::Integer(const std::string& name, int64_t low) {
+  const std::string text = Text(name);
+  int64_t value = 0;
+  if (absl::SimpleAtoi(text, &value) && value >= low) return value;
+  Refuse(Info(name), text);
+  TRIB_CHECK(absl::SimpleAtoi(Info(name).default_value, &value), "default of '{}'", name);
+  return value;
+}
+
+bool ParamReader::Flag(const std::string& name) {
+  const std::string text = Text(name);
+  if (text != "true" && text != "false") Refuse(Info(name), text);
+  return text == "true";
+}
+
+void ParamReader::Fail(const std::string& name, const std::string& expected) {
+  if (status_.ok()) status_ = InvalidArgument("strategy '{}': {}: {}, got '{}'", spec_.name, name, expected, Text(name));
 }
 
 std::string ParamReader::Choice(const std::string& name) {
@@ -62,7 +90,7 @@ std::string ParamReader::Choice(const std::string& name) {
   const ParamInfo& info = Info(name);
   const std::vector<std::string> words = absl::StrSplit(info.range, '|');
   if (std::find(words.begin(), words.end(), text) != words.end()) return text;
-  Fail(info, text);
+  Refuse(info, text);
   return info.default_value;
 }
 
@@ -77,5 +105,72 @@ ParamInfo WeightingParam(const std::string& default_value) {
   return {.name = "weighting", .default_value = default_value, .range = "examples|uniform",
           .help = "weight of an update: its client's examples, or 1"};
 }
+
+ParamInfo ClientsParam() {
+  return {.name = "clients", .default_value = "0", .range = "[0, inf)",
+          .help = "N, the registered clients that a sum is divided by; 0: all that the job has ever seen"};
+}
+
+namespace {
+
+class AverageStep final : public ServerStep {
+ public:
+  AverageStep(double server_lr, DivideBy divide_by, double constant) : server_lr_(server_lr), divide_by_(divide_by), constant_(constant) {}
+
+  absl::StatusOr<double> Divisor(const CommitFacts& facts) const override {
+    switch (divide_by_) {
+      case DivideBy::kWeights: return facts.sum_weight;
+      case DivideBy::kClients: return constant_ > 0 ? constant_ : static_cast<double>(facts.registered);
+      case DivideBy::kConstant: return constant_;
+    }
+    return facts.sum_weight;
+  }
+
+  void ApplyBlock(const StepBlock& block, StrategyState&) const override {
+    for (size_t i = 0; i < block.model.size(); ++i) block.model[i] += server_lr_ * (block.sums[i] / block.divisor);
+  }
+
+ private:
+  double server_lr_;
+  DivideBy divide_by_;
+  double constant_;
+};
+
+class AssembledStrategy final : public Strategy {
+ public:
+  explicit AssembledStrategy(StrategyParts parts) : parts_(std::move(parts)) {}
+  const WholeReducer* whole_reducer() const override { return parts_.whole.get(); }
+  const ServerStep& server_step() const override { return *parts_.step; }
+  const WeightRule& weights() const override { return *parts_.weights; }
+  std::vector<ScalarInfo> scalars() const override { return parts_.scalars; }
+  std::string norm_scalar() const override { return parts_.norm_scalar; }
+  RoundPolicies MakePolicies(const CohortSpec& cohort) const override {
+    return parts_.asynchronous ? MakeAsynchronousPolicies(cohort, *parts_.asynchronous) : MakeSynchronousPolicies(cohort);
+  }
+  std::vector<std::string> version_vectors() const override { return parts_.version_vectors; }
+  bool synchronous() const override { return !parts_.asynchronous.has_value(); }
+  absl::Status CheckJob(const JobSpec& spec) const override {
+    if (parts_.whole != nullptr) TRIB_RETURN_IF_ERROR(Annotate(parts_.whole->CheckCount(spec.EffectiveQuorum()), "cohort"));
+    for (const std::string& name : parts_.required) {
+      if (!spec.strategy.params.contains(name)) return InvalidArgument("strategy '{}' needs the parameter {}", spec.strategy.name, name);
+    }
+    if (!parts_.asynchronous) return absl::OkStatus();
+    if (spec.cohort.quorum != 0 || spec.cohort.over_select != 1.0) {
+      return InvalidArgument("cohort: strategy '{}' is asynchronous: quorum and over_select have no meaning", spec.strategy.name);
+    }
+    return absl::OkStatus();
+  }
+
+ private:
+  StrategyParts parts_;
+};
+
+}  // namespace
+
+std::unique_ptr<ServerStep> MakeAverageStep(double server_lr, DivideBy divide_by, double constant) {
+  return std::make_unique<AverageStep>(server_lr, divide_by, constant);
+}
+
+std::unique_ptr<Strategy> Assemble(StrategyParts parts) { return std::make_unique<AssembledStrategy>(std::move(parts)); }
 
 }  // namespace tributary::aggregator

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <limits>
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,14 @@ class ParamReader {
 
   // The value in the job, or the default of the list. After an error: the default.
   double Real(const std::string& name, const RealRange& range);
+  // The same, with a word that stands for `meaning`.
+  double RealOr(const std::string& word, double meaning, const std::string& name, const RealRange& range);
+  int64_t Integer(const std::string& name, int64_t low);
+  bool Flag(const std::string& name);   // true|false
+  // As written in the job, or the default.
+  std::string Text(const std::string& name) const;
+  bool Has(const std::string& name) const { return spec_.params.contains(name); }
+  void Fail(const std::string& name, const std::string& expected);
   // One of the words of ParamInfo::range, "a|b|c".
   std::string Choice(const std::string& name);
   // The first error met, or an unknown parameter (with the nearest known one).
@@ -34,8 +44,7 @@ class ParamReader {
 
  private:
   const ParamInfo& Info(const std::string& name) const;
-  std::string Text(const std::string& name) const;
-  void Fail(const ParamInfo& info, const std::string& got);
+  void Refuse(const ParamInfo& info, const std::string& got);
 
   const StrategySpec& spec_;
   const std::vector<ParamInfo>& params_;
@@ -46,5 +55,23 @@ class ParamReader {
 inline constexpr RealRange kServerLrRange{.low = 0, .low_open = true};
 ParamInfo ServerLrParam(const std::string& default_value);
 ParamInfo WeightingParam(const std::string& default_value);  // examples|uniform
+
+// A strategy put together from parts.
+struct StrategyParts {
+  std::unique_ptr<ServerStep> step;
+  std::unique_ptr<WeightRule> weights;
+  std::unique_ptr<WholeReducer> whole = nullptr;
+  std::optional<AsynchronousSpec> asynchronous = std::nullopt;  // nothing: synchronous rounds
+  std::vector<ScalarInfo> scalars{};
+  std::string norm_scalar{};
+  std::vector<std::string> version_vectors{};
+  std::vector<std::string> required{};  // parameters that a job must state, whatever their default
+};
+std::unique_ptr<Strategy> Assemble(StrategyParts parts);
+
+// x⁺ = x + η_g · Σ / divisor: Σw, or N (`clients`; 0: all that the job has seen), or a constant.
+enum class DivideBy { kWeights, kClients, kConstant };
+std::unique_ptr<ServerStep> MakeAverageStep(double server_lr, DivideBy divide_by = DivideBy::kWeights, double constant = 1);
+ParamInfo ClientsParam();
 
 }  // namespace tributary::aggregator

@@ -26,6 +26,9 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   absl::StatusOr<Blob> Model(const std::string& client, const std::string& job, uint64_t version) override {
     return ToBlob(coordinator_->Model(client, job, version));
   }
+  absl::StatusOr<Blob> Vectors(const std::string& client, const std::string& job, uint64_t version) override {
+    return ToBlob(coordinator_->Vectors(client, job, version));
+  }
   absl::StatusOr<Blob> Artifact(const std::string& client, const std::string& job) override { return ToBlob(coordinator_->Artifact(client, job)); }
   void CountDownload(const std::string& job, uint64_t bytes) override { coordinator_->CountDownload(job, bytes); }
   absl::StatusOr<Admission> AdmitUpload(const UploadHeader& header, absl::Duration* retry) override {
@@ -111,7 +114,7 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   }
   static UpdateHeader ToHeader(const UploadHeader& header) {
     return {header.key, header.job, header.version, header.layout, header.codec, header.bytes, header.xxh3_128, header.weight, header.examples,
-            header.metrics};
+            header.metrics, header.scalars};
   }
 
   Coordinator* const coordinator_;

@@ -59,6 +59,7 @@ struct UploadHeader {
   double weight = 0;         // finite, > 0
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
+  std::map<std::string, double> scalars{};
 };
 
 // Permission to upload: a reserved object and what the bytes must satisfy.
@@ -82,6 +83,8 @@ class FederationBackend {
   virtual void Detach(uint64_t session) = 0;
 
   virtual absl::StatusOr<Blob> Model(const std::string& client, const std::string& job, uint64_t version) = 0;
+  // The vectors that go down with a version, one after the other. NOT_FOUND: there are none.
+  virtual absl::StatusOr<Blob> Vectors(const std::string&, const std::string& job, uint64_t) { return NotFound("job {} has no vectors", job); }
   virtual absl::StatusOr<Blob> Artifact(const std::string& client, const std::string& job) = 0;
   virtual void CountDownload(const std::string& job, uint64_t bytes) = 0;
 
@@ -154,5 +157,8 @@ class AdminBackend {
   // A safetensors file: the model, or the strategy state (vectors as F64 tensors) when request.strategy_state().
   virtual absl::StatusOr<std::string> ExportVersion(const v1::GetVersionRequest& request) = 0;
 };
+
+// What a FetchModelRequest asks for.
+absl::StatusOr<Blob> FindBlob(FederationBackend& backend, const std::string& client, const v1::FetchModelRequest& request);
 
 }  // namespace tributary::aggregator

@@ -66,10 +66,15 @@ class Fetch final : public FetchReactor {
 
 }  // namespace
 
+absl::StatusOr<Blob> FindBlob(FederationBackend& backend, const std::string& client, const v1::FetchModelRequest& request) {
+  if (request.artifact()) return backend.Artifact(client, request.job());
+  if (request.vectors()) return backend.Vectors(client, request.job(), request.version());
+  return backend.Model(client, request.job(), request.version());
+}
+
 FetchReactor* MakeFetchReactor(const IngressContext& ingress, const Caller& caller, grpc::CallbackServerContext* context,
                                const v1::FetchModelRequest& request) {
-  absl::StatusOr<Blob> blob = request.artifact() ? ingress.backend->Artifact(caller.client(), request.job())
-                                                 : ingress.backend->Model(caller.client(), request.job(), request.version());
+  absl::StatusOr<Blob> blob = FindBlob(*ingress.backend, caller.client(), request);
   if (!blob.ok()) return new RefusingReactor<FetchReactor>(blob.status());
   if (request.offset() > blob->bytes.size()) {
     return new RefusingReactor<FetchReactor>(

@@ -102,8 +102,7 @@ v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, std::vector
   switch (request.call_case()) {
     case v1::LocalRequest::kFetch: {
       const v1::FetchModelRequest& fetch = request.fetch();
-      absl::StatusOr<Blob> blob = fetch.artifact() ? backend_->Artifact(caller->client(), fetch.job())
-                                                   : backend_->Model(caller->client(), fetch.job(), fetch.version());
+      absl::StatusOr<Blob> blob = FindBlob(*backend_, caller->client(), fetch);
       if (!blob.ok()) return Failed(blob.status());
       if (blob->memfd < 0) return Failed(Unimplemented("{}: this object is fetched by FetchModel only", kWhat));
       absl::StatusOr<UniqueFd> opened = OpenReadOnly(blob->memfd);

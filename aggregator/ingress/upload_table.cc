@@ -28,6 +28,7 @@ UploadHeader MakeHeader(const Caller& caller, const CheckedUpload& upload) {
   header.weight = upload.weight;
   header.examples = upload.examples;
   header.metrics = upload.metrics;
+  header.scalars = upload.scalars;
   return header;
 }
 

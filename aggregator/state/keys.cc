@@ -55,6 +55,8 @@ std::string Version(const std::string& job, uint64_t version) {
   return key;
 }
 
+std::string OfClient(char kind, const std::string& job, const std::string& client) { return JobPrefix(kind, job) + client; }
+
 std::string Metric(const std::string& job, uint64_t version, const std::string& evaluator) {
   std::string key = JobPrefix(kMetric, job);
   AppendBigEndian(key, version);

@@ -18,6 +18,9 @@ inline constexpr char kArtifact = 'a';
 inline constexpr char kVersion = 'v';
 inline constexpr char kPartial = 'p';
 inline constexpr char kMetric = 'm';
+// In the family strategy_state.
+inline constexpr char kClientState = 'c';
+inline constexpr char kClientVector = 'r';
 
 // What a payload belongs to; upper case, the same bytes in the bulk family and beside the rows.
 enum class Owner : char { kArtifact = 'A', kPartial = 'P', kVersion = 'V' };
@@ -28,6 +31,8 @@ absl::Status ValidateJobId(const std::string& job);
 std::string Row(char kind, const std::string& job);
 std::string Version(const std::string& job, uint64_t version);
 std::string Metric(const std::string& job, uint64_t version, const std::string& evaluator);
+// "<kind><job>\0<client>".
+std::string OfClient(char kind, const std::string& job, const std::string& client);
 std::string Event(const std::string& job, uint64_t sequence);
 std::string Update(const std::string& job, const UpdateId& update);
 // All keys of a job within one kind (or within a family without kinds): "<kind><job>\0".

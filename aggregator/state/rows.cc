@@ -3,6 +3,7 @@
 #include <google/protobuf/io/coded_stream.h>
 #include <google/protobuf/io/zero_copy_stream_impl_lite.h>
 
+#include <cmath>
 #include <limits>
 
 #include "common/tensor_layout.h"
@@ -62,6 +63,17 @@ absl::Status CheckRow(const v1::JobRow& row) {
 absl::Status CheckRow(const v1::ClientRow& row) {
   return row.id().empty() ? DataLoss("the row has no id") : absl::OkStatus();
 }
+
+absl::Status CheckRow(const v1::ClientStateRow& row) {
+  const v1::ClientParticipation& p = row.participation();
+  if (p.client().empty()) return DataLoss("the row names no client");
+  for (const double value : {p.interval_sum(), p.interval_count(), p.since(), p.claimed()}) {
+    if (!std::isfinite(value) || value < 0) return DataLoss("client '{}': expected finite numbers >= 0, got {}", p.client(), value);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRow(const v1::ClientVectorRow& row) { return CheckDigest(row.xxh3_128(), "digest of the values"); }
 
 absl::Status CheckRow(const v1::VersionRow& row) {
   TRIB_RETURN_IF_ERROR(CheckShards(row.info().bytes(), row.shards(), row.shard_bytes()));

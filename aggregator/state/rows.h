@@ -29,6 +29,8 @@ absl::Status CheckRow(const v1::JobRow& row);
 absl::Status CheckRow(const v1::VersionRow& row);
 absl::Status CheckRow(const v1::UpdateRow& row);
 absl::Status CheckRow(const v1::ClientRow& row);
+absl::Status CheckRow(const v1::ClientStateRow& row);
+absl::Status CheckRow(const v1::ClientVectorRow& row);
 absl::Status CheckRow(const v1::MetricRow& row);
 absl::Status CheckRow(const v1::EventRow& row);
 absl::Status CheckRow(const v1::PartialRow& row);

@@ -38,6 +38,9 @@ struct VersionCommit {
   std::function<std::string()> sha256;
   std::vector<NamedVector> strategy_state;
   std::vector<std::pair<UpdateId, v1::UpdateRow>> updates;   // dedupe rows
+  // Rows that outlive versions: they replace what is there of the same client.
+  std::vector<v1::ClientStateRow> client_state;
+  std::vector<std::pair<std::string, std::span<const std::byte>>> client_vectors;
   std::vector<v1::EventRow> events;
 };
 
@@ -72,7 +75,10 @@ class StateStore {
   // `out.size()` must be the version's bytes. Verifies SHA-256 when `verify`.
   virtual absl::Status ReadTensors(const std::string& job, uint64_t version, std::span<std::byte> out, bool verify) const = 0;
   virtual absl::StatusOr<std::vector<NamedVector>> ReadStrategyState(const std::string& job, uint64_t version) const = 0;
-  // NOT_FOUND from both for a version whose tensors were dropped; the message names those that are kept.
+  // As of the latest version.
+  virtual absl::StatusOr<std::vector<v1::ClientStateRow>> ListClientState(const std::string& job) const = 0;
+  virtual absl::StatusOr<std::vector<std::byte>> GetClientVector(const std::string& job, const std::string& client) const = 0;  // NOT_FOUND: none
+  // NOT_FOUND from the first two for a version whose tensors were dropped; the message names those that are kept.
 
   // Retention (retention.h says when). Both leave the manifest and are idempotent; synced. `now_us`: wall clock, for the record.
   // FAILED_PRECONDITION for the latest version.

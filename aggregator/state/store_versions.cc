@@ -103,8 +103,10 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   row.set_shards(static_cast<uint32_t>(ShardsOf(info.bytes(), kShardBytes)));
   const uint64_t bytes = TotalBytes(pieces);
   row.set_bulk(bytes > kInlineBytes);
+  uint64_t of_clients = 0;
+  for (const auto& [client, values] : commit.client_vectors) of_clients += values.size();
 
-  TRIB_RETURN_IF_ERROR(HasRoomFor(bytes));
+  TRIB_RETURN_IF_ERROR(HasRoomFor(bytes + of_clients));
   const std::string payload = keys::Payload(keys::Owner::kVersion, job, version);
   rocksdb::WriteBatch batch;
   if (row.bulk()) {
@@ -128,6 +130,17 @@ absl::Status RocksStateStore::CommitVersion(VersionCommit commit) {
   for (auto& [id, update] : commit.updates) {
     if (update.version() == 0) update.set_version(version);
     TRIB_RETURN_IF_ERROR(put(kUpdates, keys::Update(job, id), EncodeRow(std::move(update))));
+  }
+  for (v1::ClientStateRow& state : commit.client_state) {
+    const std::string key = keys::OfClient(keys::kClientState, job, state.participation().client());
+    TRIB_RETURN_IF_ERROR(put(kStrategyState, key, EncodeRow(std::move(state))));
+  }
+  for (const auto& [client, values] : commit.client_vectors) {
+    v1::ClientVectorRow vector;
+    vector.set_version(version);
+    vector.set_values(values.data(), values.size());
+    vector.set_xxh3_128(Xxh3Digest(values));
+    TRIB_RETURN_IF_ERROR(put(kStrategyState, keys::OfClient(keys::kClientVector, job, client), EncodeRow(std::move(vector))));
   }
   for (v1::EventRow& event : commit.events) {
     TRIB_RETURN_IF_ERROR(put(kEvents, keys::Event(job, NextEvent(job)), EncodeRow(std::move(event))));
@@ -231,6 +244,27 @@ absl::StatusOr<std::vector<NamedVector>> RocksStateStore::ReadStrategyState(cons
   }
   if (!vectors.empty() && digest.Digest() != row.vectors_xxh3_128()) return DataLoss("{}: the digest does not match", what);
   return vectors;
+}
+
+absl::StatusOr<std::vector<v1::ClientStateRow>> RocksStateStore::ListClientState(const std::string& job) const {
+  std::vector<v1::ClientStateRow> rows;
+  const std::string prefix = keys::JobPrefix(keys::kClientState, job);
+  TRIB_RETURN_IF_ERROR(Scan(kStrategyState, prefix, [&](std::string_view key, std::string_view value) -> absl::Status {
+    const std::string what = What(fmt::format("job '{}' client '{}'", job, key.substr(prefix.size())));
+    TRIB_ASSIGN_OR_RETURN(v1::ClientStateRow row, DecodeRow<v1::ClientStateRow>(value, what));
+    rows.push_back(std::move(row));
+    return absl::OkStatus();
+  }));
+  return rows;
+}
+
+absl::StatusOr<std::vector<std::byte>> RocksStateStore::GetClientVector(const std::string& job, const std::string& client) const {
+  const std::string object = fmt::format("job '{}' row of client '{}'", job, client);
+  TRIB_ASSIGN_OR_RETURN(const v1::ClientVectorRow row,
+                        GetRow<v1::ClientVectorRow>(kStrategyState, keys::OfClient(keys::kClientVector, job, client), object));
+  const std::span<const std::byte> values = std::as_bytes(std::span(row.values().data(), row.values().size()));
+  if (Xxh3Digest(values) != row.xxh3_128()) return DataLoss("{}: the digest does not match", What(object));
+  return std::vector<std::byte>(values.begin(), values.end());
 }
 
 absl::Status RocksStateStore::PutPartial(const std::string& job, v1::PartialRow row, std::span<const std::byte> sums) {

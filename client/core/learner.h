@@ -26,6 +26,9 @@ struct TrainRequest {
   const TensorLayout* layout = nullptr;
   std::string_view artifact_path;              // TorchScript file; empty if none
   std::span<const std::byte> model;            // flat form, layout->total_bytes()
+  // Of a strategy that sends vectors down with a version: each over the trainable elements, raw, of the model's type ("g", "c", "s").
+  std::map<std::string, std::span<const std::byte>> vectors{};
+  const TensorLayout* update_layout = nullptr; // of the update to make: `layout`, or one with further groups (WithGroups)
   uint64_t version = 0;
   uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version
   std::string client;                          // id of the identity that trains
@@ -35,10 +38,11 @@ struct TrainRequest {
 };
 
 struct TrainResult {
-  LargeBytes update;                           // flat form: Δ = new − old for trainable, values for buffers and counters
+  LargeBytes update;                           // flat form of update_layout: Δ = new − old for trainable, values for buffers and counters
   double weight = 0;                           // examples, usually
   uint64_t examples = 0;
   std::map<std::string, double> metrics;       // train_loss, train_s, …
+  std::map<std::string, double> scalars{};     // what the job's strategy asks for by name ("step_norm"), and nothing else; finite
 };
 
 struct EvaluateResult {

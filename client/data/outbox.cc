@@ -80,7 +80,8 @@ std::string SerializeHeader(const OutboxHeader& header) {
                          {"xxh3_128", absl::BytesToHexString(header.xxh3_128)},
                          {"weight", header.weight},
                          {"examples", header.examples},
-                         {"metrics", std::move(metrics)}};
+                         {"metrics", std::move(metrics)},
+                         {"scalars", header.scalars}};
   const std::string text = document.dump(-1, ' ', false, json::error_handler_t::replace);
   return fmt::format("{:08x} {}\n", TextCrc(text), text);
 }
@@ -109,6 +110,7 @@ absl::StatusOr<OutboxHeader> ParseHeader(const std::string& line, const std::str
     header.weight = document.at("weight");
     header.examples = document.at("examples");
     header.metrics = document.at("metrics").get<std::map<std::string, double>>();
+    if (document.contains("scalars")) header.scalars = document.at("scalars").get<std::map<std::string, double>>();
     return header;
   } catch (const json::exception& error) {
     return DataLoss("{}: {}", origin, error.what());

@@ -42,6 +42,7 @@ struct OutboxHeader {
   double weight = 0;
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
+  std::map<std::string, double> scalars{};
   bool operator==(const OutboxHeader&) const = default;
 };
 

@@ -395,6 +395,7 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, const TrainResul
   header.weight = result.weight;
   header.examples = result.examples;
   header.metrics = result.metrics;
+  header.scalars = result.scalars;
   const absl::Time begin = clock_.Now();
   absl::StatusOr<OutboxHeader> stored = host.outbox->Put(std::move(header), result.update);
   if (!stored.ok()) return Fail(index, prepared.task, stored.status());

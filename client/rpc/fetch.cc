@@ -41,6 +41,7 @@ class Download {
     message.set_version(request_.version);
     message.set_offset(offset_);
     message.set_artifact(request_.artifact);
+    message.set_vectors(request_.vectors);
     grpc::ByteBuffer buffer;
     bool own = false;
     if (const grpc::Status made = grpc::SerializationTraits<v1::FetchModelRequest>::Serialize(message, &buffer, &own); !made.ok()) {
@@ -77,7 +78,7 @@ class Download {
 
   std::string Name() const {
     return request_.artifact ? fmt::format("artifact of job '{}'", request_.job)
-                             : fmt::format("version {} of job '{}'", request_.version, request_.job);
+                             : fmt::format("{}version {} of job '{}'", request_.vectors ? "vectors of " : "", request_.version, request_.job);
   }
   uint64_t offset() const { return offset_; }
   std::shared_ptr<const FetchedObject> object() const { return object_; }
@@ -142,7 +143,11 @@ class Download {
 absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
                                                                  const FetchRequest& request, const CancelCheck& cancelled) {
   if (!request.artifact && !connection.local_address().empty()) {
-    absl::StatusOr<std::unique_ptr<MappedModel>> mapped = FetchLocally(connection, identity, request.job, request.version, request.bytes);
+    v1::FetchModelRequest message;
+    message.set_job(request.job);
+    message.set_version(request.version);
+    message.set_vectors(request.vectors);
+    absl::StatusOr<std::unique_ptr<MappedModel>> mapped = FetchLocally(connection, identity, std::move(message), request.bytes);
     if (mapped.ok()) return std::make_shared<const FetchedObject>(*std::move(mapped));
     if (!ForgetLocalAddress(connection, mapped.status())) return mapped.status();
   }
@@ -188,7 +193,7 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Ident
     }
     ++downloads_;
   }
-  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .bytes = bytes, .sha256 = ""}, cancelled);
+  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .vectors = vectors_, .bytes = bytes, .sha256 = ""}, cancelled);
   absl::MutexLock lock(&mutex_);
   fetching_.erase(key);
   fetched_.SignalAll();
@@ -220,7 +225,7 @@ absl::StatusOr<std::string> ArtifactStore::Get(const Identity& identity, const s
     return path.string();
   }
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const FetchedObject> object,
-                        FetchObject(connection_, identity, {.job = job, .version = 0, .artifact = true, .bytes = bytes, .sha256 = sha256}, cancelled));
+                        FetchObject(connection_, identity, {.job = job, .version = 0, .artifact = true, .vectors = false, .bytes = bytes, .sha256 = sha256}, cancelled));
   TRIB_RETURN_IF_ERROR(MakeDirectories(folder_));
   TRIB_RETURN_IF_ERROR(WriteFileAtomically(path, object->bytes()));
   verified_.insert(sha256);

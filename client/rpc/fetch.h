@@ -46,6 +46,7 @@ struct FetchRequest {
   std::string job;
   uint64_t version = 0;
   bool artifact = false;
+  bool vectors = false;      // what goes down with the version besides the model
   uint64_t bytes = 0;        // what the object must measure
   std::string sha256;        // of an artifact: what it must hash to. A version must hash to what the server's first chunk says
 };
@@ -57,7 +58,8 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& con
 
 class ModelCache {
  public:
-  explicit ModelCache(Connection& connection) : connection_(connection) {}
+  // `vectors`: keeps what goes down with versions besides the models.
+  explicit ModelCache(Connection& connection, bool vectors = false) : connection_(connection), vectors_(vectors) {}
   absl::StatusOr<std::shared_ptr<const FetchedObject>> Get(const Identity& identity, const std::string& job, uint64_t version,
                                                            uint64_t bytes, const CancelCheck& cancelled);
   uint64_t downloads() const;
@@ -69,6 +71,7 @@ class ModelCache {
     std::shared_ptr<const FetchedObject> model;
   };
   Connection& connection_;
+  const bool vectors_;
   mutable absl::Mutex mutex_;
   std::map<std::string, Latest> latest_ ABSL_GUARDED_BY(mutex_);
   std::set<std::pair<std::string, uint64_t>> fetching_ ABSL_GUARDED_BY(mutex_);

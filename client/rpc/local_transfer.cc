@@ -48,11 +48,12 @@ bool ForgetLocalAddress(Connection& connection, const absl::Status& failure) {
 
 MappedModel::~MappedModel() { ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size()); }
 
-absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, const std::string& job,
-                                                          uint64_t version, uint64_t bytes) {
+absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, v1::FetchModelRequest fetch,
+                                                          uint64_t bytes) {
+  const std::string job = fetch.job();
+  const uint64_t version = fetch.version();
   v1::LocalRequest request;
-  request.mutable_fetch()->set_job(job);
-  request.mutable_fetch()->set_version(version);
+  *request.mutable_fetch() = std::move(fetch);
   TRIB_ASSIGN_OR_RETURN(const LocalReply answer, Ask(connection, identity, std::move(request), {}, bytes));
   if (answer.fds.size() != 1) return Internal("{}: expected one descriptor, got {}", kWhat, answer.fds.size());
   // Without these seals a peer could cut the file under the mapping (SIGBUS) or change it while it is read.

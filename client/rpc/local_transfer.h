@@ -30,8 +30,8 @@ class MappedModel {
 };
 
 // DATA_LOSS when the memfd is not sealed against changes or not of `bytes` bytes.
-absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, const std::string& job,
-                                                          uint64_t version, uint64_t bytes);
+absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, v1::FetchModelRequest fetch,
+                                                          uint64_t bytes);
 
 // `file`: the whole encoded update; the aggregator reads it from the upload's next offset on.
 absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, int file, uint64_t bytes);

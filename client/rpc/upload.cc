@@ -104,6 +104,7 @@ class Upload {
     request.set_weight(header_.weight);
     request.set_examples(header_.examples);
     for (const auto& [name, value] : header_.metrics) (*request.mutable_metrics())[name] = value;
+    for (const auto& [name, value] : header_.scalars) (*request.mutable_scalars())[name] = value;
     if (const grpc::Status done = connection_.data().BeginUpload(&call.context(), request, status); !done.ok()) {
       return Connection::ErrorOf(done, "BeginUpload");
     }

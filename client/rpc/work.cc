@@ -24,12 +24,22 @@ absl::StatusOr<std::shared_ptr<const Dataset>> DataOf(const WorkContext& context
   return provide_data(request);
 }
 
+// Of one vector over the trainable elements.
+size_t VectorBytes(const Job& job) { return job.layout.trainable_count() * DTypeBytes(job.layout.float_dtype()); }
+
 TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared, const Work::Progress& progress) {
   TrainRequest request;
   request.spec = &prepared.job->spec;
   request.layout = &prepared.job->layout;
   request.artifact_path = prepared.artifact_path;
   request.model = prepared.model->bytes();
+  request.update_layout = &prepared.job->update_layout;
+  if (prepared.vectors != nullptr) {
+    const size_t each = VectorBytes(*prepared.job);
+    for (size_t k = 0; k < prepared.job->version_vectors.size(); ++k) {
+      request.vectors[prepared.job->version_vectors[k]] = prepared.vectors->bytes().subspan(k * each, each);
+    }
+  }
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
@@ -66,10 +76,20 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
   } else {
     job->spec = *std::move(spec);
     job->layout = *std::move(layout);
-    job->layout_fingerprint = job->layout.Fingerprint();
+    job->version_vectors.assign(info.version_vectors().begin(), info.version_vectors().end());
+    job->update_layout = job->layout;
+    if (info.update_groups_size() > 0) {
+      absl::StatusOr<TensorLayout> update = WithGroups(job->layout, {info.update_groups().begin(), info.update_groups().end()});
+      if (update.ok()) {
+        job->update_layout = *std::move(update);
+      } else {
+        job->summary.problem = "this client cannot read the job's update groups: " + MessageOf(update.status());
+      }
+    }
+    job->layout_fingerprint = job->update_layout.Fingerprint();
     if (!data_path_.empty() && !job->spec.data.source.empty()) job->spec.data.path = data_path_;
     job->summary.torchscript = !job->spec.model.torchscript.empty();
-    job->summary.update_bytes = job->layout.total_bytes();
+    job->summary.update_bytes = job->update_layout.total_bytes();
     if (job->spec.codec != "f32") {
       job->summary.problem = fmt::format("this client does not know codec '{}' (it knows f32)", job->spec.codec);
     } else if (job->layout.total_bytes() == 0) {
@@ -99,6 +119,10 @@ absl::StatusOr<PreparedTask> Work::Prepare(const WorkContext& context, const Tas
                                                                  prepared.job->artifact_bytes, cancelled));
   }
   TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, prepared.job->layout.total_bytes(), cancelled));
+  if (!prepared.job->version_vectors.empty() && task.kind == Task::Kind::kTrain) {
+    TRIB_ASSIGN_OR_RETURN(prepared.vectors, vectors_.Get(context.identity, task.job, task.version,
+                                                         VectorBytes(*prepared.job) * prepared.job->version_vectors.size(), cancelled));
+  }
   return prepared;
 }
 
@@ -108,11 +132,14 @@ absl::StatusOr<TrainResult> Work::Train(const WorkContext& context, const Prepar
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const Dataset> data, DataOf(context, prepared, provide_data, false));
   TRIB_ASSIGN_OR_RETURN(TrainResult result, learner.Train(RequestOf(context, prepared, progress), data.get()));
   if (context.cancelled->load()) return Cancelled("cancelled while training");
-  if (result.update.size() != prepared.job->layout.total_bytes()) {
-    return Internal("the learner gave {} bytes, the job's layout has {}", result.update.size(), prepared.job->layout.total_bytes());
+  if (result.update.size() != prepared.job->update_layout.total_bytes()) {
+    return Internal("the learner gave {} bytes, an update of the job has {}", result.update.size(), prepared.job->update_layout.total_bytes());
   }
   if (!std::isfinite(result.weight) || result.weight <= 0) {
     return Internal("the learner gave weight {}; expected a finite number over 0", result.weight);
+  }
+  for (const auto& [name, value] : result.scalars) {
+    if (!std::isfinite(value)) return Internal("the learner gave {} = {}; expected a finite number", name, value);
   }
   std::erase_if(result.metrics, [](const auto& metric) {
     return !std::isfinite(metric.second) || metric.first.empty() || metric.first.size() > kMaxNameBytes;

@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "client/core/session.h"
 #include "client/rpc/client_runtime.h"
@@ -25,7 +26,9 @@ struct Job {
   JobSummary summary;
   JobSpec spec;
   TensorLayout layout;
-  std::string layout_fingerprint;
+  TensorLayout update_layout;               // `layout`, or one with further groups
+  std::vector<std::string> version_vectors; // what comes with a version besides the model
+  std::string layout_fingerprint;           // of update_layout
   std::string artifact_sha256;
   uint64_t artifact_bytes = 0;
 };
@@ -48,6 +51,7 @@ struct PreparedTask {
   Task task;
   std::shared_ptr<const Job> job;
   std::shared_ptr<const FetchedObject> model;
+  std::shared_ptr<const FetchedObject> vectors;  // null: none come with a version
   std::string artifact_path;
 };
 
@@ -61,7 +65,7 @@ struct WorkContext {
 class Work {
  public:
   Work(Connection& connection, const std::filesystem::path& state, std::string data_path)
-      : jobs_(std::move(data_path)), models_(connection), artifacts_(connection, state) {}
+      : jobs_(std::move(data_path)), models_(connection), vectors_(connection, /*vectors=*/true), artifacts_(connection, state) {}
   JobBook& jobs() { return jobs_; }
 
   absl::StatusOr<PreparedTask> Prepare(const WorkContext& context, const Task& task);
@@ -76,6 +80,7 @@ class Work {
  private:
   JobBook jobs_;
   ModelCache models_;
+  ModelCache vectors_;
   ArtifactStore artifacts_;
 };
 

@@ -15,7 +15,7 @@ class FedAvgMStep final : public ServerStep {
   void ApplyBlock(const StepBlock& block, StrategyState& state) const override {
     double* momentum = state.vectors.at(kMomentum).data() + block.first;
     for (size_t i = 0; i < block.model.size(); ++i) {
-      momentum[i] = beta_ * momentum[i] + block.mean[i];
+      momentum[i] = beta_ * momentum[i] + block.sums[i] / block.divisor;
       block.model[i] += server_lr_ * momentum[i];
     }
   }
@@ -23,19 +23,6 @@ class FedAvgMStep final : public ServerStep {
  private:
   double server_lr_;
   double beta_;
-};
-
-class FedAvgM final : public Strategy {
- public:
-  FedAvgM(double server_lr, double beta, bool uniform) : step_(server_lr, beta), uniform_(uniform) {}
-  std::unique_ptr<Reducer> MakeReducer(DType dtype, Arithmetic arithmetic) const override { return MakeMeanReducer(dtype, arithmetic); }
-  const ServerStep& server_step() const override { return step_; }
-  RoundPolicies MakePolicies(const CohortSpec& cohort) const override { return MakeSynchronousPolicies(cohort); }
-  double Weight(double claimed) const override { return uniform_ ? 1.0 : claimed; }
-
- private:
-  FedAvgMStep step_;
-  bool uniform_;
 };
 
 }  // namespace
@@ -46,14 +33,14 @@ std::vector<ParamInfo> FedAvgMParams() {
           WeightingParam("examples")};
 }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgM(const StrategySpec& spec) {
+absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgM(const StrategySpec& spec, const LocalSpec&) {
   const std::vector<ParamInfo> params = FedAvgMParams();
   ParamReader reader(spec, params);
   const double server_lr = reader.Real("server_lr", kServerLrRange);
   const double beta = reader.Real("beta", kBetaRange);
   const bool uniform = reader.Choice("weighting") == "uniform";
   TRIB_RETURN_IF_ERROR(reader.Finish());
-  return std::make_unique<FedAvgM>(server_lr, beta, uniform);
+  return Assemble({.step = std::make_unique<FedAvgMStep>(server_lr, beta), .weights = MakeClaimedWeight(uniform)});
 }
 
 }  // namespace tributary::aggregator

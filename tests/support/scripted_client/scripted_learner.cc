@@ -85,7 +85,7 @@ absl::Status ScriptedLearner::FillOneHot(const TrainRequest& request, TrainResul
 absl::Status ScriptedLearner::FillOffset(const TrainRequest& request, TrainResult* result) const {
   const double base = options_.offset != 0 ? options_.offset : static_cast<double>(IndexOf(request.client) + 1);
   const double value = base + static_cast<double>(request.version) * 0.001;
-  FillFloats(*request.layout, request.layout->float_count(), &result->update, [value](size_t) { return value; });
+  FillFloats(*request.update_layout, request.update_layout->float_count(), &result->update, [value](size_t) { return value; });
   result->weight = 1;
   return absl::OkStatus();
 }
@@ -94,13 +94,18 @@ absl::Status ScriptedLearner::FillFromFile(const TrainRequest& request, TrainRes
   std::filesystem::path path = options_.updates / fmt::format("{}.v{}.safetensors", request.client, request.version);
   if (!std::filesystem::exists(path)) path = options_.updates / fmt::format("{}.safetensors", request.client);
   TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(path));
-  absl::StatusOr<std::vector<std::byte>> flat = ToFlat(file.view(), *request.layout);
+  absl::StatusOr<std::vector<std::byte>> flat = ToFlat(file.view(), *request.update_layout);
   if (!flat.ok()) return Annotate(flat.status(), path.string());
   result->update.assign(flat->begin(), flat->end());
   result->weight = 1;
   const auto weight = file.view().metadata.find("weight");
   if (weight != file.view().metadata.end() && !absl::SimpleAtod(weight->second, &result->weight)) {
     return InvalidArgument("{}: metadata weight: a number expected, got '{}'", path.string(), weight->second);
+  }
+  for (const auto& [name, text] : file.view().metadata) {
+    if (!name.starts_with("scalar.")) continue;
+    double& value = result->scalars[name.substr(7)];
+    if (!absl::SimpleAtod(text, &value)) return InvalidArgument("{}: metadata {}: a number expected, got '{}'", path.string(), name, text);
   }
   return absl::OkStatus();
 }
@@ -111,11 +116,12 @@ absl::StatusOr<TrainResult> ScriptedLearner::Train(const TrainRequest& request, 
   if (options_.kind == "file") {
     TRIB_RETURN_IF_ERROR(FillFromFile(request, &result));
   } else {
-    result.update.resize(request.layout->total_bytes());
+    result.update.resize(request.update_layout->total_bytes());
     TRIB_RETURN_IF_ERROR(options_.kind == "onehot" ? FillOneHot(request, &result) : FillOffset(request, &result));
     // Counters are values, not differences: as they were.
     const size_t floats = request.layout->float_bytes();
-    if (request.model.size() > floats) std::memcpy(result.update.data() + floats, request.model.data() + floats, request.model.size() - floats);
+    const size_t counters = request.model.size() - floats;
+    if (counters > 0) std::memcpy(result.update.data() + result.update.size() - counters, request.model.data() + floats, counters);
   }
   if (options_.weight > 0) result.weight = options_.weight;
   // Training time in slices, so that a cancelled task ends soon.

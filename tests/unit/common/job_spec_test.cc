@@ -183,7 +183,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"data: {source: fashion-mnist, partition: {kind: iid, alpha: 1}}", "only for kind dirichlet"},
         Refusal{"data: {source: fashion-mnist, partition: {kind: shards, shards_per_client: 0}}", "shards_per_client"},
         Refusal{"data: {source: fashion-mnist, seed: -1}", "data.seed"}, Refusal{"strategy: {cutoff: 1}", "strategy.name: required"},
-        Refusal{"strategy: ''", "strategy"}, Refusal{"strategy: {name: f, deep: {x: 1}}", "strategy.deep"},
+        Refusal{"strategy: ''", "strategy"}, Refusal{"strategy: {name: f, deep: {x: {y: 1}}}", "strategy.deep"},
         Refusal{"cohort: {}", "cohort.size: required"}, Refusal{"cohort: {size: 0}", "cohort.size: expected 1 to"},
         Refusal{"cohort: {size: -3}", "cohort.size"}, Refusal{"cohort: {size: 1000001}", "cohort.size"},
         Refusal{"cohort: {size: 2.5}", "integer"}, Refusal{"cohort: {size: 2, quorum: 3}", "at most cohort.size = 2"},

@@ -45,13 +45,18 @@ class Server {
     Partial partial(layout, arithmetic_, static_cast<int64_t>(updates.size()));
     for (size_t i = 0; i < updates.size(); ++i) {
       const absl::Status status =
-          partial.Accumulate(Id(i), AsBytes<double>({updates[i].first[0], updates[i].first[1]}), strategy_->Weight(updates[i].second));
+          partial.Accumulate(Id(i), AsBytes<double>({updates[i].first[0], updates[i].first[1]}),
+                             *strategy_->weights().Weight({.client = "", .claimed = updates[i].second}));
       ASSERT_TRUE(status.ok()) << status.ToString();
     }
     const StatePiece whole{.first = 0, .count = 2, .state = partial.state().data()};
     std::vector<std::byte> next(16);
-    const absl::Status status = ApplyServerStep(strategy_->server_step(), layout, partial.reducer(), {&whole, 1}, partial.sum_weight(), {},
-                                                AsBytes<double>({x[0], x[1]}), state_, next);
+    const std::vector<std::byte> previous = AsBytes<double>({x[0], x[1]});
+    const absl::Status status = ApplyServerStep(
+        strategy_->server_step(),
+        {.layout = &layout, .reducer = &partial.reducer(), .pieces = {&whole, 1}, .counters = {}, .previous = previous, .base = {},
+         .facts = {.version = 1, .sum_weight = partial.sum_weight(), .registered = 4, .contributors = {}}},
+        state_, next);
     ASSERT_TRUE(status.ok()) << status.ToString();
     const std::vector<double> values = FromBytes<double>(next);
     x = {values[0], values[1]};

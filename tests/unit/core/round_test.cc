@@ -25,7 +25,7 @@ class BufferedStrategy final : public Strategy {
  public:
   std::unique_ptr<Reducer> MakeReducer(DType dtype, Arithmetic arithmetic) const override { return MakeMeanReducer(dtype, arithmetic); }
   const ServerStep& server_step() const override { return step_; }
-  double Weight(double claimed) const override { return claimed; }
+  const WeightRule& weights() const override { return *weights_; }
   RoundPolicies MakePolicies(const CohortSpec&) const override {
     struct Everybody final : AdmissionPolicy {
       std::vector<std::string> Admit(const RoundView& view, Moment) override { return *view.idle; }
@@ -52,6 +52,7 @@ class BufferedStrategy final : public Strategy {
     void ApplyBlock(const StepBlock&, StrategyState&) const override {}
   };
   Nothing step_;
+  std::unique_ptr<WeightRule> weights_ = MakeClaimedWeight(false);
 };
 
 class RoundTest : public ::testing::Test {

@@ -24,8 +24,11 @@ class ServerStepTest : public ::testing::Test {
     const auto reducer = MakeMeanReducer(layout.float_dtype(), Arithmetic::kFloat64);
     const StatePiece whole{.first = 0, .count = sums.size(), .state = reinterpret_cast<const std::byte*>(sums.data())};
     next_.assign(layout.total_bytes(), std::byte{0xee});
-    return ApplyServerStep((*strategy)->server_step(), layout, *reducer, pieces.empty() ? std::vector<StatePiece>{whole} : pieces, sum_weight,
-                           counters, previous, state_, next_);
+    const std::vector<StatePiece> all = pieces.empty() ? std::vector<StatePiece>{whole} : pieces;
+    return ApplyServerStep((*strategy)->server_step(),
+                           {.layout = &layout, .reducer = reducer.get(), .pieces = all, .counters = counters, .previous = previous, .base = {},
+                            .facts = {.version = 1, .sum_weight = sum_weight, .registered = 1, .contributors = {}}},
+                           state_, next_);
   }
   StrategyState state_;
   std::vector<std::byte> next_;

@@ -1,11 +1,12 @@
 // What every entry of strategies.def must satisfy. The suite also runs a deliberately wrong reducer, which it must reject.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <functional>
 #include <numeric>
 #include <ostream>
 
-#include "aggregator/core/partial.h"
+#include "aggregator/core/aggregate.h"
 #include "aggregator/core/strategy.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/core/core_test_support.h"
@@ -143,13 +144,92 @@ INSTANTIATE_TEST_SUITE_P(All, StrategyContractTest, ::testing::ValuesIn(Strategi
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST_P(StrategyContractTest, ReducerKeepsTheAlgebra) {
-  const auto strategy = GetParam().make({.name = std::string(GetParam().name), .params = {}});
+  const auto strategy = GetParam().make({.name = std::string(GetParam().name), .params = {}}, {});
   ASSERT_THAT(strategy, tributary::testing::IsOk());
+  if ((*strategy)->whole_reducer() != nullptr) return;  // it has no sums; CommitsDoNotDependOnTheOrderOfArrival covers it
   for (const DType dtype : {DType::kF32, DType::kF64}) {
     for (const Arithmetic arithmetic : {Arithmetic::kFloat64, Arithmetic::kFixedPoint}) {
       Contract contract([&](DType d, Arithmetic a) { return (*strategy)->MakeReducer(d, a); }, dtype, arithmetic);
       EXPECT_THAT(contract.Check(GetParam().trait == StrategyTrait::kMergeable), ::testing::IsEmpty())
           << DTypeName(dtype) << ", arithmetic " << static_cast<int>(arithmetic);
+    }
+  }
+}
+
+// Three commits of nine updates each; which come first is shuffled by `seed`. Nothing but model, vectors, rows and clients lasts from
+// one to the next, as over a restart.
+struct CommitPath {
+  std::vector<std::byte> model;
+  MemoryState state;
+  bool operator==(const CommitPath&) const = default;
+};
+
+CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithmetic, uint64_t seed) {
+  auto strategy = *entry.make({.name = std::string(entry.name), .params = {}}, {});
+  const TensorLayout layout = LayoutOf({{.name = "w", .shape = {kElements - 40}, .dtype = dtype, .kind = TensorKind::kTrainable},
+                                        {.name = "running", .shape = {40}, .dtype = dtype, .kind = TensorKind::kBuffer},
+                                        {.name = "batches", .shape = {2}, .dtype = DType::kI64, .kind = TensorKind::kCounter}});
+  const TensorLayout update_layout = *UpdateLayout(*strategy, layout);
+  const auto flat = [&](uint64_t number, size_t elements) {
+    const std::vector<double> values = RandomValues(elements, number);
+    std::vector<std::byte> bytes = dtype == DType::kF64 ? AsBytes(values) : AsBytes(ToFloats(values));
+    const std::vector<std::byte> counters = AsBytes<int64_t>({static_cast<int64_t>(number % 7), 3});
+    bytes.insert(bytes.end(), counters.begin(), counters.end());
+    return bytes;
+  };
+  CommitPath path{.model = flat(1, layout.float_count()), .state = {}};
+  const size_t updates = strategy->server_step().needs_base() ? 1 : kUpdates;
+  ClientTable clients;
+  for (size_t k = 0; k < updates; ++k) clients.Register(std::string(1, static_cast<char>('a' + k)));
+  for (uint64_t version = 1; version <= 3; ++version) {
+    Aggregate aggregate(*strategy, layout, arithmetic, 1000);
+    std::vector<size_t> order(updates);
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::mt19937_64 random(seed + version);
+    if (seed != 0) std::shuffle(order.begin(), order.end(), random);
+    std::vector<RoundContributor> contributors;
+    std::vector<double> weights;
+    for (const size_t k : order) {
+      const std::vector<std::byte> bytes = flat(100 * version + k, update_layout.float_count());
+      RoundContributor contributor;
+      contributor.key = {.client = std::string(1, static_cast<char>('a' + k)), .task = k + 1, .update = Id(100 * version + k)};
+      contributor.claimed = 0.5 + 3.7 * static_cast<double>(k);
+      for (const ScalarInfo& info : strategy->scalars()) contributor.scalars[info.name] = info.low + 0.3 + static_cast<double>(k);
+      AddMeasured(*strategy, layout, bytes, &contributor.scalars);
+      const auto weight = strategy->weights().Weight({.client = contributor.key.client, .claimed = contributor.claimed, .scalars = contributor.scalars,
+                                                      .round = version, .clients = &clients});
+      EXPECT_THAT(weight, tributary::testing::IsOk());
+      contributor.weight = *weight;
+      weights.push_back(contributor.weight);
+      EXPECT_THAT(aggregate.Fold(contributor, bytes), tributary::testing::IsOk());
+      contributors.push_back(contributor);
+    }
+    std::sort(contributors.begin(), contributors.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
+    for (const RoundContributor& c : contributors) {
+      clients.Put(c.key.client, AfterContribution(clients.Find(c.key.client), version, strategy->weights().cutoff(), c.claimed));
+    }
+    std::vector<std::byte> next(layout.total_bytes());
+    const absl::Status stepped =
+        aggregate.Step({.facts = {.version = version, .sum_weight = OrderFreeSum(weights), .registered = clients.size(), .contributors = contributors},
+                        .previous = path.model, .base = path.model},
+                       &path.state, next);
+    EXPECT_THAT(stepped, tributary::testing::IsOk());
+    path.model = next;
+  }
+  return path;
+}
+
+TEST_P(StrategyContractTest, CommitsDoNotDependOnTheOrderOfArrival) {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const CommitPath exact = RunCommits(GetParam(), dtype, Arithmetic::kFixedPoint, 0);
+    const CommitPath straight = RunCommits(GetParam(), dtype, Arithmetic::kFloat64, 0);
+    for (const uint64_t seed : {3, 4, 5}) {
+      EXPECT_TRUE(RunCommits(GetParam(), dtype, Arithmetic::kFixedPoint, seed) == exact) << "reproducible, " << DTypeName(dtype) << ", seed " << seed;
+      if (dtype != DType::kF64) continue;
+      const CommitPath shuffled = RunCommits(GetParam(), dtype, Arithmetic::kFloat64, seed);
+      const size_t floats = kElements * sizeof(double);
+      const Difference difference = Compare(FromBytes<double>(std::span(shuffled.model).first(floats)), FromBytes<double>(std::span(straight.model).first(floats)));
+      EXPECT_LE(difference.max_norm, 1e-12) << Words(difference);
     }
   }
 }
@@ -165,19 +245,19 @@ TEST_P(StrategyContractTest, DescribesItselfAndItsDefaultsAreValid) {
     EXPECT_FALSE(param.range.empty()) << param.name;
     spec.params[param.name] = param.default_value;
   }
-  EXPECT_THAT(entry.make(spec), tributary::testing::IsOk());
+  EXPECT_THAT(entry.make(spec, {}), tributary::testing::IsOk());
 }
 
 TEST_P(StrategyContractTest, RefusesParametersItDoesNotHave) {
   StrategySpec spec{.name = std::string(GetParam().name), .params = {{"no_such_parameter", "1"}}};
-  EXPECT_THAT(GetParam().make(spec), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("no_such_parameter")));
+  EXPECT_THAT(GetParam().make(spec, {}), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr("no_such_parameter")));
 }
 
 TEST_P(StrategyContractTest, RefusesValuesThatAreNotOfTheirKind) {
   for (const ParamInfo& param : GetParam().params()) {
     for (const char* value : {"", "nan", "banana", "-inf"}) {
       StrategySpec spec{.name = std::string(GetParam().name), .params = {{param.name, value}}};
-      EXPECT_THAT(GetParam().make(spec), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(param.name)))
+      EXPECT_THAT(GetParam().make(spec, {}), tributary::testing::StatusIs(absl::StatusCode::kInvalidArgument, ::testing::HasSubstr(param.name)))
           << value;
     }
   }

@@ -53,8 +53,8 @@ TEST(StrategyRegistryTest, UniformWeightingIgnoresTheClaim) {
     const auto uniform = MakeStrategy(Spec(name, {{"weighting", "uniform"}}));
     ASSERT_THAT(by_examples, IsOk());
     ASSERT_THAT(uniform, IsOk());
-    EXPECT_EQ((*by_examples)->Weight(250), 250);
-    EXPECT_EQ((*uniform)->Weight(250), 1);
+    EXPECT_EQ(*(*by_examples)->weights().Weight({.client = "a", .claimed = 250}), 250);
+    EXPECT_EQ(*(*uniform)->weights().Weight({.client = "a", .claimed = 250}), 1);
   }
 }
 

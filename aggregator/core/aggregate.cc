@@ -1,0 +1,95 @@
+#include "aggregator/core/aggregate.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "aggregator/core/kernels.h"
+
+namespace tributary::aggregator {
+
+absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model) { return WithGroups(model, strategy.update_groups()); }
+
+Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates)
+    : strategy_(strategy),
+      layout_(model),
+      partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates) {}
+
+absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> flat) {
+  if (strategy_.whole_reducer() == nullptr) {
+    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, flat, contributor.weight));
+    ++count_;
+    return absl::OkStatus();
+  }
+  const std::string name = ToHex(contributor.key.update);
+  if (flat.size() != layout_.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout_.total_bytes(), flat.size());
+  }
+  if (!Scan(flat.first(layout_.float_bytes()), layout_.float_dtype()).finite) {
+    return InvalidArgument("update {}: it has a NaN or an infinity", name);
+  }
+  for (const auto& [key, bytes] : whole_) {
+    if (key.update == contributor.key.update) return AlreadyExists("update {} is already counted", name);
+  }
+  whole_.emplace_back(contributor.key, std::vector<std::byte>(flat.begin(), flat.end()));
+  ++count_;
+  return absl::OkStatus();
+}
+
+absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<std::byte> next) const {
+  const WholeReducer* whole = strategy_.whole_reducer();
+  if (whole == nullptr) {
+    const StatePiece piece{.first = 0, .count = partial_.layout().float_count(), .state = partial_.state().data()};
+    return ApplyServerStep(strategy_.server_step(),
+                           {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = &partial_.reducer(), .pieces = {&piece, 1}, .counters = partial_.counters(),
+                            .previous = input.previous, .base = input.base, .facts = input.facts},
+                           state->strategy, next);
+  }
+  std::vector<const std::pair<UpdateKeyRef, std::vector<std::byte>>*> order;
+  for (const auto& kept : whole_) order.push_back(&kept);
+  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+  std::vector<WholeUpdate> updates;
+  for (const auto* kept : order) updates.push_back({.client = kept->first.client, .flat = kept->second});
+  const RowReader row = [state](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
+    const auto at = state->rows.find(client);
+    return at == state->rows.end() ? std::vector<std::byte>() : at->second;
+  };
+  TRIB_RETURN_IF_ERROR(ApplyWholeStep(strategy_, layout_, updates, row, input.facts, input.previous, state->strategy, next));
+  if (whole->keeps_rows()) {
+    for (const WholeUpdate& update : updates) {
+      const std::span<const std::byte> bytes = RowOf(layout_, update.flat);
+      state->rows[update.client].assign(bytes.begin(), bytes.end());
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout, std::span<const WholeUpdate> updates, const RowReader& row,
+                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next) {
+  const WholeReducer& whole = *strategy.whole_reducer();
+  TRIB_RETURN_IF_ERROR(whole.CheckCount(static_cast<int64_t>(updates.size())));
+  TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
+  std::vector<double> sums(layout.float_count());
+  TRIB_RETURN_IF_ERROR(whole.Reduce({.layout = &layout, .updates = updates, .registered = facts.registered, .row = row}, state, sums));
+  std::vector<int64_t> counters(layout.counter_count());
+  for (size_t k = 0; k < updates.size(); ++k) {
+    FoldCounters(counters.data(), updates[k].flat.data() + layout.float_bytes(), counters.size(), k == 0);
+  }
+  const std::unique_ptr<Reducer> plain = MakeMeanReducer(DType::kF64, Arithmetic::kFloat64);
+  const StatePiece piece{.first = 0, .count = sums.size(), .state = reinterpret_cast<const std::byte*>(sums.data())};
+  CommitFacts one = facts;
+  one.sum_weight = 1;
+  return ApplyServerStep(strategy.server_step(),
+                         {.layout = &layout, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous, .base = {}, .facts = one},
+                         state, next);
+}
+
+std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat) {
+  return flat.first(layout.trainable_count() * DTypeBytes(layout.float_dtype()));
+}
+
+void AddMeasured(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> flat, Scalars* scalars) {
+  if (strategy.norm_scalar().empty()) return;
+  (*scalars)[strategy.norm_scalar()] = Scan(RowOf(layout, flat), layout.float_dtype()).sum_squares;
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,66 @@
+// The arithmetic of one commit in one process: what folds updates and makes the next model where no worker processes are (`tributary
+// aggregate`, simulation, tests), and for strategies that need whole updates in the daemon as well.
+//
+// Any strategy of the table: sums for the mergeable ones (partial.h), copies of the updates for the others.
+// Errors: as Partial's and ApplyServerStep's. Threads: thread-compatible.
+#pragma once
+
+#include <map>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "aggregator/core/partial.h"
+#include "aggregator/core/strategy.h"
+#include "common/tensor_layout.h"
+
+namespace tributary::aggregator {
+
+// What a strategy keeps between commits besides the model, rows of clients included.
+struct MemoryState {
+  StrategyState strategy;
+  std::map<std::string, std::vector<std::byte>> rows;
+  bool operator==(const MemoryState&) const = default;
+};
+
+// Layout of an update of a model of layout `model`.
+absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model);
+
+class Aggregate {
+ public:
+  // `strategy` must outlive it. `expected_updates`: of one commit, bounds |w·x| in fixed point.
+  // A model for which UpdateLayout fails takes no update.
+  Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates);
+
+  // `contributor.weight` is the one that the engine has set. After an error nothing is changed.
+  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> flat);
+
+  struct Input {
+    CommitFacts facts;
+    std::span<const std::byte> previous;
+    std::span<const std::byte> base;   // for a step that needs it
+  };
+  // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.
+  absl::Status Step(const Input& input, MemoryState* state, std::span<std::byte> next) const;
+
+  size_t count() const { return count_; }
+
+ private:
+  const Strategy& strategy_;
+  TensorLayout layout_;
+  Partial partial_;
+  size_t count_ = 0;
+  std::vector<std::pair<UpdateKeyRef, std::vector<std::byte>>> whole_;
+};
+
+// The server step of a strategy with a whole_reducer(), from `updates` in the order of their clients' names.
+absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout, std::span<const WholeUpdate> updates, const RowReader& row,
+                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next);
+
+// The trainable part of an update: a client's new row.
+std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat);
+
+// Adds what the server itself measures of an update (Strategy::norm_scalar).
+void AddMeasured(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> flat, Scalars* scalars);
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,15 @@
+// FedAvg-M-VR: the client's momentum with the gradient at x⁻ taken off; see momentum.h.
+#include "aggregator/core/momentum.h"
+
+namespace tributary::aggregator {
+namespace {
+
+constexpr MomentumFamily kFamily{.momentum = true, .reduced = true};
+
+}  // namespace
+
+std::vector<ParamInfo> FedAvgClientMVrParams() { return MomentumParams(kFamily); }
+
+absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgClientMVr(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,58 @@
+// Reduction at the root of updates that are kept whole until the commit: for rules that no sum can serve (order statistics, distances),
+// and for those that keep a row per client.
+//
+// Updates come sorted by client id, so that order of arrival changes nothing and ties fall to the lower id. Everything is computed
+// in fp64. Trees, shards and nodes are refused for these strategies (StrategyTrait::kNeedsAll).
+// Threads: const methods are safe. Errors: INVALID_ARGUMENT where the rule cannot be applied to so many updates.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary::aggregator {
+
+struct StrategyState;
+
+// One update in the flat form of its layout; borrowed for the call.
+struct WholeUpdate {
+  std::string client;
+  std::span<const std::byte> flat;
+};
+
+// Bytes of a client's row: the trainable part of its last counted update; empty before the first.
+using RowReader = std::function<absl::StatusOr<std::vector<std::byte>>(const std::string& client)>;
+
+struct WholeInput {
+  const TensorLayout* layout = nullptr;
+  std::span<const WholeUpdate> updates;  // at least one
+  int64_t registered = 0;                // N
+  RowReader row;                         // set if the reducer keeps rows
+};
+
+class WholeReducer {
+ public:
+  virtual ~WholeReducer() = default;
+  // Names of the vectors over the trainable elements that it keeps; they start at zero.
+  virtual std::vector<std::string> state_vectors() const { return {}; }
+  // Whether the commit replaces each contributor's row by the trainable part of its update.
+  virtual bool keeps_rows() const { return false; }
+  // Whether it can serve `updates` of them at all.
+  virtual absl::Status CheckCount(int64_t) const { return absl::OkStatus(); }
+  // `out`: layout.float_count() elements, what takes the place of the mean (trainable: of Δ; buffers: of values).
+  virtual absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const = 0;
+};
+
+// Element i of the float region of an update.
+double FloatAt(const TensorLayout& layout, std::span<const std::byte> flat, size_t i);
+// out[i] = Σ_k factors[k]·x_k[i] / Σ_k factors[k], elements [first, layout.float_count()), in the order of the updates.
+void MeanOf(const WholeInput& input, std::span<const double> factors, size_t first, std::span<double> out);
+// The whole float region of an update in fp64.
+std::vector<double> FloatsOf(const TensorLayout& layout, std::span<const std::byte> flat);
+
+}  // namespace tributary::aggregator
