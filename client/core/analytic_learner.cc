@@ -140,7 +140,9 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   result.weight = problem->weight();
   result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem->weight())));
   result.metrics["train_steps"] = static_cast<double>(steps);
-  result.metrics["train_loss"] = problem->Loss(x_);
+  const double initial_loss = problem->Loss(x_);
+  result.metrics["train_loss"] = initial_loss;
+  result.scalars = StrategyScalars(request.spec->strategy, StepNorm(steps, local.lr, local.momentum, step.mu), initial_loss);
   return result;
 }
 
