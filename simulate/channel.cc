@@ -39,10 +39,10 @@ void Channel::Add(std::span<std::byte> flat, double variance, uint64_t stream, u
                                         : AddTo<float>(flat, layout_->trainable_count(), spec_, variance, random);
 }
 
-ModelRef Channel::Down(const ModelRef& model, uint32_t client, uint64_t version, uint64_t repeat) const {
-  if (!spec_.has_snr && spec_.downlink_var == 0) return model;
-  auto noisy = std::make_shared<std::vector<std::byte>>(*model);
-  Add(*noisy, spec_.downlink_var, kDownStream, client, version, repeat);
+ModelRef Channel::Down(const ModelRef& sent, uint32_t client, uint64_t version, uint64_t repeat, uint64_t part) const {
+  if (!spec_.has_snr && spec_.downlink_var == 0) return sent;
+  auto noisy = std::make_shared<std::vector<std::byte>>(*sent);
+  Add(*noisy, spec_.downlink_var, kDownStream + part, client, version, repeat);
   return noisy;
 }
 

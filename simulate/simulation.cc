@@ -66,6 +66,8 @@ class Simulation {
   absl::Status Do(const aggregator::WakeAt& action);
   // Tells the engine who takes part in the round that is about to open.
   absl::Status TellPresence();
+  // What goes down with the current version besides the model.
+  absl::Status MakeVectors();
   // Adds the current model to the result, where it is wanted.
   absl::Status KeepModel();
   absl::Status Begin();
@@ -80,6 +82,7 @@ class Simulation {
   const JobSpec spec_;
   const std::unique_ptr<Strategy> strategy_;
   const TensorLayout& layout_;
+  TensorLayout update_layout_;
   bool synchronous_ = true;
   std::unique_ptr<Availability> availability_;
   std::unique_ptr<Delays> delays_;
@@ -103,6 +106,9 @@ class Simulation {
   std::vector<uint32_t> present_;                          // of the open round, ascending
   CohortSpec cohort_;                                      // as the engine has it now
   ModelRef model_;
+  std::map<std::string, ModelRef> vectors_;
+  std::vector<std::shared_ptr<const client::ClientState>> states_;  // of each client; shared with the tasks that start from them
+  std::unordered_map<UpdateId, std::shared_ptr<const client::ClientState>> staged_;
   std::string sha256_;
   aggregator::MemoryState memory_;
   std::optional<aggregator::Aggregate> aggregate_;         // of the open round, once something is folded
@@ -115,7 +121,7 @@ class Simulation {
 absl::Status Simulation::Prepare() {
   const auto clients = static_cast<int64_t>(options_.clients.size());
   const auto seed = static_cast<uint64_t>(spec_.seed);
-  synchronous_ = !strategy_->MakePolicies(spec_.cohort).staleness->Factor(1).has_value();
+  synchronous_ = strategy_->synchronous();
   const SimulateSpec& simulate = spec_.simulate;
   if (!synchronous_ && simulate.participation.kind != "all") {
     return InvalidArgument("simulate.participation: kind {} is for synchronous strategies; in {} a client that is away is one with a long delay",
@@ -139,11 +145,14 @@ absl::Status Simulation::Prepare() {
   tasks_of_.resize(options_.clients.size());
   task_of_.resize(options_.clients.size());
   latest_.resize(options_.clients.size());
-  training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .clients = &options_.clients, .learners = options_.learners,
-                                    .data = options_.data, .artifact_path = spec_.model.torchscript});
+  states_.assign(options_.clients.size(), std::make_shared<const client::ClientState>());
+  TRIB_ASSIGN_OR_RETURN(update_layout_, aggregator::UpdateLayout(*strategy_, layout_));
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
+  training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &update_layout_, .initial = model_, .clients = &options_.clients, .learners = options_.learners,
+                                    .data = options_.data, .artifact_path = spec_.model.torchscript});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, *model_, &memory_.strategy));
+  TRIB_RETURN_IF_ERROR(MakeVectors());
   const std::string canonical = CanonicalYaml(spec_);
   result_.id = fmt::format("{}-{}", spec_.name, Sha256Hex(std::as_bytes(std::span(canonical))).substr(0, 6));
   if (options_.store != nullptr) {
@@ -198,6 +207,16 @@ absl::Status Simulation::TellPresence() {
   return absl::OkStatus();
 }
 
+absl::Status Simulation::MakeVectors() {
+  for (const std::string& name : strategy_->version_vectors()) {
+    const std::vector<double>& values = memory_.strategy.vectors.at(name);
+    auto bytes = std::make_shared<std::vector<std::byte>>(values.size() * DTypeBytes(layout_.float_dtype()));
+    if (!aggregator::StoreFloats(layout_.float_dtype(), values, *bytes)) return DataLoss("the strategy's vector '{}' is not finite", name);
+    vectors_[name] = std::move(bytes);
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Simulation::KeepModel() {
   if (!options_.keep_models) return absl::OkStatus();
   const size_t trainable = layout_.trainable_count();
@@ -231,9 +250,12 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   count = version == action.version ? count : 0;
   version = action.version;
   task.repeat = count++;
-  task.model = channel_.Down(model_, client, action.version, task.repeat);
+  task.model = channel_.Down(model_, client, action.version, task.repeat, 0);
+  uint64_t part = 1;
+  for (const auto& [name, values] : vectors_) task.vectors[name] = channel_.Down(values, client, action.version, task.repeat, part++);
+  task.state = states_[client];
   task_of_[client] = action.task;
-  result_.bytes_down += layout_.total_bytes();
+  result_.bytes_down += layout_.total_bytes() + vectors_.size() * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
   const uint64_t k = tasks_of_[client]++;
   if (!traced()) {
     const std::optional<int64_t> ns = delays_->Nanoseconds(client, k, now_ns_);
@@ -261,11 +283,12 @@ absl::Status Simulation::Arrive(uint64_t task_id) {
     if (at != trained.scalars.end()) arrived.scalars.insert(*at);
   }
   TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(*strategy_, arrived.scalars));
-  const aggregator::ScanResult scan = aggregator::Scan(std::span(trained.update).first(layout_.float_bytes()), layout_.float_dtype());
+  const aggregator::ScanResult scan = aggregator::Scan(std::span(trained.update).first(update_layout_.float_bytes()), layout_.float_dtype());
   if (!scan.finite) return Internal("client '{}', version {}: the update is not finite", arrived.key.client, task.version);
   aggregator::AddMeasured(*strategy_, layout_, trained.update, &arrived.scalars);
   result_.bytes_up += trained.update.size();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
+  if (trained.state) staged_[arrived.key.update] = std::make_shared<const client::ClientState>(*std::move(trained.state));
   arrived_[arrived.key.update] = std::move(trained.update);
   return Post(std::move(arrived));
 }
@@ -287,6 +310,7 @@ absl::Status Simulation::Do(const aggregator::Refuse& action) {
   ++result_.updates_rejected[action.reason];
   arrived_.erase(action.key.update);
   bases_.erase(action.key.update);
+  staged_.erase(action.key.update);
   return absl::OkStatus();
 }
 
@@ -317,6 +341,13 @@ absl::Status Simulation::Do(const aggregator::Commit& commit) {
   kept_.clear();
   if (!bases_.empty()) {
     for (const aggregator::RoundContributor& contributor : commit.contributors) bases_.erase(contributor.key.update);
+  }
+  TRIB_RETURN_IF_ERROR(MakeVectors());
+  for (const aggregator::RoundContributor& contributor : commit.contributors) {
+    if (const auto staged = staged_.find(contributor.key.update); staged != staged_.end()) {
+      states_[index_.at(contributor.key.client)] = std::move(staged->second);
+      staged_.erase(staged);
+    }
   }
   result_.version = commit.version;
   result_.updates_committed += commit.contributors.size();

@@ -24,7 +24,11 @@ absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, c
   request.spec = options_.spec;
   request.layout = options_.layout;
   request.artifact_path = options_.artifact_path;
+  request.update_layout = options_.update_layout;
   request.model = *task->model;
+  request.initial = *options_.initial;
+  request.state = task->state.get();
+  for (const auto& [vector, values] : task->vectors) request.vectors[vector] = *values;
   request.version = task->version;
   // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
   request.seed = client::TrainSeed(options_.spec->seed, name, task->version);

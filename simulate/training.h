@@ -26,12 +26,16 @@ struct SimulatedTask {
   uint64_t version = 0;
   uint64_t repeat = 0;        // how many tasks of this client and version there were before
   ModelRef model;
+  std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements
+  std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
   std::optional<client::TrainResult> result;
 };
 
 struct TrainingOptions {
   const JobSpec* spec = nullptr;
   const TensorLayout* layout = nullptr;
+  const TensorLayout* update_layout = nullptr;
+  ModelRef initial;                                   // version 0
   const std::vector<std::string>* clients = nullptr;  // ids in shard order
   std::vector<client::Learner*> learners;             // at least one
   std::function<absl::StatusOr<std::shared_ptr<const client::Dataset>>(uint32_t client)> data;  // called from one thread at a time
