@@ -104,6 +104,7 @@ void AddEventOptions(CLI::App& command, Arguments& arguments) {
 void AddPrivacyCommands(CLI::App& app, Context& context) {
   CLI::App* privacy = app.add_subcommand("privacy", "The privacy accountant by hand");
   privacy->require_subcommand(1);
+  privacy->footer("Example:\n  tributary privacy epsilon --sample-rate 0.01 --noise-multiplier 1 --versions 1000 --delta 1e-5");
   const auto arguments = std::make_shared<Arguments>();
   CLI::App* epsilon = privacy->add_subcommand("epsilon", "What noise costs: ε at a given δ after some versions");
   AddEventOptions(*epsilon, *arguments);

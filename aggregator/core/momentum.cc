@@ -80,6 +80,9 @@ class MomentumStrategy final : public Strategy {
     if ((settings_.family.momentum || settings_.delta) && spec.local.steps <= 0) {
       return InvalidArgument("local.steps: strategy '{}' needs the same number of steps of every client: expected steps, not epochs", name);
     }
+    if ((settings_.family.momentum || settings_.delta) && !(spec.local.client_steps.empty() && spec.local.client_lr.empty())) {
+      return InvalidArgument("local: strategy '{}' needs one rate and one number of steps for all clients; expected single values, got lists", name);
+    }
     return absl::OkStatus();
   }
 

@@ -60,6 +60,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeQFedAvg(const StrategySpec& spec, 
   const double server_lr = reader.Real("server_lr", kServerLrRange);
   const double q = reader.Real("q", kQRange);
   const double lipschitz = reader.RealOr("auto", 1.0 / local.lr, "lipschitz", kLipschitzRange);
+  if (!local.client_lr.empty() && !reader.Has("lipschitz")) reader.Fail("lipschitz", "local.lr differs by client, so it must be given");
   TRIB_RETURN_IF_ERROR(reader.Finish());
   return Assemble({.step = std::make_unique<FairStep>(server_lr, q, lipschitz),
                    .weights = std::make_unique<FairWeight>(q),
