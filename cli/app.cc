@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "cli/client.h"
+#include "cli/simulate.h"
 #include "common/file.h"
 #include "common/suggest.h"
 #include "common/yaml_reader.h"
@@ -22,6 +23,9 @@ std::unique_ptr<CLI::App> MakeApp(Context& context) {
   app->add_option("--server", context.server, "Aggregator, HOST:PORT (else $TRIBUTARY_SERVER, the configuration file, 127.0.0.1:7070)");
   app->footer("Example:\n  tributary run examples/fashion-fedavg.yaml --clients 10");
   AddRunCommand(*app, context);
+  AddSimulateCommand(*app, context);
+  AddReplayCommand(*app, context);
+  AddCompareCommand(*app, context);
   AddSubmitCommand(*app, context);
   AddJobsCommands(*app, context);
   AddClientsCommands(*app, context);

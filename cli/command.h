@@ -38,6 +38,8 @@ void PrintJson(const nlohmann::json& document);
 // Groups. Each lives in the file of its name.
 void AddRunCommand(CLI::App& app, Context& context);          // run.cc
 void AddSubmitCommand(CLI::App& app, Context& context);       // submit.cc
+void AddCompareCommand(CLI::App& app, Context& context);      // compare.cc
+void AddReplayCommand(CLI::App& app, Context& context);       // replay.cc
 void AddJobsCommands(CLI::App& app, Context& context);        // jobs.cc
 void AddClientsCommands(CLI::App& app, Context& context);     // clients.cc
 void AddNodesCommands(CLI::App& app, Context& context);       // nodes.cc

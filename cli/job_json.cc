@@ -55,7 +55,9 @@ nlohmann::json JobJson(const v1::Job& job) {
                        {"loss", NumberOrNull(m.loss())},
                        {"accuracy", NumberOrNull(m.accuracy())},
                        {"examples", m.examples()},
-                       {"evaluator", m.evaluator()}});
+                       {"evaluator", m.evaluator()},
+                       {"bytes_up", m.bytes_up()},
+                       {"bytes_down", m.bytes_down()}});
   }
   nlohmann::json rounds = nlohmann::json::array();
   for (const v1::RoundTiming& r : job.rounds()) {

@@ -80,6 +80,8 @@ struct LocalSpec {
   double momentum = 0.0;
   double weight_decay = 0.0;
   bool operator==(const LocalSpec&) const = default;
+  // Whether all clients make the same number of plain SGD steps at the same rate.
+  bool PlainAndEqual() const { return solver == "sgd" && steps > 0 && client_steps.empty() && client_lr.empty() && momentum == 0 && weight_decay == 0; }
   // The same with the values of one client. INVALID_ARGUMENT: a list that ends before it.
   absl::StatusOr<LocalSpec> Of(int64_t client) const;
 };

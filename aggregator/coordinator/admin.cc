@@ -59,6 +59,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   TRIB_RETURN_IF_ERROR(store_->Writable());
   TRIB_ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
   TRIB_RETURN_IF_ERROR(ResolveNoise(&spec));
+  if (spec.record) return InvalidArgument("record: true: a daemon does not keep updates; `tributary simulate --out DIR` does");
   if (tensors->size() != header.tensors_bytes()) {
     return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }

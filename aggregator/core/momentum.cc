@@ -117,7 +117,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeMomentum(const StrategySpec& spec,
   Settings settings{.family = family};
   settings.server_lr = reader.Real("server_lr", kServerLrRange);
   if (family.momentum) settings.beta = reader.Real("beta", kBetaRange);
-  const bool plain = local.steps > 0 && local.client_steps.empty() && local.client_lr.empty() && local.momentum == 0 && local.weight_decay == 0;
+  const bool plain = local.PlainAndEqual();
   settings.steps_rate = local.lr * static_cast<double>(std::max<int64_t>(1, local.steps));
   if (family.control && !family.reduced) {
     const std::string uplink = reader.Choice("uplink");

@@ -40,15 +40,17 @@ class SynchronousAdmission final : public AdmissionPolicy {
   std::vector<std::string> Admit(const RoundView& view, Moment) override {
     // A task older than the deadline may never come back: it no longer keeps another client from filling its place.
     int64_t expected = static_cast<int64_t>(view.contributions->size()) + view.expected_from_nodes;
-    for (const OutstandingTask& task : *view.outstanding) {
-      if (task.version == view.version && view.now - task.issued < deadline_) ++expected;
+    if (view.now - view.opened < deadline_) {
+      expected += view.outstanding_current;
+    } else {
+      for (const auto& [client, task] : *view.outstanding) {
+        if (task.version == view.version && view.now - task.issued < deadline_) ++expected;
+      }
     }
     if (expected >= asked_) return {};
-    std::set<std::string> contributed;
-    for (const Contribution& contribution : *view.contributions) contributed.insert(contribution.client);
     std::vector<std::string> eligible;
     for (const std::string& client : *view.idle) {
-      if (!contributed.contains(client)) eligible.push_back(client);
+      if (!view.contributions->HasClient(client)) eligible.push_back(client);
     }
     return Draw(std::move(eligible), static_cast<size_t>(asked_ - expected), view.draw);
   }
@@ -157,7 +159,7 @@ class SynchronousTrigger final : public CommitTrigger {
     if (const absl::Time end = view.opened + deadline_; end > view.now) return end;
     // Below the quorum: the next moment at which a task grows too old to be counted on.
     absl::Time next = absl::InfiniteFuture();
-    for (const OutstandingTask& task : *view.outstanding) {
+    for (const auto& [client, task] : *view.outstanding) {
       if (const absl::Time old = task.issued + deadline_; old > view.now) next = std::min(next, old);
     }
     return next;
@@ -185,17 +187,17 @@ class RestartAdmission final : public AdmissionPolicy {
   RestartAdmission(int64_t most, bool at_commit) : most_(most), at_commit_(at_commit) {}
 
   std::vector<std::string> Admit(const RoundView& view, Moment) override {
-    std::set<std::string> held;  // contributors whose turn comes with the commit
+    size_t held = 0;  // contributors whose turn comes with the commit
     if (at_commit_) {
-      for (const Contribution& contribution : *view.contributions) held.insert(contribution.client);
-      held.insert(view.waiting->begin(), view.waiting->end());
+      held = view.contributions->clients().size();
+      for (const auto& [client, count] : view.waiting->clients()) held += !view.contributions->HasClient(client);
     }
+    const int64_t busy = static_cast<int64_t>(view.outstanding->size() + held);
+    if (busy >= most_) return {};
     std::vector<std::string> eligible;
     for (const std::string& client : *view.idle) {
-      if (!held.contains(client)) eligible.push_back(client);
+      if (!at_commit_ || !(view.contributions->HasClient(client) || view.waiting->HasClient(client))) eligible.push_back(client);
     }
-    const int64_t busy = static_cast<int64_t>(view.outstanding->size() + held.size());
-    if (busy >= most_) return {};
     return Draw(std::move(eligible), static_cast<size_t>(most_ - busy), view.draw);
   }
 

@@ -9,11 +9,14 @@
 
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "aggregator/core/taken_updates.h"
 #include "common/job_spec.h"
 
 namespace tributary::aggregator {
@@ -25,24 +28,18 @@ struct OutstandingTask {
   absl::Time issued;
 };
 
-struct Contribution {
-  std::string client;
-  uint64_t task = 0;
-  uint64_t staleness = 0;  // commits since the version it started from
-  bool folded = false;     // by every worker
-};
-
-// What a policy may look at. Vectors are borrowed from the Round for the call.
+// What a policy may look at, borrowed from the Round for the call. Numbers are there for what a policy would else count at every event.
 struct RoundView {
   uint64_t version = 0;                 // the current model
   absl::Time opened;                    // when it became current
   absl::Time now;
   uint64_t draw = 0;                    // seed of any random choice at this moment: hash(job seed, version, count of draws)
-  const std::vector<std::string>* idle = nullptr;   // attached training clients without a task, sorted by id
-  const std::vector<OutstandingTask>* outstanding = nullptr;
-  const std::vector<Contribution>* contributions = nullptr;  // to the open aggregate
+  const std::set<std::string>* idle = nullptr;      // attached training clients without a task
+  const std::map<std::string, OutstandingTask>* outstanding = nullptr;  // by client
+  int64_t outstanding_current = 0;      // those of `version`; none of them was issued before `opened`
+  const TakenUpdates* contributions = nullptr;      // to the open aggregate
   int64_t expected_from_nodes = 0;      // updates that other nodes are to bring in partials
-  const std::vector<std::string>* waiting = nullptr;  // clients whose updates wait for the next aggregate, sorted
+  const TakenUpdates* waiting = nullptr;            // for the next aggregate
   absl::Time start{};                   // when the job began: ticks are counted from here
   absl::Time last_tick{};               // the latest Tick before this moment; InfinitePast: none
   bool ticking = false;                 // this moment is a Tick

@@ -15,20 +15,6 @@ constexpr absl::Duration kAskAgainAfter = absl::Seconds(5);
 constexpr size_t kMaxReason = 120;
 constexpr size_t kDeclinesShown = 3;
 
-void InsertSorted(std::vector<std::string>* names, const std::string& name) {
-  const auto at = std::lower_bound(names->begin(), names->end(), name);
-  if (at == names->end() || *at != name) names->insert(at, name);
-}
-
-void EraseSorted(std::vector<std::string>* names, const std::string& name) {
-  const auto at = std::lower_bound(names->begin(), names->end(), name);
-  if (at != names->end() && *at == name) names->erase(at);
-}
-
-bool ContainsSorted(const std::vector<std::string>& names, const std::string& name) {
-  return std::binary_search(names.begin(), names.end(), name);
-}
-
 uint64_t Mix(uint64_t seed, uint64_t value) {  // one SplitMix64 step over both
   uint64_t z = (seed ^ value) + 0x9E3779B97F4A7C15ull;
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9ull;
@@ -69,7 +55,7 @@ Round::Round(const JobSpec& spec, const Strategy& strategy, RoundOptions options
     tasks_[contributor.key.task] = {.client = contributor.key.client, .version = from, .issued = now, .update = contributor.key.update,
                                     .closed = ""};
     Register(contributor.key.client);
-    taken_.push_back({.contributor = contributor, .version = from, .folded = true});
+    taken_.Add({.contributor = contributor, .version = from, .folded = true});
   }
 }
 
@@ -106,17 +92,27 @@ void Round::On(const ClientIdle& event, absl::Time now, Actions* out) {
     if (current != outstanding_.end() && current->second.task != offer.task) {
       const std::string reason = fmt::format("the client still holds its update for task {}", offer.task);
       out->push_back(CancelTask{.client = event.client, .task = current->second.task, .reason = reason});
-      tasks_.at(current->second.task).closed = reason;
+      Close(current->second.task, reason);
     }
     KnownTask& task = tasks_.try_emplace(offer.task, KnownTask{.client = event.client, .version = from, .issued = now, .update = {}, .closed = ""})
                           .first->second;
     task.update = offer.update;
-    outstanding_[event.client] = {.client = event.client, .task = offer.task, .version = from, .issued = now};
-    EraseSorted(&idle_, event.client);
+    SetOutstanding(event.client, offer.task, from, now);
+    idle_.erase(event.client);
     busy = true;
     break;
   }
   if (!busy) Release(event.client);  // a task it had is lost with its memory; the task stays known in case its update comes after all
+  MaybeClose(now, out);
+  Admit(Moment::kClientIdle, now, out);
+}
+
+void Round::On(const ClientsArrived& event, absl::Time now, Actions* out) {
+  for (const std::string& client : event.clients) {
+    attached_.insert(client);
+    Register(client);
+    Release(client);
+  }
   MaybeClose(now, out);
   Admit(Moment::kClientIdle, now, out);
 }
@@ -131,18 +127,36 @@ void Round::On(const TaskDeclined& event, absl::Time now, Actions* out) {
   const auto it = outstanding_.find(event.client);
   if (it == outstanding_.end() || it->second.task != event.task) return;
   const std::string reason = Shortened(event.reason.empty() ? "no reason given" : event.reason);
-  tasks_.at(event.task).closed = "it was declined: " + reason;
+  Close(event.task, "it was declined: " + reason);
   declined_[event.client] = {.reason = reason, .at = now};
   Release(event.client);
   Admit(Moment::kTaskLost, now, out);
 }
 
+void Round::SetOutstanding(const std::string& client, uint64_t task, uint64_t version, absl::Time now) {
+  EraseOutstanding(client);
+  outstanding_[client] = {.client = client, .task = task, .version = version, .issued = now};
+  outstanding_current_ += version == version_;
+}
+
+void Round::EraseOutstanding(const std::string& client) {
+  const auto at = outstanding_.find(client);
+  if (at == outstanding_.end()) return;
+  outstanding_current_ -= at->second.version == version_;
+  outstanding_.erase(at);
+}
+
+void Round::Close(uint64_t task, std::string why) {
+  tasks_.at(task).closed = std::move(why);
+  closed_.push_back(task);
+}
+
 void Round::Release(const std::string& client) {
-  outstanding_.erase(client);
+  EraseOutstanding(client);
   if (attached_.contains(client)) {
-    InsertSorted(&idle_, client);
+    idle_.insert(client);
   } else {
-    EraseSorted(&idle_, client);
+    idle_.erase(client);
   }
 }
 
@@ -153,11 +167,10 @@ absl::Status Round::CheckUpload(const UpdateKeyRef& key, uint64_t version) const
 absl::Status Round::CheckTask(const UpdateKeyRef& key, uint64_t version) const {
   if (finished_ || finish_after_commit_) return FailedPrecondition("the job is over");
   for (const auto* updates : {&taken_, &waiting_}) {
-    for (const TakenUpdate& update : *updates) {
-      if (update.contributor.key.update != key.update) continue;
-      if (update.contributor.key == key) return AlreadyExists("update {} is taken already", ToHex(key.update));
-      return AlreadyExists("update id {} is another update's", ToHex(key.update));
-    }
+    const TakenUpdate* update = updates->Find(key.update);
+    if (update == nullptr) continue;
+    if (update->contributor.key == key) return AlreadyExists("update {} is taken already", ToHex(key.update));
+    return AlreadyExists("update id {} is another update's", ToHex(key.update));
   }
   const auto it = tasks_.find(key.task);
   if (it != tasks_.end()) {
@@ -201,20 +214,17 @@ std::optional<uint64_t> Round::StalenessOf(uint64_t version, std::string* reason
 }
 
 bool Round::HasContributed(const std::string& client) const {
-  const auto is_of_client = [&](const TakenUpdate& update) { return update.contributor.key.client == client; };
-  return std::any_of(taken_.begin(), taken_.end(), is_of_client) || std::any_of(waiting_.begin(), waiting_.end(), is_of_client);
+  return taken_.HasClient(client) || waiting_.HasClient(client);
 }
 
 bool Round::IsTaken(const UpdateId& id) const {
-  const auto is_it = [&](const TakenUpdate& update) { return update.contributor.key.update == id; };
-  return std::any_of(taken_.begin(), taken_.end(), is_it) || std::any_of(waiting_.begin(), waiting_.end(), is_it);
+  return taken_.Find(id) != nullptr || waiting_.Find(id) != nullptr;
 }
 
 void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
   for (const auto* updates : {&taken_, &waiting_}) {
-    for (const TakenUpdate& update : *updates) {
-      if (update.contributor.key == event.key) return;  // said twice
-    }
+    const TakenUpdate* update = updates->Find(event.key.update);
+    if (update != nullptr && update->contributor.key == event.key) return;  // said twice
   }
   absl::Status status = CheckTask(event.key, event.version);
   if (status.ok() && !(std::isfinite(event.weight) && event.weight > 0 && event.weight <= spec_.max_weight)) {
@@ -226,7 +236,7 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
     const bool expired = status.code() == absl::StatusCode::kFailedPrecondition;
     out->push_back(Refuse{.key = event.key, .reason = MessageOf(status), .expired = expired});
     if (is_current && status.code() != absl::StatusCode::kAlreadyExists) {  // this task ended without a result
-      tasks_.at(event.key.task).closed = MessageOf(status);
+      Close(event.key.task, MessageOf(status));
       if (!expired) declined_[event.key.client] = {.reason = "refused: " + Shortened(MessageOf(status)), .at = now};
       Release(event.key.client);
       Admit(Moment::kTaskLost, now, out);
@@ -236,7 +246,7 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
   if (current != outstanding_.end() && !is_current) {
     const std::string reason = fmt::format("the client's update for task {} came", event.key.task);
     out->push_back(CancelTask{.client = event.key.client, .task = current->second.task, .reason = reason});
-    tasks_.at(current->second.task).closed = reason;
+    Close(current->second.task, reason);
   }
   KnownTask& task =
       tasks_.try_emplace(event.key.task, KnownTask{.client = event.key.client, .version = event.version, .issued = now, .update = {}, .closed = ""})
@@ -253,7 +263,7 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
                      .version = event.version,
                      .folded = false};
   if (phase_ != Phase::kCollecting || MustWait(event.key.client)) {
-    waiting_.push_back(std::move(update));
+    waiting_.Add(std::move(update));
     if (phase_ == Phase::kCollecting) Admit(Moment::kUploadTaken, now, out);
     return;
   }
@@ -263,9 +273,7 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
 }
 
 bool Round::MustWait(const std::string& client) const {
-  return policies_.second_update == SecondUpdate::kWaits && std::any_of(taken_.begin(), taken_.end(), [&](const TakenUpdate& update) {
-           return update.contributor.key.client == client;
-         });
+  return policies_.second_update == SecondUpdate::kWaits && taken_.HasClient(client);
 }
 
 void Round::Register(const std::string& client) {
@@ -298,21 +306,20 @@ void Round::Take(TakenUpdate update, absl::Time now, Actions* out) {
   if (!weight.ok()) {
     const bool expired = absl::IsFailedPrecondition(weight.status());
     out->push_back(Refuse{.key = contributor.key, .reason = MessageOf(weight.status()), .expired = expired});
-    if (const auto task = tasks_.find(contributor.key.task); task != tasks_.end()) task->second.closed = MessageOf(weight.status());
+    if (tasks_.contains(contributor.key.task)) Close(contributor.key.task, MessageOf(weight.status()));
     return;
   }
   contributor.weight = *weight;
   out->push_back(Fold{.key = contributor.key, .weight = contributor.weight});
-  taken_.push_back(std::move(update));
+  taken_.Add(std::move(update));
 }
 
 // As many as the next aggregate takes; the others wait on.
 void Round::TakeWaiting(absl::Time now, Actions* out) {
-  std::vector<TakenUpdate> waiting;
-  waiting.swap(waiting_);
+  std::vector<TakenUpdate> waiting = waiting_.Take();
   for (TakenUpdate& update : waiting) {
     if (MustWait(update.contributor.key.client) || ClosingReason(now)) {
-      waiting_.push_back(std::move(update));
+      waiting_.Add(std::move(update));
     } else {
       Take(std::move(update), now, out);
     }
@@ -320,33 +327,28 @@ void Round::TakeWaiting(absl::Time now, Actions* out) {
 }
 
 void Round::On(const UpdateFolded& event, absl::Time now, Actions* out) {
-  for (TakenUpdate& update : taken_) {
-    if (update.contributor.key.update == event.update) update.folded = true;
-  }
+  taken_.MarkFolded(event.update);
   MaybeClose(now, out);
 }
 
 void Round::On(const UpdateRefusedByWorker& event, absl::Time now, Actions* out) {
-  const auto it = std::find_if(taken_.begin(), taken_.end(), [&](const TakenUpdate& update) {
-    return !update.of_node && update.contributor.key.update == event.update;
-  });
-  if (it == taken_.end() || it->folded || phase_ == Phase::kCommitting) return;
-  const UpdateKeyRef key = it->contributor.key;
-  taken_.erase(it);
+  const TakenUpdate* update = taken_.Find(event.update);
+  if (update == nullptr || update->of_node || update->folded || phase_ == Phase::kCommitting) return;
+  const UpdateKeyRef key = update->contributor.key;
+  taken_.Remove(key.update);
   out->push_back(Refuse{.key = key, .reason = event.reason, .expired = false});
-  tasks_.at(key.task).closed = "its update was refused: " + Shortened(event.reason);
+  Close(key.task, "its update was refused: " + Shortened(event.reason));
   declined_[key.client] = {.reason = "refused: " + Shortened(event.reason), .at = now};
   MaybeClose(now, out);
   Admit(Moment::kTaskLost, now, out);
 }
 
 void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
-  std::vector<TakenUpdate> lost;
-  lost.swap(taken_);
+  const std::vector<TakenUpdate> lost = taken_.Take();
   phase_ = Phase::kCollecting;
   trigger_.clear();
   if (finish_after_commit_) {
-    taken_.swap(lost);
+    for (const TakenUpdate& update : lost) taken_.Add(update);
     FinishNow(*finish_after_commit_, out);
     return;
   }
@@ -354,8 +356,8 @@ void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
     const UpdateKeyRef& key = update.contributor.key;
     if (update.of_node) continue;  // its node sends it again
     if (!attached_.contains(key.client) || outstanding_.contains(key.client)) continue;  // its task stays known
-    outstanding_[key.client] = {.client = key.client, .task = key.task, .version = update.version, .issued = now};
-    EraseSorted(&idle_, key.client);
+    SetOutstanding(key.client, key.task, update.version, now);
+    idle_.erase(key.client);
   }
   TakeWaiting(now, out);
   MaybeClose(now, out);
@@ -366,9 +368,8 @@ void Round::On(const AggregateLost&, absl::Time now, Actions* out) {
 
 std::optional<std::string> Round::ClosingReason(absl::Time now) const {
   if (taken_.empty()) return std::nullopt;
-  const std::vector<std::string> nobody;
-  ViewStorage storage;
-  return policies_.trigger->ShouldClose(FillView(&storage, &nobody, 0, now));
+  const std::set<std::string> nobody;
+  return policies_.trigger->ShouldClose(View(&nobody, 0, now));
 }
 
 void Round::MaybeClose(absl::Time now, Actions* out) {
@@ -394,7 +395,7 @@ void Round::MaybeClose(absl::Time now, Actions* out) {
     closed_at_ = now;
   }
   closed_with_ = taken_.size();
-  if (!std::all_of(taken_.begin(), taken_.end(), [](const TakenUpdate& update) { return update.folded; })) return;
+  if (taken_.folded() < taken_.size()) return;
   AskForCommit(out);
 }
 
@@ -444,6 +445,8 @@ void Round::On(const RoundSkipped&, absl::Time now, Actions* out) {
 void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
   if (phase_ != Phase::kCommitting || event.version != version_ + 1) return;
   version_ = event.version;
+  outstanding_current_ = 0;  // nothing of the new version is issued yet
+  draws_ = 0;
   opened_ = now;
   phase_ = Phase::kCollecting;
   for (const auto& [client, scalars] : changes_) {
@@ -454,7 +457,7 @@ void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
   trigger_.clear();
   declined_.clear();
   for (const TakenUpdate& update : taken_) {
-    if (!update.of_node) tasks_.at(update.contributor.key.task).closed = fmt::format("its update is in version {}", version_);
+    if (!update.of_node) Close(update.contributor.key.task, fmt::format("its update is in version {}", version_));
   }
   taken_.clear();
 
@@ -463,19 +466,23 @@ void Round::On(const VersionCommitted& event, absl::Time now, Actions* out) {
   if (finish_after_commit_) return FinishNow(*finish_after_commit_, out);
   if (last) return FinishNow({.outcome = Outcome::kDone, .reason = fmt::format("all {} versions are committed", spec_.stop.versions)}, out);
 
-  const auto too_stale = [&](uint64_t version) { return !policies_.staleness->Factor(version_ - version).has_value(); };
-  const std::map<std::string, OutstandingTask> before = outstanding_;
-  for (const auto& [client, task] : before) {
-    if (!too_stale(task.version)) continue;
-    out->push_back(CancelTask{.client = client, .task = task.task, .reason = fmt::format("version {} is committed", version_)});
-    Release(client);
-  }
-  // Committed tasks of this epoch are unknown from now on, which refuses a second update as well. Those of earlier epochs would be
+  // Tasks of this epoch that are over are unknown from now on, which refuses a second update as well. Those of earlier epochs would be
   // adopted again: they stay, closed, until they are too stale.
-  std::erase_if(tasks_, [&](const auto& entry) {
-    const bool committed = !entry.second.closed.empty() && (entry.first >> 32) >= epoch_;
-    return committed || too_stale(entry.second.version);
-  });
+  for (const uint64_t task : closed_) {
+    if ((task >> 32) >= epoch_) tasks_.erase(task);
+  }
+  closed_.clear();
+  // Staleness is refused from some age on: where version 0 is young enough, all are.
+  if (!policies_.staleness->Factor(version_)) {
+    const auto too_stale = [&](uint64_t version) { return !policies_.staleness->Factor(version_ - version).has_value(); };
+    const std::map<std::string, OutstandingTask> before = outstanding_;
+    for (const auto& [client, task] : before) {
+      if (!too_stale(task.version)) continue;
+      out->push_back(CancelTask{.client = client, .task = task.task, .reason = fmt::format("version {} is committed", version_)});
+      Release(client);
+    }
+    std::erase_if(tasks_, [&](const auto& entry) { return too_stale(entry.second.version); });
+  }
   TakeWaiting(now, out);
   MaybeClose(now, out);
   Admit(Moment::kVersionOpened, now, out);
@@ -517,6 +524,7 @@ void Round::FinishNow(const Finish& finish, Actions* out) {
   finished_ = true;
   phase_ = Phase::kCollecting;
   outstanding_.clear();
+  outstanding_current_ = 0;
   taken_.clear();
   waiting_.clear();
   idle_.clear();
@@ -524,45 +532,46 @@ void Round::FinishNow(const Finish& finish, Actions* out) {
 
 // ---- admission ----
 
-const RoundView& Round::FillView(ViewStorage* storage, const std::vector<std::string>* idle, uint64_t draw, absl::Time now) const {
-  for (const auto& [client, task] : outstanding_) storage->outstanding.push_back(task);
-  for (const TakenUpdate& update : taken_) {
-    storage->contributions.push_back({.client = update.contributor.key.client, .task = update.contributor.key.task,
-                                      .staleness = update.contributor.staleness, .folded = update.folded});
-  }
-  for (const TakenUpdate& update : waiting_) InsertSorted(&storage->waiting, update.contributor.key.client);
-  storage->view = {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle, .outstanding = &storage->outstanding,
-                   .contributions = &storage->contributions, .expected_from_nodes = expected_from_nodes_, .waiting = &storage->waiting,
-                   .start = start_, .last_tick = last_tick_, .ticking = ticking_};
-  return storage->view;
+RoundView Round::View(const std::set<std::string>* idle, uint64_t draw, absl::Time now) const {
+  return {.version = version_, .opened = opened_, .now = now, .draw = draw, .idle = idle, .outstanding = &outstanding_,
+          .outstanding_current = outstanding_current_, .contributions = &taken_, .expected_from_nodes = expected_from_nodes_,
+          .waiting = &waiting_, .start = start_, .last_tick = last_tick_, .ticking = ticking_};
 }
 
 void Round::Admit(Moment moment, absl::Time now, Actions* out) {
   if (finished_ || finish_after_commit_ || phase_ != Phase::kCollecting || idle_.empty()) return;
-  std::vector<std::string> willing;
-  std::vector<std::string> unwilling;  // declined long enough ago to be asked again
+  const auto ask = [&](const std::set<std::string>& idle) {
+    if (idle.empty()) return std::vector<std::string>();
+    const uint64_t draw = Mix(Mix(Mix(0, static_cast<uint64_t>(spec_.seed)), version_), draws_);
+    std::vector<std::string> chosen = policies_.admission->Admit(View(&idle, draw, now), moment);
+    // Only a draw that drew counts, and it counts within its version: what a seed chooses does not depend on how often nobody was needed.
+    draws_ += !chosen.empty();
+    return chosen;
+  };
+  if (declined_.empty()) {
+    for (const std::string& client : ask(idle_)) {
+      if (idle_.contains(client)) Issue(client, now, out);
+    }
+    return;
+  }
+  std::set<std::string> willing;
+  std::set<std::string> unwilling;  // declined long enough ago to be asked again
   for (const std::string& client : idle_) {
     const auto it = declined_.find(client);
     if (it == declined_.end()) {
-      willing.push_back(client);
+      willing.insert(willing.end(), client);
     } else if (now - it->second.at >= kAskAgainAfter) {
-      unwilling.push_back(client);
+      unwilling.insert(unwilling.end(), client);
     }
   }
-  const auto ask = [&](const std::vector<std::string>& idle) {
-    if (idle.empty()) return std::vector<std::string>();
-    const uint64_t draw = Mix(Mix(Mix(0, static_cast<uint64_t>(spec_.seed)), version_), draws_++);
-    ViewStorage storage;
-    return policies_.admission->Admit(FillView(&storage, &idle, draw, now), moment);
-  };
   for (const std::string& client : ask(willing)) {
-    if (ContainsSorted(idle_, client)) Issue(client, now, out);
+    if (idle_.contains(client)) Issue(client, now, out);
   }
   int64_t lacking = LackingToQuorum(now);
   if (lacking <= 0) return;
   for (const std::string& client : ask(unwilling)) {
     if (lacking-- <= 0) break;
-    if (ContainsSorted(idle_, client)) Issue(client, now, out);
+    if (idle_.contains(client)) Issue(client, now, out);
   }
 }
 
@@ -571,29 +580,32 @@ void Round::Issue(const std::string& client, absl::Time now, Actions* out) {
   absl::Time deadline = opened_ + spec_.cohort.deadline;
   if (deadline <= now) deadline = now + spec_.cohort.deadline;
   tasks_[id] = {.client = client, .version = version_, .issued = now, .update = {}, .closed = ""};
-  outstanding_[client] = {.client = client, .task = id, .version = version_, .issued = now};
-  EraseSorted(&idle_, client);
+  SetOutstanding(client, id, version_, now);
+  idle_.erase(client);
   declined_.erase(client);
   out->push_back(IssueTask{.client = client, .task = id, .version = version_, .deadline = deadline});
 }
 
 int64_t Round::LackingToQuorum(absl::Time now) const {
   int64_t expected = static_cast<int64_t>(taken_.size()) + expected_from_nodes_;
-  for (const auto& [client, task] : outstanding_) {
-    if (now - task.issued < spec_.cohort.deadline) ++expected;
+  if (outstanding_current_ == static_cast<int64_t>(outstanding_.size()) && now - opened_ < spec_.cohort.deadline) {
+    expected += outstanding_current_;
+  } else {
+    for (const auto& [client, task] : outstanding_) {
+      if (now - task.issued < spec_.cohort.deadline) ++expected;
+    }
   }
   return std::min(spec_.EffectiveQuorum(), policies_.trigger->target()) - expected;
 }
 
 void Round::Wake(absl::Time now, Actions* out) {
   if (phase_ != Phase::kCollecting) return;
-  const std::vector<std::string> nobody;
-  ViewStorage storage;
-  absl::Time next = policies_.trigger->NextCheck(FillView(&storage, &nobody, 0, now));
-  if (LackingToQuorum(now) > 0) {
+  const std::set<std::string> nobody;
+  absl::Time next = policies_.trigger->NextCheck(View(&nobody, 0, now));
+  if (!declined_.empty() && LackingToQuorum(now) > 0) {
     for (const auto& [client, decline] : declined_) {
       const absl::Time again = decline.at + kAskAgainAfter;
-      if (again > now && ContainsSorted(idle_, client)) next = std::min(next, again);
+      if (again > now && idle_.contains(client)) next = std::min(next, again);
     }
   }
   if (next == absl::InfiniteFuture() || next == wake_) return;
@@ -631,7 +643,7 @@ void Round::On(const NodesExpected& event, absl::Time now, Actions* out) {
 void Round::On(const PartialArrived& event, absl::Time now, Actions* out) {
   for (const RoundContributor& contributor : event.contributors) {
     Register(contributor.key.client);
-    taken_.push_back({.contributor = contributor,
+    taken_.Add({.contributor = contributor,
                       .version = version_ - std::min(version_, contributor.staleness),
                       .folded = false,
                       .of_node = true});
@@ -639,7 +651,7 @@ void Round::On(const PartialArrived& event, absl::Time now, Actions* out) {
     if (const auto current = outstanding_.find(contributor.key.client); current != outstanding_.end()) {
       const std::string reason = "the client's update came through another node";
       out->push_back(CancelTask{.client = contributor.key.client, .task = current->second.task, .reason = reason});
-      tasks_.at(current->second.task).closed = reason;
+      Close(current->second.task, reason);
       Release(contributor.key.client);
     }
   }
@@ -656,15 +668,15 @@ void Round::On(const CohortChanged& event, absl::Time now, Actions* out) {
 
 void Round::On(const VersionAdopted& event, absl::Time now, Actions* out) {
   if (event.version <= version_) return;
-  std::vector<TakenUpdate> counted;
-  for (TakenUpdate& update : taken_) {
+  TakenUpdates counted;
+  for (TakenUpdate& update : taken_.Take()) {
     if (event.counted.contains(update.contributor.key.update)) {
-      counted.push_back(std::move(update));
+      counted.Add(std::move(update));
       continue;
     }
     const std::string reason = fmt::format("version {} was committed without it", event.version);
     out->push_back(Refuse{.key = update.contributor.key, .reason = reason, .expired = true});
-    tasks_.at(update.contributor.key.task).closed = reason;
+    Close(update.contributor.key.task, reason);
   }
   taken_ = std::move(counted);
   phase_ = Phase::kCommitting;

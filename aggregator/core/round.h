@@ -35,6 +35,7 @@
 #include "aggregator/core/contribution.h"
 #include "aggregator/core/policies.h"
 #include "aggregator/core/strategy.h"
+#include "aggregator/core/taken_updates.h"
 #include "common/ids.h"
 #include "common/job_spec.h"
 #include "common/status.h"
@@ -47,6 +48,8 @@ namespace tributary::aggregator {
 // attached: whenever its task ends (update arrived or refused, declined, cancelled) it counts as idle again without another event.
 struct ClientIdle { std::string client; std::vector<UpdateKeyRef> offers; };
 struct ClientGone { std::string client; };
+// The same as ClientIdle of each, without offers, but the engine chooses among all of them.
+struct ClientsArrived { std::vector<std::string> clients; };
 struct TaskDeclined { std::string client; uint64_t task = 0; std::string reason; };
 // Validated and sealed by ingress. `weight` as claimed by the client.
 struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0; uint64_t examples = 0; Scalars scalars{}; };
@@ -76,7 +79,7 @@ struct VersionAdopted { uint64_t version = 0; std::set<UpdateId> counted; };
 
 using RoundEvent = std::variant<ClientIdle, ClientGone, TaskDeclined, UpdateArrived, UpdateFolded, UpdateRefusedByWorker, AggregateLost,
                                 VersionCommitted, MetricReported, CancelRequested, Tick, NodesExpected, PartialArrived, CohortChanged,
-                                VersionAdopted, ClientsRegistered, RoundSkipped>;
+                                VersionAdopted, ClientsRegistered, RoundSkipped, ClientsArrived>;
 
 // ---- actions ----
 struct IssueTask { std::string client; uint64_t task = 0; uint64_t version = 0; absl::Time deadline; };
@@ -141,12 +144,6 @@ class Round {
   std::string WaitingFor(absl::Time now) const;
 
  private:
-  struct TakenUpdate {
-    RoundContributor contributor;
-    uint64_t version = 0;   // that it started from
-    bool folded = false;
-    bool of_node = false;   // came in a partial: its task is another engine's
-  };
   // A task this process issued, adopted or knows from a restored contributor, as long as its update may still come.
   struct KnownTask {
     std::string client;
@@ -179,14 +176,9 @@ class Round {
   void On(const VersionAdopted& event, absl::Time now, Actions* out);
   void On(const ClientsRegistered& event, absl::Time now, Actions* out);
   void On(const RoundSkipped& event, absl::Time now, Actions* out);
+  void On(const ClientsArrived& event, absl::Time now, Actions* out);
 
-  struct ViewStorage {
-    std::vector<OutstandingTask> outstanding;
-    std::vector<Contribution> contributions;
-    std::vector<std::string> waiting;
-    RoundView view;
-  };
-  const RoundView& FillView(ViewStorage* storage, const std::vector<std::string>* idle, uint64_t draw, absl::Time now) const;
+  RoundView View(const std::set<std::string>* idle, uint64_t draw, absl::Time now) const;
   // Staleness that an update from `version` will have in the aggregate it can still enter; nothing: too late, why in *reason.
   std::optional<uint64_t> StalenessOf(uint64_t version, std::string* reason) const;
   absl::Status CheckTask(const UpdateKeyRef& key, uint64_t version) const;
@@ -199,6 +191,10 @@ class Round {
   bool MustWait(const std::string& client) const;
   void AskForCommit(Actions* out);
   void Release(const std::string& client);     // its task is over; idle again if attached
+  // The client has this task from now on, in place of any other.
+  void SetOutstanding(const std::string& client, uint64_t task, uint64_t version, absl::Time now);
+  void EraseOutstanding(const std::string& client);
+  void Close(uint64_t task, std::string why);  // it admits nothing any more
   void Admit(Moment moment, absl::Time now, Actions* out);
   void Issue(const std::string& client, absl::Time now, Actions* out);
   void MaybeClose(absl::Time now, Actions* out);
@@ -231,11 +227,13 @@ class Round {
   bool finished_ = false;
   std::optional<Finish> finish_after_commit_;
   std::set<std::string> attached_;
-  std::vector<std::string> idle_;                        // attached, without a task; sorted
+  std::set<std::string> idle_;                           // attached, without a task
   std::map<std::string, OutstandingTask> outstanding_;   // by client
+  int64_t outstanding_current_ = 0;                      // of them, those of version_
   std::map<uint64_t, KnownTask> tasks_;
-  std::vector<TakenUpdate> taken_;                       // for the open aggregate
-  std::vector<TakenUpdate> waiting_;                     // arrived while it closes, for the next one; bounded by tasks
+  std::vector<uint64_t> closed_;                         // tasks closed since the last commit
+  TakenUpdates taken_;                                   // for the open aggregate
+  TakenUpdates waiting_;                                 // arrived while it closes, for the next one; bounded by tasks
   std::map<std::string, Decline> declined_;              // this version
   ClientTable clients_;
   std::set<std::string> unsaved_;                        // registered since the last commit

@@ -230,7 +230,7 @@ absl::Status RocksStateStore::HasRoomFor(uint64_t bytes, uint64_t keep_free) con
 absl::Status RocksStateStore::Write(rocksdb::WriteBatch& batch, bool synced, const std::string& what, uint64_t keep_free) {
   TRIB_RETURN_IF_ERROR(HasRoomFor(batch.GetDataSize(), keep_free));
   rocksdb::WriteOptions options;
-  options.sync = synced;
+  options.sync = synced && options_.synced;
   return FromRocksDb(db_->Write(options, &batch), what);
 }
 

@@ -52,6 +52,7 @@ class StateStore {
     Mode mode = Mode::kReadWrite;
     uint64_t min_free_bytes = 256ull << 20;   // the watermark of Writable()
     bool create = true;
+    bool synced = true;   // false: what is written reaches the disk at the latest when the store is closed (a simulation can be run again)
   };
   static absl::StatusOr<std::unique_ptr<StateStore>> Open(const Options& options);
   virtual ~StateStore() = default;

@@ -74,73 +74,106 @@ class Router final : public Learner {
 }  // namespace
 
 absl::StatusOr<uint64_t> AnalyticLearner::RunSgd(const TrainRequest& request, const LocalSpec& local, const AnalyticProblem& problem,
-                                                 const LocalStep& step) {
+                                                 const LocalPlan& plan, LocalOutcomeVectors* outcome) {
   const size_t d = problem.dimension();
+  const LocalStep& step = plan.step;
   std::optional<BatchOrder> order;
   if (problem.minibatch_rows() > 0) order.emplace(problem.minibatch_rows(), static_cast<size_t>(local.batch), request.seed);
   const uint64_t per_epoch = order ? order->batches_per_epoch() : 1;
-  const uint64_t steps = local.steps > 0 ? static_cast<uint64_t>(local.steps) : static_cast<uint64_t>(local.epochs) * per_epoch;
+  uint64_t steps = local.steps > 0 ? static_cast<uint64_t>(local.steps) : static_cast<uint64_t>(local.epochs) * per_epoch;
+  if (plan.gradient_only) steps = 1;
+  std::vector<double>& y = outcome->y;
   gradient_.resize(d);
   velocity_.assign(local.momentum != 0 ? d : 0, 0.0);
+  if (plan.wants_mean_gradient) outcome->mean_gradient.assign(d, 0.0);
   CounterRandom noise(request.seed, kNoiseStream);
   for (uint64_t k = 0; k < steps; ++k) {
     const std::span<const uint32_t> rows = order ? order->At(k) : std::span<const uint32_t>();
-    problem.Gradient(y_, rows, gradient_);
+    problem.Gradient(y, rows, gradient_);
     if (step.b != 0) {
       before_.resize(d);
       problem.Gradient(step.before, rows, before_);
     }
     for (size_t i = 0; i < d; ++i) {
-      double direction = step.a * gradient_[i];
-      if (step.b != 0) direction += step.b * before_[i];
-      if (request.gradient_noise > 0) direction += (step.a + step.b) * request.gradient_noise * noise.Normal();  // one draw for both
-      if (step.mu != 0) direction += step.mu * (y_[i] - step.s[i]);
+      const double drawn = request.gradient_noise > 0 ? request.gradient_noise * noise.Normal() : 0;  // one draw for both gradients
+      const double fresh = gradient_[i] + drawn;
+      if (plan.wants_mean_gradient) outcome->mean_gradient[i] += fresh / static_cast<double>(steps);
+      if (plan.gradient_only) continue;
+      double direction = step.a * fresh;
+      if (step.b != 0) direction += step.b * (before_[i] + drawn);
+      if (step.mu != 0) direction += step.mu * (y[i] - step.s[i]);
       if (!step.v.empty()) direction += step.v[i];
-      if (local.weight_decay != 0) direction += local.weight_decay * y_[i];
+      if (local.weight_decay != 0) direction += local.weight_decay * y[i];
       if (local.momentum != 0) direction = velocity_[i] = local.momentum * velocity_[i] + direction;
-      y_[i] -= local.lr * direction;
+      y[i] -= local.lr * direction;
     }
     if (request.progress && !request.progress(static_cast<float>(k + 1) / static_cast<float>(steps))) {
       return Cancelled("sgd: stopped after step {} of {}", k + 1, steps);
     }
   }
+  for (const double value : y) {
+    if (!std::isfinite(value)) return Internal("sgd: a weight is not finite after {} steps (lr {}): lower local.lr", steps, local.lr);
+  }
   return steps;
 }
 
+absl::StatusOr<LocalOutcomeVectors> AnalyticLearner::RunPlan(const TrainRequest& request, const LocalSpec& local,
+                                                             const std::shared_ptr<const AnalyticProblem>& problem, const LocalPlan& plan,
+                                                             uint64_t* steps) {
+  LocalOutcomeVectors outcome;
+  outcome.y = plan.step.y0.empty() ? x_ : std::vector<double>(plan.step.y0.begin(), plan.step.y0.end());
+  if (local.solver != "exact") {
+    TRIB_ASSIGN_OR_RETURN(*steps, RunSgd(request, local, *problem, plan, &outcome));
+    return outcome;
+  }
+  if (exact_.size() >= kMaxCached && !exact_.contains(problem.get())) exact_.clear();
+  Cached& cached = exact_[problem.get()];
+  cached.problem = problem;
+  TRIB_RETURN_IF_ERROR(problem->Minimise({.v = plan.step.v, .mu = plan.step.mu, .s = plan.step.s}, &cached.exact, outcome.y));
+  *steps = 1;
+  return outcome;
+}
+
 absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, const Dataset* data) {
-  if (data == nullptr || data->problems.size() != 1) return InvalidArgument("data: expected the problem of one client, got {}", data == nullptr ? 0 : data->problems.size());
+  if (data == nullptr || data->problems.size() != 1) {
+    return InvalidArgument("data: expected the problem of one client, got {}", data == nullptr ? 0 : data->problems.size());
+  }
   const std::shared_ptr<const AnalyticProblem>& problem = data->problems[0];
   TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
   TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
+  TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
+  const DType dtype = request.spec->dtype;
   const size_t d = problem->dimension();
   x_.resize(d);
-  Widen(request.model, request.spec->dtype, &x_);
-  LocalStep step;
-  TRIB_ASSIGN_OR_RETURN(step.mu, ProximalFactor(request.spec->strategy));
-  step.s = x_;
-  y_ = x_;
-  uint64_t steps = 1;
-  if (local.solver == "exact") {
-    if (exact_.size() >= kMaxCached && !exact_.contains(problem.get())) exact_.clear();
-    Cached& cached = exact_[problem.get()];
-    cached.problem = problem;
-    TRIB_RETURN_IF_ERROR(problem->Minimise({.v = step.v, .mu = step.mu, .s = step.s}, &cached.exact, y_));
-  } else {
-    TRIB_ASSIGN_OR_RETURN(steps, RunSgd(request, local, *problem, step));
+  Widen(request.model, dtype, &x_);
+  LocalTask task{.x = x_, .initial = {}, .vectors = {}, .version = request.version, .state = request.state};
+  std::vector<double> initial(request.initial.empty() ? 0 : d);
+  if (!initial.empty()) Widen(request.initial, dtype, &initial);
+  task.initial = initial;
+  for (const auto& [name, bytes] : request.vectors) {
+    std::vector<double>& vector = task.vectors[name];
+    vector.resize(d);
+    if (bytes.size() != d * DTypeBytes(dtype)) return InvalidArgument("task: vector '{}': expected {} bytes, got {}", name, d * DTypeBytes(dtype), bytes.size());
+    Widen(bytes, dtype, &vector);
   }
+  uint64_t steps = 0;
+  TRIB_ASSIGN_OR_RETURN(LocalUplink uplink,
+                        rule.Solve(task, [&](const LocalPlan& plan) { return RunPlan(request, local, problem, plan, &steps); }));
   TrainResult result;
-  for (size_t i = 0; i < d; ++i) {
-    if (!std::isfinite(y_[i])) {
-      return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", local.solver, steps, local.lr);
-    }
-    y_[i] -= x_[i];
+  const size_t group_bytes = d * DTypeBytes(dtype);
+  const TensorLayout& update_layout = request.update_layout == nullptr ? *request.layout : *request.update_layout;
+  result.update.resize(update_layout.total_bytes());
+  if (result.update.size() != uplink.groups.size() * group_bytes) {
+    return Internal("strategy '{}': the update has {} vectors, its layout {} bytes", request.spec->strategy.name, uplink.groups.size(), result.update.size());
   }
-  result.update.resize(request.layout->total_bytes());
-  Narrow(y_, request.spec->dtype, result.update.data());
+  for (size_t k = 0; k < uplink.groups.size(); ++k) Narrow(uplink.groups[k], dtype, result.update.data() + k * group_bytes);
+  result.state = std::move(uplink.state);
   result.weight = problem->weight();
   result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem->weight())));
+  const double initial_loss = problem->Loss(x_);
   result.metrics["train_steps"] = static_cast<double>(steps);
-  result.metrics["train_loss"] = problem->Loss(x_);
+  result.metrics["train_loss"] = initial_loss;
+  result.scalars = StrategyScalars(request.spec->strategy, StepNorm(steps, local.lr, local.momentum, rule.mu()), initial_loss);
   return result;
 }
 

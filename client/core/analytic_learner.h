@@ -10,7 +10,7 @@
 
 #include "client/core/analytic/problem.h"
 #include "client/core/learner.h"
-#include "client/core/local_step.h"
+#include "client/core/local_rule.h"
 #include "common/safetensors.h"
 
 namespace tributary::client {
@@ -26,11 +26,15 @@ class AnalyticLearner final : public Learner {
     std::shared_ptr<const AnalyticProblem> problem;  // kept, so that its address stays its own
     ExactCache exact;
   };
-  absl::StatusOr<uint64_t> RunSgd(const TrainRequest& request, const LocalSpec& local, const AnalyticProblem& problem, const LocalStep& step);
+  absl::StatusOr<LocalOutcomeVectors> RunPlan(const TrainRequest& request, const LocalSpec& local,
+                                              const std::shared_ptr<const AnalyticProblem>& problem, const LocalPlan& plan, uint64_t* steps);
+  // The number of steps made; outcome->y comes in as y⁰.
+  absl::StatusOr<uint64_t> RunSgd(const TrainRequest& request, const LocalSpec& local, const AnalyticProblem& problem, const LocalPlan& plan,
+                                  LocalOutcomeVectors* outcome);
 
   std::unordered_map<const AnalyticProblem*, Cached> exact_;
-  // Scratch of one task, kept because tasks are short: the received model, the iterate, two gradients, noise, velocity.
-  std::vector<double> x_, y_, gradient_, before_, noise_, velocity_;
+  // Scratch of one task, kept because tasks are short: the received model, two gradients, the velocity.
+  std::vector<double> x_, gradient_, before_, velocity_;
 };
 
 // Analytic jobs go to an AnalyticLearner, all others to `other`; without one they are refused with `why`.

@@ -9,11 +9,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
 #include "client/core/dataset.h"
+#include "client/core/local_rule.h"
 #include "common/job_spec.h"
 #include "common/large_bytes.h"
 #include "common/status.h"
@@ -29,6 +31,8 @@ struct TrainRequest {
   // Of a strategy that sends vectors down with a version: each over the trainable elements, raw, of the model's type ("g", "c", "s").
   std::map<std::string, std::span<const std::byte>> vectors{};
   const TensorLayout* update_layout = nullptr; // of the update to make: `layout`, or one with further groups (WithGroups)
+  std::span<const std::byte> initial;          // version 0 in the same form; empty: not known
+  const ClientState* state = nullptr;          // of this client in this job; null: none is kept (strategies that need one refuse)
   uint64_t version = 0;
   uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version
   std::string client;                          // id of the identity that trains
@@ -42,6 +46,7 @@ struct TrainResult {
   double weight = 0;                           // examples, usually
   uint64_t examples = 0;
   std::map<std::string, double> metrics;       // train_loss, train_s, …
+  std::optional<ClientState> state{};          // that holds once the update is counted
   std::map<std::string, double> scalars{};     // what the job's strategy asks for by name ("step_norm"), and nothing else; finite
 };
 

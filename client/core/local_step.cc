@@ -18,4 +18,17 @@ absl::StatusOr<double> ProximalFactor(const StrategySpec& strategy) {
   return mu;
 }
 
+double StepNorm(uint64_t steps, double lr, double momentum, double mu) {
+  const auto t = static_cast<double>(steps);
+  if (momentum > 0) return (t - momentum * (1 - std::pow(momentum, t)) / (1 - momentum)) / (1 - momentum);
+  if (mu > 0) return (1 - std::pow(1 - lr * mu, t)) / (lr * mu);
+  return t;
+}
+
+std::map<std::string, double> StrategyScalars(const StrategySpec& strategy, double step_norm, double initial_loss) {
+  if (strategy.name == "fednova") return {{"step_norm", step_norm}};
+  if (strategy.name == "qfedavg") return {{"initial_loss", initial_loss}};
+  return {};
+}
+
 }  // namespace tributary::client

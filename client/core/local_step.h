@@ -7,7 +7,10 @@
 // Borrows its vectors for the task.
 #pragma once
 
+#include <cstdint>
+#include <map>
 #include <span>
+#include <string>
 
 #include "common/job_spec.h"
 #include "common/status.h"
@@ -27,5 +30,12 @@ struct LocalStep {
 // The proximal factor μ of the strategy's local step, whose s is the received model: fedprox's `mu` (Li et al. 2020; 0.1 unless given),
 // 0 for strategies without one. INVALID_ARGUMENT: not a finite number >= 0.
 absl::StatusOr<double> ProximalFactor(const StrategySpec& strategy);
+
+// ‖a‖₁ of `steps` local steps, the sum of the factors that their gradients have in the update over −η: t for plain SGD, less the part
+// still in the velocity for heavy-ball momentum, less what the proximal pull takes back (Wang et al., NeurIPS 2020, §3). Not both.
+double StepNorm(uint64_t steps, double lr, double momentum, double mu);
+
+// The numbers that the strategy wants with an update: fednova "step_norm", qfedavg "initial_loss".
+std::map<std::string, double> StrategyScalars(const StrategySpec& strategy, double step_norm, double initial_loss);
 
 }  // namespace tributary::client

@@ -1,10 +1,9 @@
 #include "client/rpc/work.h"
 
 #include <cmath>
-#include <cstring>
 #include <utility>
 
-#include "common/digest.h"
+#include "client/core/train_seed.h"
 #include "common/log.h"
 #include "proto/codec.h"
 
@@ -53,14 +52,6 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
 }
 
 }  // namespace
-
-uint64_t TrainSeed(int64_t job_seed, const std::string& client, uint64_t version) {
-  const std::string text = fmt::format("{}|{}|{}", job_seed, client, version);
-  const std::string digest = Xxh3Digest(std::as_bytes(std::span(text.data(), text.size())));
-  uint64_t seed = 0;
-  std::memcpy(&seed, digest.data(), sizeof(seed));
-  return seed;
-}
 
 std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
   auto job = std::make_shared<Job>();

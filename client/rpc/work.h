@@ -85,7 +85,4 @@ class Work {
   ArtifactStore artifacts_;
 };
 
-// Seed of the minibatch order: the same for equal (job seed, client, version), whatever happened in between.
-uint64_t TrainSeed(int64_t job_seed, const std::string& client, uint64_t version);
-
 }  // namespace tributary::client

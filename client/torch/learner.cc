@@ -11,8 +11,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <limits>
 #include <set>
 #include <utility>
@@ -87,20 +89,36 @@ class TorchLearner : public Learner {
     return Guarded("training", [&]() -> absl::StatusOr<TrainResult> {
       const absl::Time start = absl::Now();
       TRIB_RETURN_IF_ERROR(Prepare(request));
-      TRIB_RETURN_IF_ERROR(CheckLocalSpec(request.spec->local));
-      TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(request.spec->local.solver));
+      TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
+      TRIB_RETURN_IF_ERROR(CheckLocalSpec(local));
+      TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(local.solver));
+      TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
       TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
       at::manual_seed(request.seed);  // dropout and the like, in user modules
-      TRIB_ASSIGN_OR_RETURN(const LocalOutcome outcome,
-                            solver({*model_, batches, request.spec->local, request.seed, request.progress}));
-      if (!model_->IsFinite()) {
-        return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", request.spec->local.solver, outcome.steps,
-                        request.spec->local.lr);
+      double initial_loss = 0;
+      if (request.spec->strategy.name == "qfedavg") {
+        TRIB_ASSIGN_OR_RETURN(const EvaluateResult before, Measure(batches, request.progress));
+        initial_loss = before.loss;
       }
+      LocalOutcome outcome;
+      const auto run = [&](const Correction& correction) -> absl::Status {
+        TRIB_ASSIGN_OR_RETURN(outcome, solver({*model_, batches, local, correction, request.seed, request.progress}));
+        if (model_->IsFinite()) return absl::OkStatus();
+        return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", local.solver, outcome.steps, local.lr);
+      };
       TrainResult result;
-      result.update = model_->Update();
+      if (rule.plain()) {
+        Correction none;
+        none.gradient_noise = request.gradient_noise;
+        TRIB_RETURN_IF_ERROR(run(none));
+        result.update = model_->Update();
+      } else {
+        TRIB_RETURN_IF_ERROR(TrainCorrected(request, rule, run, outcome, &result));
+      }
       result.examples = batches.count();
       result.weight = static_cast<double>(batches.count());
+      result.scalars = StrategyScalars(request.spec->strategy, StepNorm(static_cast<uint64_t>(outcome.steps), local.lr, local.momentum, rule.mu()),
+                                       initial_loss);
       result.metrics["train_loss"] = outcome.train_loss;
       result.metrics["train_steps"] = static_cast<double>(outcome.steps);
       result.metrics["train_s"] = absl::ToDoubleSeconds(absl::Now() - start);
@@ -112,33 +130,103 @@ class TorchLearner : public Learner {
     return Guarded("evaluation", [&]() -> absl::StatusOr<EvaluateResult> {
       TRIB_RETURN_IF_ERROR(Prepare(request));
       TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
-      const at::NoGradGuard no_grad;
-      double loss_sum = 0;
-      int64_t correct = 0;
-      std::vector<uint32_t> positions;
-      for (size_t first = 0; first < batches.count(); first += kEvaluationBatch) {
-        const size_t last = std::min(first + kEvaluationBatch, batches.count());
-        positions.clear();
-        for (size_t i = first; i < last; ++i) positions.push_back(static_cast<uint32_t>(i));
-        const Batch batch = batches.At(positions);
-        const at::Tensor output = model_->model().Forward(batch.x, /*training=*/false);
-        TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, batches.Loss(output, batch));
-        loss_sum += loss.item<double>() * static_cast<double>(last - first);
-        if (!batches.regression()) correct += output.argmax(1).eq(batch.y).sum().item<int64_t>();
-        if (request.progress && !request.progress(static_cast<float>(last) / static_cast<float>(batches.count()))) {
-          return Cancelled("evaluation: stopped after {} of {} examples", last, batches.count());
-        }
-      }
-      EvaluateResult result;
-      result.examples = batches.count();
-      result.loss = loss_sum / static_cast<double>(batches.count());
-      result.accuracy = batches.regression() ? std::numeric_limits<double>::quiet_NaN()
-                                             : static_cast<double>(correct) / static_cast<double>(batches.count());
-      return result;
+      return Measure(batches, request.progress);
     });
   }
 
  private:
+  // Loss and accuracy of model_ over `batches`.
+  absl::StatusOr<EvaluateResult> Measure(const Batches& batches, const std::function<bool(float)>& progress) {
+    const at::NoGradGuard no_grad;
+    double loss_sum = 0;
+    int64_t correct = 0;
+    std::vector<uint32_t> positions;
+    for (size_t first = 0; first < batches.count(); first += kEvaluationBatch) {
+      const size_t last = std::min(first + kEvaluationBatch, batches.count());
+      positions.clear();
+      for (size_t i = first; i < last; ++i) positions.push_back(static_cast<uint32_t>(i));
+      const Batch batch = batches.At(positions);
+      const at::Tensor output = model_->model().Forward(batch.x, /*training=*/false);
+      TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, batches.Loss(output, batch));
+      loss_sum += loss.item<double>() * static_cast<double>(last - first);
+      if (!batches.regression()) correct += output.argmax(1).eq(batch.y).sum().item<int64_t>();
+      if (progress && !progress(static_cast<float>(last) / static_cast<float>(batches.count()))) {
+        return Cancelled("evaluation: stopped after {} of {} examples", last, batches.count());
+      }
+    }
+    EvaluateResult result;
+    result.examples = batches.count();
+    result.loss = loss_sum / static_cast<double>(batches.count());
+    result.accuracy = batches.regression() ? std::numeric_limits<double>::quiet_NaN()
+                                           : static_cast<double>(correct) / static_cast<double>(batches.count());
+    return result;
+  }
+
+  // Trains by the strategy's rule; the update's groups in place of a plain Δ, buffers and counters after them.
+  absl::Status TrainCorrected(const TrainRequest& request, const LocalRule& rule, const std::function<absl::Status(const Correction&)>& run,
+                              const LocalOutcome& outcome, TrainResult* result) {
+    const TensorLayout& layout = model_->layout();
+    const size_t trainable = layout.trainable_count();
+    const size_t group_bytes = trainable * DTypeBytes(layout.float_dtype());
+    const std::vector<double> x = ToDoubles(model_->trainable());
+    const auto widened = [&](std::span<const std::byte> bytes) {
+      std::vector<double> values(trainable);
+      for (size_t i = 0; i < trainable; ++i) {
+        if (layout.float_dtype() == DType::kF64) {
+          std::memcpy(&values[i], bytes.data() + i * sizeof(double), sizeof(double));
+        } else {
+          float value;
+          std::memcpy(&value, bytes.data() + i * sizeof(float), sizeof(float));
+          values[i] = value;
+        }
+      }
+      return values;
+    };
+    LocalTask task{.x = x, .initial = {}, .vectors = {}, .version = request.version, .state = request.state};
+    std::vector<double> initial;
+    if (request.initial.size() == layout.total_bytes()) initial = widened(request.initial);
+    task.initial = initial;
+    for (const auto& [name, bytes] : request.vectors) {
+      if (bytes.size() != group_bytes) return InvalidArgument("task: vector '{}': expected {} bytes, got {}", name, group_bytes, bytes.size());
+      task.vectors[name] = widened(bytes);
+    }
+    TRIB_ASSIGN_OR_RETURN(LocalUplink uplink, rule.Solve(task, [&](const LocalPlan& plan) -> absl::StatusOr<LocalOutcomeVectors> {
+      {
+        const at::NoGradGuard no_grad;
+        model_->trainable().copy_(ToTensor(plan.step.y0.empty() ? std::span<const double>(x) : plan.step.y0, *model_));
+      }
+      Correction correction = ToCorrection(plan, *model_);
+      correction.gradient_noise = request.gradient_noise;
+      TRIB_RETURN_IF_ERROR(run(correction));
+      LocalOutcomeVectors vectors;
+      vectors.y = ToDoubles(model_->trainable());
+      if (plan.wants_mean_gradient) vectors.mean_gradient = ToDoubles(outcome.mean_gradient);
+      return vectors;
+    }));
+    const LargeBytes values = model_->Values();
+    result->update.resize(uplink.groups.size() * group_bytes + values.size() - group_bytes);
+    const size_t expected = request.update_layout == nullptr ? layout.total_bytes() : request.update_layout->total_bytes();
+    if (result->update.size() != expected) {
+      return Internal("strategy '{}': the update has {} vectors, its layout {} bytes", request.spec->strategy.name, uplink.groups.size(), expected);
+    }
+    std::byte* to = result->update.data();
+    for (const std::vector<double>& group : uplink.groups) {
+      for (size_t i = 0; i < trainable; ++i) {
+        if (layout.float_dtype() == DType::kF64) {
+          std::memcpy(to, &group[i], sizeof(double));
+          to += sizeof(double);
+        } else {
+          const auto value = static_cast<float>(group[i]);
+          std::memcpy(to, &value, sizeof(float));
+          to += sizeof(float);
+        }
+      }
+    }
+    std::memcpy(to, values.data() + group_bytes, values.size() - group_bytes);
+    result->state = std::move(uplink.state);
+    return absl::OkStatus();
+  }
+
   // Has model_ be the request's model with the request's values.
   absl::Status Prepare(const TrainRequest& request) {
     at::set_num_threads(threads_);  // OpenMP keeps the number per calling thread, and the learner may be called from another one

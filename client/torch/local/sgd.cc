@@ -1,37 +1,100 @@
-// Minibatch SGD: for each batch, g = ∇loss(w) + weight_decay·w;  v = momentum·v + g;  w = w − lr·v, v beginning at 0 in each task
+// Minibatch SGD: for each batch, g = ∇loss(w), corrected as the strategy says (correction.h), + weight_decay·w;  v = momentum·v + g;
+// w = w − lr·v, v beginning at 0 in each task
 // (torch.optim.SGD without dampening; McMahan et al., AISTATS 2017, Algorithm 1, ClientUpdate, for momentum = weight_decay = 0).
 #include <ATen/core/grad_mode.h>
 
+#include <ATen/ops/zeros_like.h>
+
 #include <cmath>
 
+#include "client/core/random.h"
 #include "client/core/batch_order.h"
 #include "client/torch/local/solver.h"
 
 namespace tributary::client {
 
+namespace {
+
+constexpr uint64_t kNoiseStream = 0x6e6f697365;
+
+at::Tensor Noise(const TrainableModel& model, int64_t elements, double deviation, CounterRandom& random) {
+  std::vector<double> values(static_cast<size_t>(elements));
+  for (double& value : values) value = deviation * random.Normal();
+  return ToTensor(values, model);
+}
+
+// The gradient at `weights` and at x⁻ over one batch, as the correction combines them; the loss at `weights`.
+absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, CounterRandom& random, at::Tensor* mean_gradient, double share) {
+  const Correction& correction = run.correction;
+  at::Tensor& weights = run.model.trainable();
+  at::Tensor& gradient = run.model.gradient();
+  gradient.zero_();
+  TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
+  loss.backward();
+  const double value = loss.item<double>();
+  at::Tensor fresh, noise;
+  if (correction.gradient_noise > 0) {
+    noise = Noise(run.model, gradient.size(0), correction.gradient_noise, random);
+    const at::NoGradGuard no_grad;
+    gradient.add_(noise);
+  }
+  if (correction.wants_mean_gradient) {
+    const at::NoGradGuard no_grad;
+    mean_gradient->add_(gradient, share);
+  }
+  if (correction.b != 0) {
+    at::Tensor kept;
+    {
+      const at::NoGradGuard no_grad;
+      fresh = gradient.clone();
+      kept = weights.clone();
+      weights.copy_(correction.before);
+      gradient.zero_();
+    }
+    TRIB_ASSIGN_OR_RETURN(const at::Tensor loss_before, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
+    loss_before.backward();
+    const at::NoGradGuard no_grad;
+    weights.copy_(kept);
+    if (noise.defined()) gradient.add_(noise);
+    gradient.mul_(correction.b).add_(fresh, correction.a);
+  } else if (correction.a != 1) {
+    const at::NoGradGuard no_grad;
+    gradient.mul_(correction.a);
+  }
+  const at::NoGradGuard no_grad;
+  if (correction.mu != 0) gradient.add_(weights, correction.mu).sub_(correction.s, correction.mu);
+  if (correction.v.defined()) gradient.add_(correction.v);
+  return value;
+}
+
+}  // namespace
+
 absl::StatusOr<LocalOutcome> RunSgd(const LocalRun& run) {
   const LocalSpec& spec = run.spec;
   BatchOrder order(run.data.count(), static_cast<size_t>(spec.batch), run.seed);
-  const uint64_t steps = spec.steps > 0 ? static_cast<uint64_t>(spec.steps) : static_cast<uint64_t>(spec.epochs) * order.batches_per_epoch();
+  uint64_t steps = spec.steps > 0 ? static_cast<uint64_t>(spec.steps) : static_cast<uint64_t>(spec.epochs) * order.batches_per_epoch();
+  if (run.correction.gradient_only) steps = 1;
   at::Tensor& weights = run.model.trainable();
   at::Tensor& gradient = run.model.gradient();
   at::Tensor velocity;
   if (spec.momentum != 0) velocity = run.model.Scratch();
+  CounterRandom random(run.seed, kNoiseStream);
 
   LocalOutcome outcome;
+  if (run.correction.wants_mean_gradient) {
+    const at::NoGradGuard no_grad;
+    outcome.mean_gradient = at::zeros_like(gradient);
+  }
   double loss_sum = 0;
   double examples = 0;
   for (uint64_t step = 0; step < steps; ++step) {
     const std::span<const uint32_t> positions = order.At(step);
     const Batch batch = run.data.At(positions);
-    gradient.zero_();
-    TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
-    loss.backward();
-    const double value = loss.item<double>();
+    TRIB_ASSIGN_OR_RETURN(const double value, Direction(run, batch, random, &outcome.mean_gradient, 1.0 / static_cast<double>(steps)));
     if (!std::isfinite(value)) {
       return Internal("sgd: the loss is {} at step {} of {} (lr {}, batch {}): lower local.lr", value, step + 1, steps, spec.lr, spec.batch);
     }
-    {
+    if (!run.correction.gradient_only) {
       const at::NoGradGuard no_grad;
       if (spec.weight_decay != 0) gradient.add_(weights, spec.weight_decay);
       if (velocity.defined()) velocity.mul_(spec.momentum).add_(gradient);

@@ -9,6 +9,7 @@
 #include <functional>
 
 #include "client/torch/batches.h"
+#include "client/torch/local/correction.h"
 #include "client/torch/trainable_model.h"
 #include "common/job_spec.h"
 #include "common/status.h"
@@ -19,6 +20,7 @@ struct LocalRun {
   TrainableModel& model;
   const Batches& data;
   const LocalSpec& spec;
+  const Correction& correction;
   uint64_t seed = 0;  // of the minibatch order
   const std::function<bool(float)>& progress;
 };
@@ -26,6 +28,7 @@ struct LocalRun {
 struct LocalOutcome {
   double train_loss = 0;  // mean over all examples processed, each at the values it met
   int64_t steps = 0;
+  at::Tensor mean_gradient;  // raw, over the steps; undefined unless the correction wants it
 };
 
 // May throw LibTorch's exceptions: call it inside Guarded().

@@ -21,18 +21,35 @@ class SynchronousPoliciesTest : public ::testing::Test {
     cohort_.quorum = 2;
     cohort_.deadline = absl::Seconds(60);
     cohort_.over_select = 1.5;
-    for (int i = 0; i < 20; ++i) idle_.push_back(fmt::format("c{:02}", i));
+    for (int i = 0; i < 20; ++i) idle_.insert(fmt::format("c{:02}", i));
   }
   RoundView View(absl::Duration since_opened = absl::ZeroDuration()) {
-    return {.version = 3, .opened = opened_, .now = opened_ + since_opened, .draw = draw_, .idle = &idle_, .outstanding = &outstanding_,
-            .contributions = &contributions_};
+    RoundView view;
+    view.version = 3;
+    view.opened = opened_;
+    view.now = opened_ + since_opened;
+    view.draw = draw_;
+    view.idle = &idle_;
+    view.outstanding = &outstanding_;
+    view.outstanding_current = static_cast<int64_t>(outstanding_.size());
+    view.contributions = &contributions_;
+    return view;
+  }
+  void Outstanding(const std::string& client, absl::Duration since_opened = absl::ZeroDuration()) {
+    outstanding_[client] = {.client = client, .task = outstanding_.size() + 1, .version = 3, .issued = opened_ + since_opened};
+  }
+  void Contribute(const std::string& client) {
+    const UpdateKeyRef key{.client = client, .task = 100 + contributions_.size(), .update = {.hi = 1, .lo = contributions_.size()}};
+    TakenUpdate update;
+    update.contributor.key = key;
+    contributions_.Add(std::move(update));
   }
   CohortSpec cohort_;
   absl::Time opened_ = absl::UnixEpoch() + absl::Hours(1);
   uint64_t draw_ = 1;
-  std::vector<std::string> idle_;
-  std::vector<OutstandingTask> outstanding_;
-  std::vector<Contribution> contributions_;
+  std::set<std::string> idle_;
+  std::map<std::string, OutstandingTask> outstanding_;
+  TakenUpdates contributions_;
 };
 
 TEST_F(SynchronousPoliciesTest, DrawsSizeTimesOverSelectDistinctClients) {
@@ -56,30 +73,31 @@ TEST_F(SynchronousPoliciesTest, EveryClientIsDrawnAboutEquallyOften) {
 TEST_F(SynchronousPoliciesTest, FillsOnlyTheGapsAndNeverAsksAContributorAgain) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
   idle_ = {"a", "b", "c"};
-  outstanding_ = {{.client = "x", .task = 1, .version = 3, .issued = opened_}, {.client = "y", .task = 2, .version = 3, .issued = opened_}};
-  contributions_ = {{.client = "a", .task = 3}, {.client = "z", .task = 4}, {.client = "w", .task = 5}};
+  Outstanding("x");
+  Outstanding("y");
+  for (const char* client : {"a", "z", "w"}) Contribute(client);
   EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), SizeIs(1));
-  contributions_.pop_back();
+  contributions_.Remove({.hi = 1, .lo = 2});
   EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), ElementsAre("b", "c"));
 }
 
 TEST_F(SynchronousPoliciesTest, ATaskOlderThanTheDeadlineNoLongerHoldsAPlace) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
   idle_ = {"a", "b", "c", "d", "e", "f", "g"};
-  for (uint64_t i = 0; i < 6; ++i) outstanding_.push_back({.client = fmt::format("x{}", i), .task = i, .version = 3, .issued = opened_});
+  for (uint64_t i = 0; i < 6; ++i) Outstanding(fmt::format("x{}", i));
   EXPECT_THAT(policies.admission->Admit(View(absl::Seconds(59)), Moment::kTick), IsEmpty());
   EXPECT_THAT(policies.admission->Admit(View(absl::Seconds(60)), Moment::kTick), SizeIs(6));
 }
 
 TEST_F(SynchronousPoliciesTest, ClosesWhenTheCohortIsCompleteOrWithAQuorumAfterTheDeadline) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
-  contributions_ = {{.client = "a", .task = 1}};
+  Contribute("a");
   EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Seconds(61))).has_value());
-  contributions_.push_back({.client = "b", .task = 2});
+  Contribute("b");
   EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Seconds(59))).has_value());
   EXPECT_EQ(policies.trigger->ShouldClose(View(absl::Seconds(60))), "deadline with 2 of 4 updates");
-  contributions_.push_back({.client = "c", .task = 3});
-  contributions_.push_back({.client = "d", .task = 4});
+  Contribute("c");
+  Contribute("d");
   EXPECT_EQ(policies.trigger->ShouldClose(View()), "cohort complete");
   EXPECT_EQ(policies.trigger->target(), 4);
 }
@@ -87,7 +105,7 @@ TEST_F(SynchronousPoliciesTest, ClosesWhenTheCohortIsCompleteOrWithAQuorumAfterT
 TEST_F(SynchronousPoliciesTest, WithoutADeadlineItWaitsForTheWholeCohort) {
   cohort_.deadline = absl::InfiniteDuration();
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
-  contributions_ = {{.client = "a", .task = 1}, {.client = "b", .task = 2}, {.client = "c", .task = 3}};
+  for (const char* client : {"a", "b", "c"}) Contribute(client);
   EXPECT_FALSE(policies.trigger->ShouldClose(View(absl::Hours(10000))).has_value());
   EXPECT_EQ(policies.trigger->NextCheck(View()), absl::InfiniteFuture());
 }
@@ -95,8 +113,8 @@ TEST_F(SynchronousPoliciesTest, WithoutADeadlineItWaitsForTheWholeCohort) {
 TEST_F(SynchronousPoliciesTest, NextCheckIsTheDeadlineThenTheNextTaskToGrowOld) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
   EXPECT_EQ(policies.trigger->NextCheck(View()), opened_ + absl::Seconds(60));
-  outstanding_ = {{.client = "x", .task = 1, .version = 3, .issued = opened_},
-                  {.client = "y", .task = 2, .version = 3, .issued = opened_ + absl::Seconds(10)}};
+  Outstanding("x");
+  Outstanding("y", absl::Seconds(10));
   EXPECT_EQ(policies.trigger->NextCheck(View(absl::Seconds(60))), opened_ + absl::Seconds(70));
 }
 

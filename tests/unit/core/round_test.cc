@@ -28,7 +28,7 @@ class BufferedStrategy final : public Strategy {
   const WeightRule& weights() const override { return *weights_; }
   RoundPolicies MakePolicies(const CohortSpec&) const override {
     struct Everybody final : AdmissionPolicy {
-      std::vector<std::string> Admit(const RoundView& view, Moment) override { return *view.idle; }
+      std::vector<std::string> Admit(const RoundView& view, Moment) override { return {view.idle->begin(), view.idle->end()}; }
     };
     struct Two final : CommitTrigger {
       std::optional<std::string> ShouldClose(const RoundView& view) const override {

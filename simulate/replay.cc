@@ -1,0 +1,183 @@
+#include "simulate/replay.h"
+
+#include <algorithm>
+#include <deque>
+#include <map>
+#include <utility>
+
+#include "aggregator/core/aggregate.h"
+#include "aggregator/core/round.h"
+#include "common/digest.h"
+#include "proto/codec.h"
+
+namespace tributary::simulate {
+namespace {
+
+using aggregator::RoundContributor;
+using aggregator::Strategy;
+
+// Task ids of the record lie below this epoch: the engine takes their updates as those of before a restart.
+constexpr uint64_t kReplayEpoch = uint64_t{1} << 31;
+
+class Replayer {
+ public:
+  Replayer(const aggregator::StateStore& store, std::string job, JobSpec spec, std::unique_ptr<Strategy> strategy, TensorLayout layout)
+      : store_(store), job_(std::move(job)), spec_(std::move(spec)), strategy_(std::move(strategy)), layout_(std::move(layout)) {}
+
+  absl::StatusOr<ReplayResult> Run() {
+    TRIB_ASSIGN_OR_RETURN(update_layout_, aggregator::UpdateLayout(*strategy_, layout_));
+    model_.resize(layout_.total_bytes());
+    TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, 0, model_, /*verify=*/true));
+    TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, model_, &memory_.strategy));
+    TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> versions, store_.ListVersions(job_));
+    spec_.stop = {.versions = static_cast<int64_t>(versions.size()) + 1'000'000, .accuracy = 0};  // it ends with the record
+    round_.emplace(spec_, *strategy_, aggregator::RoundOptions{.epoch = kReplayEpoch}, now_);
+    TRIB_RETURN_IF_ERROR(RegisterAll(versions));
+    for (const v1::VersionRow& row : versions) {
+      recorded_[row.info().version()] = row.info().sha256();
+      if (row.info().version() > 0) TRIB_RETURN_IF_ERROR(Fold(row));
+    }
+    for (ReplayedVersion& version : result_.versions) version.recorded_sha256 = recorded_[version.version];
+    result_.strategy = spec_.strategy;
+    result_.model = {.layout = layout_, .bytes = model_};
+    return std::move(result_);
+  }
+
+ private:
+  // Every client is known from the start: N counts them all.
+  absl::Status RegisterAll(const std::vector<v1::VersionRow>& versions) {
+    aggregator::ClientsRegistered event;
+    for (const v1::VersionRow& row : versions) {
+      for (const v1::Contributor& contributor : row.info().contributors()) event.clients.push_back(contributor.client());
+    }
+    TRIB_ASSIGN_OR_RETURN(const std::vector<v1::ClientStateRow> known, store_.ListClientState(job_));
+    for (const v1::ClientStateRow& row : known) event.clients.push_back(row.participation().client());
+    return Post(std::move(event));
+  }
+
+  absl::Status Fold(const v1::VersionRow& row) {
+    now_ = absl::UnixEpoch() + absl::Nanoseconds(row.since_start_ns());
+    const auto& contributors = row.info().contributors();
+    if (strategy_->synchronous()) {
+      if (contributors.empty()) return Post(aggregator::RoundSkipped{});
+      CohortSpec cohort = spec_.cohort;
+      cohort.size = contributors.size();
+      cohort.quorum = 0;
+      TRIB_RETURN_IF_ERROR(Post(aggregator::CohortChanged{cohort}));
+    }
+    for (const v1::Contributor& contributor : contributors) TRIB_RETURN_IF_ERROR(Arrive(contributor));
+    return strategy_->synchronous() ? absl::OkStatus() : Post(aggregator::Tick{});
+  }
+
+  absl::Status Arrive(const v1::Contributor& row) {
+    TRIB_ASSIGN_OR_RETURN(const UpdateId id, UpdateIdFromBytes(row.update_id()));
+    const absl::StatusOr<v1::UpdateRow> stored = store_.GetUpdate(job_, id);
+    if (!stored.ok() || stored->payload().empty()) {
+      return FailedPrecondition("job '{}': update {} of client '{}' was not kept; a job with `record: true` keeps them", job_, ToHex(id), row.client());
+    }
+    const auto payload = std::as_bytes(std::span(stored->payload()));
+    if (payload.size() != update_layout_.total_bytes()) {
+      return InvalidArgument("job '{}': its updates have {} bytes, those of strategy '{}' have {}", job_, payload.size(), spec_.strategy.name,
+                             update_layout_.total_bytes());
+    }
+    const uint64_t staleness = strategy_->synchronous() ? 0 : std::min(row.staleness(), round_->version());
+    aggregator::UpdateArrived arrived{.key = {.client = row.client(), .task = row.task(), .update = id},
+                                      .version = round_->version() - staleness,
+                                      .weight = row.claimed(),
+                                      .examples = row.examples()};
+    for (const aggregator::ScalarInfo& scalar : strategy_->scalars()) {
+      const auto at = row.scalars().find(scalar.name);
+      if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
+    }
+    TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(*strategy_, arrived.scalars));
+    aggregator::AddMeasured(*strategy_, layout_, payload, &arrived.scalars);
+    payloads_[id].assign(payload.begin(), payload.end());
+    return Post(std::move(arrived));
+  }
+
+  absl::Status Post(aggregator::RoundEvent event) {
+    posted_.push_back(std::move(event));
+    if (applying_) return absl::OkStatus();
+    applying_ = true;
+    absl::Status status;
+    while (!posted_.empty() && status.ok()) {
+      const aggregator::RoundEvent next = std::move(posted_.front());
+      posted_.pop_front();
+      for (const aggregator::RoundAction& action : round_->OnEvent(next, now_)) {
+        status = Do(action);
+        if (!status.ok()) break;
+      }
+    }
+    applying_ = false;
+    return status;
+  }
+
+  absl::Status Do(const aggregator::RoundAction& action) {
+    if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
+      if (!aggregate_) {
+        const auto arithmetic = spec_.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
+        aggregate_.emplace(*strategy_, layout_, arithmetic, std::max<int64_t>(1, spec_.ClientsAsked()));
+      }
+      TRIB_RETURN_IF_ERROR(aggregate_->Fold({.key = fold->key, .weight = fold->weight}, payloads_.at(fold->key.update)));
+      payloads_.erase(fold->key.update);
+      return Post(aggregator::UpdateFolded{fold->key.update});
+    }
+    if (const auto* refuse = std::get_if<aggregator::Refuse>(&action)) {
+      if (result_.refused++ == 0) result_.why_refused = refuse->reason;
+      payloads_.erase(refuse->key.update);
+      return absl::OkStatus();
+    }
+    if (const auto* commit = std::get_if<aggregator::Commit>(&action)) return Make(*commit);
+    return absl::OkStatus();  // nobody is asked to train or to evaluate
+  }
+
+  absl::Status Make(const aggregator::Commit& commit) {
+    if (!commit.contributors.empty()) {
+      std::vector<std::byte> next(layout_.total_bytes());
+      std::vector<std::byte> base;
+      if (strategy_->server_step().needs_base()) {
+        base.resize(layout_.total_bytes());
+        TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, commit.version - 1 - commit.contributors[0].staleness, base, /*verify=*/true));
+      }
+      const aggregator::CommitFacts facts{
+          .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
+      TRIB_RETURN_IF_ERROR(aggregate_->Step({.facts = facts, .previous = model_, .base = base}, &memory_, next));
+      model_ = std::move(next);
+    }
+    aggregate_.reset();
+    result_.versions.push_back({.version = commit.version, .sha256 = Sha256Hex(model_), .recorded_sha256 = "", .updates = commit.contributors.size()});
+    return Post(aggregator::VersionCommitted{commit.version});
+  }
+
+  const aggregator::StateStore& store_;
+  const std::string job_;
+  JobSpec spec_;
+  const std::unique_ptr<Strategy> strategy_;
+  const TensorLayout layout_;
+  TensorLayout update_layout_;
+  absl::Time now_ = absl::UnixEpoch();
+  std::optional<aggregator::Round> round_;
+  std::deque<aggregator::RoundEvent> posted_;
+  bool applying_ = false;
+  std::vector<std::byte> model_;
+  aggregator::MemoryState memory_;
+  std::optional<aggregator::Aggregate> aggregate_;
+  std::map<UpdateId, std::vector<std::byte>> payloads_;   // arrived, not folded yet
+  std::map<uint64_t, std::string> recorded_;              // hashes, by version
+  ReplayResult result_;
+};
+
+}  // namespace
+
+absl::StatusOr<ReplayResult> Replay(const aggregator::StateStore& store, const std::string& job, const std::optional<StrategySpec>& strategy) {
+  TRIB_ASSIGN_OR_RETURN(const v1::JobRow row, store.GetJob(job));
+  TRIB_ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(row.spec_yaml(), fmt::format("job '{}'", job)));
+  TRIB_ASSIGN_OR_RETURN(TensorLayout layout, LayoutFromProto(row.layout()));
+  if (!spec.record) return FailedPrecondition("job '{}' was not recorded: a job with `record: true` keeps its updates", job);
+  if (strategy) spec.strategy = *strategy;
+  auto made = aggregator::MakeStrategy(spec.strategy, spec.local);
+  if (!made.ok()) return InvalidArgument("strategy: {}", MessageOf(made.status()));
+  return Replayer(store, job, std::move(spec), *std::move(made), std::move(layout)).Run();
+}
+
+}  // namespace tributary::simulate

@@ -1,0 +1,94 @@
+#include "simulate/training.h"
+
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "client/core/random.h"
+#include "client/core/train_seed.h"
+
+namespace tributary::simulate {
+
+void Training::Issue(SimulatedTask task) {
+  waiting_.push_back(task.id);
+  const uint64_t id = task.id;
+  tasks_.emplace(id, std::move(task));
+}
+
+void Training::Cancel(uint64_t task) { tasks_.erase(task); }
+
+absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const {
+  const std::string& name = (*options_.clients)[task->client];
+  client::TrainRequest request;
+  request.spec = options_.spec;
+  request.layout = options_.layout;
+  request.artifact_path = options_.artifact_path;
+  request.update_layout = options_.update_layout;
+  request.model = *task->model;
+  request.initial = *options_.initial;
+  request.state = task->state.get();
+  for (const auto& [vector, values] : task->vectors) request.vectors[vector] = *values;
+  request.version = task->version;
+  // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
+  request.seed = client::TrainSeed(options_.spec->seed, name, task->version);
+  if (task->repeat > 0) request.seed = client::MixSeeds(request.seed, task->repeat);
+  request.client = name;
+  request.shard = task->client;
+  request.gradient_noise = options_.spec->simulate.gradient_noise;
+  auto result = learner->Train(request, data);
+  if (!result.ok()) return Annotate(result.status(), fmt::format("client '{}', version {}", name, task->version));
+  task->result = *std::move(result);
+  return absl::OkStatus();
+}
+
+absl::Status Training::TrainWaiting() {
+  std::vector<SimulatedTask*> todo;
+  std::vector<std::shared_ptr<const client::Dataset>> data;
+  for (const uint64_t id : waiting_) {
+    const auto at = tasks_.find(id);
+    if (at == tasks_.end()) continue;
+    todo.push_back(&at->second);
+    TRIB_ASSIGN_OR_RETURN(data.emplace_back(), options_.data(at->second.client));
+  }
+  waiting_.clear();
+  trained_ += todo.size();
+  const size_t threads = std::min(options_.learners.size(), todo.size());
+  if (threads <= 1) {
+    for (size_t i = 0; i < todo.size(); ++i) TRIB_RETURN_IF_ERROR(TrainOne(todo[i], options_.learners[0], data[i].get()));
+    return absl::OkStatus();
+  }
+  std::atomic<size_t> next{0};
+  std::vector<absl::Status> errors(todo.size());
+  {
+    std::vector<std::jthread> workers;
+    for (size_t t = 0; t < threads; ++t) {
+      workers.emplace_back([&, learner = options_.learners[t]] {
+        for (size_t i = next++; i < todo.size(); i = next++) errors[i] = TrainOne(todo[i], learner, data[i].get());
+      });
+    }
+  }
+  for (const absl::Status& error : errors) TRIB_RETURN_IF_ERROR(error);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<SimulatedTask> Training::Finish(uint64_t task) {
+  const auto at = tasks_.find(task);
+  if (at == tasks_.end()) return NotFound("there is no task {}", task);
+  if (!at->second.result) TRIB_RETURN_IF_ERROR(TrainWaiting());
+  SimulatedTask finished = std::move(at->second);
+  tasks_.erase(at);
+  return finished;
+}
+
+absl::StatusOr<client::EvaluateResult> Training::Evaluate(uint64_t version, std::span<const std::byte> model, const client::Dataset& data) {
+  client::TrainRequest request;
+  request.spec = options_.spec;
+  request.layout = options_.layout;
+  request.artifact_path = options_.artifact_path;
+  request.model = model;
+  request.version = version;
+  return options_.learners[0]->Evaluate(request, &data);
+}
+
+}  // namespace tributary::simulate

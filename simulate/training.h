@@ -1,0 +1,67 @@
+// The tasks of a simulation: made when the engine issues them, trained when the first update of them is due, those that wait by then
+// side by side on as many threads as there are learners. Results do not depend on that number.
+// Threads: thread-compatible; learners are used by one thread each. Errors: the learner's, naming client and version.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "client/core/learner.h"
+#include "common/large_bytes.h"
+#include "common/status.h"
+
+namespace tributary::simulate {
+
+// One committed model; shared by the tasks that start from it.
+using ModelRef = std::shared_ptr<const std::vector<std::byte>>;
+
+struct SimulatedTask {
+  uint64_t id = 0;
+  uint32_t client = 0;
+  uint64_t version = 0;
+  uint64_t repeat = 0;        // how many tasks of this client and version there were before
+  ModelRef model;
+  std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements
+  std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
+  std::optional<client::TrainResult> result;
+};
+
+struct TrainingOptions {
+  const JobSpec* spec = nullptr;
+  const TensorLayout* layout = nullptr;
+  const TensorLayout* update_layout = nullptr;
+  ModelRef initial;                                   // version 0
+  const std::vector<std::string>* clients = nullptr;  // ids in shard order
+  std::vector<client::Learner*> learners;             // at least one
+  std::function<absl::StatusOr<std::shared_ptr<const client::Dataset>>(uint32_t client)> data;  // called from one thread at a time
+  std::string artifact_path;
+};
+
+class Training {
+ public:
+  explicit Training(TrainingOptions options) : options_(std::move(options)) {}
+  void Issue(SimulatedTask task);
+  bool Has(uint64_t task) const { return tasks_.contains(task); }
+  void Cancel(uint64_t task);
+  // The task, trained, which leaves this object.
+  absl::StatusOr<SimulatedTask> Finish(uint64_t task);
+  // Loss and accuracy of a model on `data`.
+  absl::StatusOr<client::EvaluateResult> Evaluate(uint64_t version, std::span<const std::byte> model, const client::Dataset& data);
+  uint64_t trained() const { return trained_; }
+
+ private:
+  absl::Status TrainWaiting();
+  absl::Status TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const;
+
+  const TrainingOptions options_;
+  std::unordered_map<uint64_t, SimulatedTask> tasks_;
+  std::vector<uint64_t> waiting_;  // issued, not trained, in order; may hold cancelled ones
+  uint64_t trained_ = 0;
+};
+
+}  // namespace tributary::simulate
