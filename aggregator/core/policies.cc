@@ -77,16 +77,14 @@ class SampledAdmission final : public AdmissionPolicy {
   std::vector<std::string> Admit(const RoundView& view, Moment) override {
     if (!cohort_->Of(view.version)) {
       std::set<std::string> attached(view.idle->begin(), view.idle->end());
-      for (const OutstandingTask& task : *view.outstanding) attached.insert(task.client);
-      for (const Contribution& contribution : *view.contributions) attached.insert(contribution.client);
+      for (const auto& [client, task] : *view.outstanding) attached.insert(client);
+      for (const auto& [client, updates] : view.contributions->clients()) attached.insert(client);
       if (static_cast<int64_t>(attached.size()) < spec_.population) return {};
       *cohort_ = {.drawn = true, .version = view.version, .clients = DrawFrom(attached, view.version)};
     }
-    std::set<std::string> contributed;
-    for (const Contribution& contribution : *view.contributions) contributed.insert(contribution.client);
     std::vector<std::string> admitted;
     for (const std::string& client : *view.idle) {
-      if (cohort_->clients.contains(client) && !contributed.contains(client)) admitted.push_back(client);
+      if (cohort_->clients.contains(client) && !view.contributions->HasClient(client)) admitted.push_back(client);
     }
     return admitted;
   }

@@ -34,7 +34,7 @@ absl::Status CheckFolderName(const std::string& job) {
 
 }  // namespace
 
-absl::StatusOr<std::vector<float>> ClientState::Current(const std::string& job, const std::string& name) const {
+absl::StatusOr<std::vector<float>> StateFiles::Current(const std::string& job, const std::string& name) const {
   TRIB_RETURN_IF_ERROR(CheckFolderName(job));
   const std::filesystem::path path = folder_ / job / name;
   absl::StatusOr<std::string> content = ReadFile(path);
@@ -50,7 +50,7 @@ absl::StatusOr<std::vector<float>> ClientState::Current(const std::string& job, 
   return value;
 }
 
-absl::Status ClientState::Stage(const std::string& job, const std::string& name, const UpdateId& update, std::span<const float> value) const {
+absl::Status StateFiles::Stage(const std::string& job, const std::string& name, const UpdateId& update, std::span<const float> value) const {
   TRIB_RETURN_IF_ERROR(CheckFolderName(job));
   TRIB_RETURN_IF_ERROR(MakeDirectories(folder_ / job));
   const auto bytes = std::as_bytes(value);
@@ -59,7 +59,7 @@ absl::Status ClientState::Stage(const std::string& job, const std::string& name,
   return WriteFileAtomically(folder_ / job / fmt::format("{}.{}", name, ToHex(update)), content);
 }
 
-absl::Status ClientState::Settle(const std::string& job, const UpdateId& update, bool promote) const {
+absl::Status StateFiles::Settle(const std::string& job, const UpdateId& update, bool promote) const {
   TRIB_RETURN_IF_ERROR(CheckFolderName(job));
   const std::string ending = "." + ToHex(update);
   std::error_code error;
@@ -82,10 +82,10 @@ absl::Status ClientState::Settle(const std::string& job, const UpdateId& update,
   return any && promote ? SyncFolder(folder_ / job) : absl::OkStatus();
 }
 
-absl::Status ClientState::Promote(const std::string& job, const UpdateId& update) const { return Settle(job, update, true); }
-absl::Status ClientState::Discard(const std::string& job, const UpdateId& update) const { return Settle(job, update, false); }
+absl::Status StateFiles::Promote(const std::string& job, const UpdateId& update) const { return Settle(job, update, true); }
+absl::Status StateFiles::Discard(const std::string& job, const UpdateId& update) const { return Settle(job, update, false); }
 
-absl::Status ClientState::Sweep(const std::set<UpdateId>& kept) const {
+absl::Status StateFiles::Sweep(const std::set<UpdateId>& kept) const {
   std::error_code error;
   std::filesystem::recursive_directory_iterator files(folder_, error);
   if (error == std::errc::no_such_file_or_directory) return absl::OkStatus();

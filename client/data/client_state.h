@@ -23,10 +23,10 @@
 
 namespace tributary::client {
 
-class ClientState {
+class StateFiles {
  public:
   // `folder` is STATE/<client>/state; it is made at the first Stage.
-  explicit ClientState(std::filesystem::path folder) : folder_(std::move(folder)) {}
+  explicit StateFiles(std::filesystem::path folder) : folder_(std::move(folder)) {}
 
   // Empty if there is none.
   absl::StatusOr<std::vector<float>> Current(const std::string& job, const std::string& name) const;

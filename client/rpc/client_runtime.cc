@@ -46,7 +46,7 @@ struct Host {
   Identity identity;
   int64_t shard = 0;
   std::unique_ptr<Outbox> outbox;
-  std::unique_ptr<ClientState> state;
+  std::unique_ptr<StateFiles> state;
   std::unique_ptr<Session> session;
   std::shared_ptr<AttachStream> stream;  // shared with gRPC; null while down
   bool welcomed = false;
@@ -125,7 +125,7 @@ absl::Status Runtime::Start(const LearnerFactory& make_learner) {
     Host& host = hosts_[i];
     const std::filesystem::path folder = options_.state / names[i];
     TRIB_ASSIGN_OR_RETURN(host.outbox, Outbox::Open(folder, options_.outbox_limit_bytes));
-    host.state = std::make_unique<ClientState>(folder / "state");
+    host.state = std::make_unique<StateFiles>(folder / "state");
     std::set<UpdateId> waiting;
     for (const OutboxHeader& header : host.outbox->Headers()) waiting.insert(header.update);
     TRIB_RETURN_IF_ERROR(host.state->Sweep(waiting));

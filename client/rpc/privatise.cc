@@ -31,7 +31,7 @@ double NoiseOf(const JobSpec& spec) {
 
 }  // namespace
 
-absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, const OutboxHeader& header, const ClientState& state, LargeBytes flat) {
+absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, const OutboxHeader& header, const StateFiles& state, LargeBytes flat) {
   const JobSpec& spec = job.spec;
   const PhiloxStream seeded{.seed = static_cast<uint64_t>(spec.seed), .client = ClientNumber(client), .version = static_cast<uint32_t>(header.version)};
   PipelineOptions options;

@@ -16,6 +16,6 @@
 namespace tributary::client {
 
 // `header`: of the update, its id and version set. State that the update changes is staged under its id.
-absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, const OutboxHeader& header, const ClientState& state, LargeBytes flat);
+absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, const OutboxHeader& header, const StateFiles& state, LargeBytes flat);
 
 }  // namespace tributary::client

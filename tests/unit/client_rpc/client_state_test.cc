@@ -26,7 +26,7 @@ class ClientStateTest : public ::testing::Test {
   }
   void TearDown() override { fs::remove_all(folder_); }
   std::vector<float> Current(const std::string& job = "job-1") {
-    const auto value = ClientState(folder_).Current(job, "e");
+    const auto value = StateFiles(folder_).Current(job, "e");
     EXPECT_THAT(value, IsOk());
     return value.value_or(std::vector<float>());
   }
@@ -35,7 +35,7 @@ class ClientStateTest : public ::testing::Test {
 };
 
 TEST_F(ClientStateTest, StagedValuesCountOnlyOncePromoted) {
-  const ClientState state(folder_);
+  const StateFiles state(folder_);
   EXPECT_THAT(Current(), IsEmpty());
   ASSERT_THAT(state.Stage("job-1", "e", first_, std::vector<float>{1, 2}), IsOk());
   EXPECT_THAT(Current(), IsEmpty());
@@ -47,7 +47,7 @@ TEST_F(ClientStateTest, StagedValuesCountOnlyOncePromoted) {
 }
 
 TEST_F(ClientStateTest, RefusedUpdatesLeaveTheStateAlone) {
-  const ClientState state(folder_);
+  const StateFiles state(folder_);
   ASSERT_THAT(state.Stage("job-1", "e", first_, std::vector<float>{1}), IsOk());
   ASSERT_THAT(state.Promote("job-1", first_), IsOk());
   ASSERT_THAT(state.Stage("job-1", "e", second_, std::vector<float>{7}), IsOk());
@@ -57,7 +57,7 @@ TEST_F(ClientStateTest, RefusedUpdatesLeaveTheStateAlone) {
 }
 
 TEST_F(ClientStateTest, SweepKeepsWhatIsStagedForTheOutbox) {
-  const ClientState state(folder_);
+  const StateFiles state(folder_);
   ASSERT_THAT(state.Stage("job-1", "e", first_, std::vector<float>{1}), IsOk());
   ASSERT_THAT(state.Stage("job-2", "e", second_, std::vector<float>{2}), IsOk());
   ASSERT_THAT(state.Sweep({second_}), IsOk());
@@ -68,7 +68,7 @@ TEST_F(ClientStateTest, SweepKeepsWhatIsStagedForTheOutbox) {
 }
 
 TEST_F(ClientStateTest, DamagedFilesAndImpossibleNamesAreErrors) {
-  const ClientState state(folder_);
+  const StateFiles state(folder_);
   ASSERT_THAT(state.Stage("job-1", "e", first_, std::vector<float>{1, 2, 3}), IsOk());
   ASSERT_THAT(state.Promote("job-1", first_), IsOk());
   std::fstream(folder_ / "job-1" / "e", std::ios::in | std::ios::out).seekp(20).put('x');
