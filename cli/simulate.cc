@@ -65,6 +65,11 @@ absl::Status PrepareAnalytic(const SimulateFlags& flags, Prepared* prepared) {
   options.clients = ClientIds(flags.clients > 0 ? flags.clients : files);
   options.data = [data](uint32_t client) -> absl::StatusOr<std::shared_ptr<const client::Dataset>> { return data->clients[client]; };
   options.evaluation = data->evaluation;
+  if (const size_t used = options.clients.size(); used < data->clients.size() && data->evaluation->problems.size() == data->clients.size()) {
+    auto those = std::make_shared<client::Dataset>(*data->evaluation);  // the objective is that of the clients that are there
+    those->problems.resize(used);
+    options.evaluation = std::move(those);
+  }
   TRIB_ASSIGN_OR_RETURN(options.initial, client::AnalyticStart(options.spec, *data));
   // One step of a small problem takes less than handing it to another thread.
   const int64_t learners = flags.threads > 0 ? flags.threads : 1;

@@ -31,7 +31,9 @@ class Replayer {
     TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, model_, &memory_.strategy));
     TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> versions, store_.ListVersions(job_));
     spec_.stop = {.versions = static_cast<int64_t>(versions.size()) + 1'000'000, .accuracy = 0};  // it ends with the record
-    round_.emplace(spec_, *strategy_, aggregator::RoundOptions{.epoch = kReplayEpoch, .restored = {}}, now_);
+    aggregator::RoundOptions options;
+    options.epoch = kReplayEpoch;
+    round_.emplace(spec_, *strategy_, std::move(options), now_);
     TRIB_RETURN_IF_ERROR(RegisterAll(versions));
     for (const v1::VersionRow& row : versions) {
       recorded_[row.info().version()] = row.info().sha256();

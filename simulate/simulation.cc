@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "aggregator/core/aggregate.h"
+#include "aggregator/core/planners/hierarchy.h"
 #include "aggregator/core/round.h"
 #include "client/core/random.h"
 #include "common/digest.h"
@@ -134,6 +135,7 @@ absl::Status Simulation::Prepare() {
   TRIB_ASSIGN_OR_RETURN(availability_, Availability::Make(simulate.participation, clients, seed));
   TRIB_ASSIGN_OR_RETURN(delays_, Delays::Make(simulate.delay, clients, seed));
   TRIB_RETURN_IF_ERROR(strategy_->CheckJob(spec_));
+  TRIB_RETURN_IF_ERROR(aggregator::ResolveHierarchy(spec_.hierarchy, spec_.strategy.name, aggregator::FindStrategy(spec_.strategy.name)->trait).status());
   if (spec_.record && options_.store == nullptr) return InvalidArgument("record: true keeps the updates in a state store: name one (--out DIR)");
   channel_ = Channel(simulate.channel, &layout_, seed);
   if (layout_.trainable_count() == 0) return InvalidArgument("the model has no trainable element");

@@ -151,8 +151,8 @@ absl::StatusOr<LocalUplink> LocalRule::SolveRerce(const LocalTask& task, const R
     return absl::OkStatus();
   };
   if (w.empty()) {
-    // Every client solves once at the job's start, scheduled or not: whoever comes later makes up for it.
-    const std::span<const double> start = task.version == 0 ? task.x : task.initial;
+    // Every client solves once at the job's start, scheduled or not and without the link: whoever comes later makes up for it.
+    const std::span<const double> start = !task.initial.empty() ? task.initial : task.version == 0 ? task.x : std::span<const double>();
     if (start.empty()) return FailedPrecondition("strategy {}: the client's first task is of version {} and version 0 is not known to it", name_, task.version);
     w = Copy(start);
     TRIB_RETURN_IF_ERROR(solve(start));
@@ -168,7 +168,7 @@ absl::StatusOr<LocalUplink> LocalRule::SolveRerce(const LocalTask& task, const R
 
 absl::StatusOr<LocalUplink> LocalRule::SolveDual(const LocalTask& task, const Run& run) const {
   const size_t d = task.x.size();
-  const std::span<const double> start = task.version == 0 || task.initial.empty() ? task.x : task.initial;
+  const std::span<const double> start = task.initial.empty() ? task.x : task.initial;
   std::vector<double> w = Own(task, "w", Copy(start));
   std::vector<double> lambda = Own(task, "lambda", std::vector<double>(d, 0.0));
   const auto ascend = [&] {

@@ -6,6 +6,7 @@
 #include <limits>
 #include <thread>
 
+#include "client/core/train_seed.h"
 #include "client/rpc/client_runtime.h"
 #include "client/rpc/upload.h"
 #include "client/rpc/work.h"

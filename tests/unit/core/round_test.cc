@@ -108,6 +108,18 @@ class RoundTest : public ::testing::Test {
 
 // ---- tasks ----
 
+TEST_F(RoundTest, OfClientsThatArriveTogetherAllCanBeDrawn) {
+  std::set<std::string> first;
+  for (spec_.seed = 0; spec_.seed < 60; ++spec_.seed) {
+    Open();
+    Send(ClientsArrived{.clients = {"a", "b", "c", "d"}});
+    const auto issued = All<IssueTask>();
+    ASSERT_THAT(issued, SizeIs(2));
+    for (const IssueTask& task : issued) first.insert(task.client);
+  }
+  EXPECT_THAT(first, SizeIs(4));
+}
+
 TEST_F(RoundTest, AnIdleClientGetsATaskForTheOpenVersion) {
   Open({.version = 1, .epoch = 9, .restored = {}});
   Idle("a");
