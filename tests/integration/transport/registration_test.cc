@@ -1,6 +1,7 @@
 // Registration over the real socket, with the real credentials of real processes; anchors on a fake program, so that it needs no BPF.
 #include "aggregator/transport/registration.h"
 
+#include <absl/synchronization/mutex.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -32,6 +33,7 @@ class RegistrationTest : public ::testing::Test {
       while (!stop.stop_requested()) {
         pollfd entry{registrar->wait_fd(), POLLIN, 0};
         ::poll(&entry, 1, 20);
+        absl::MutexLock lock(&mutex);
         registrar->Serve(absl::Now());
       }
     });
@@ -41,6 +43,11 @@ class RegistrationTest : public ::testing::Test {
     registrar.reset();
     std::error_code ignored;
     std::filesystem::remove_all(folder, ignored);
+  }
+  // A Registrar is for one thread at a time.
+  void Expect(pid_t pid, uid_t uid, uint32_t id, uint32_t domain) {
+    absl::MutexLock lock(&mutex);
+    registrar->Expect(pid, uid, id, domain);
   }
   // A connection that says exactly `bytes` and returns the answer.
   absl::StatusOr<tb_register_reply> Say(const void* bytes, size_t size) {
@@ -67,12 +74,13 @@ class RegistrationTest : public ::testing::Test {
   std::filesystem::path folder = std::filesystem::temp_directory_path() / ("tributary-test-" + RandomHex(8));
   FakeProgram program;
   std::unique_ptr<Anchors> anchors = Anchors::Create(&program).value();
+  absl::Mutex mutex;
   std::unique_ptr<Registrar> registrar;
   std::jthread server;
 };
 
 TEST_F(RegistrationTest, AnExpectedProcessGetsItsAnchorAndOnASecondCallAFreshOne) {
-  registrar->Expect(::getpid(), ::getuid(), 5, 3);
+  Expect(::getpid(), ::getuid(), 5, 3);
   TRIB_ASSERT_OK_AND_ASSIGN(const Anchors::Anchor first, RegisterAnchor(registrar->path(), 5, absl::Seconds(10)));
   EXPECT_EQ(first.id, 5u);
   EXPECT_EQ(first.domain, 3u);
@@ -87,13 +95,13 @@ TEST_F(RegistrationTest, AnExpectedProcessGetsItsAnchorAndOnASecondCallAFreshOne
 
 TEST_F(RegistrationTest, AProcessTheDaemonDidNotStartIsRefusedWithAReason) {
   EXPECT_THAT(RegisterFromAnotherProcess(5), HasSubstr("no process of this daemon"));
-  registrar->Expect(::getpid(), ::getuid(), 5, 3);
+  Expect(::getpid(), ::getuid(), 5, 3);
   EXPECT_THAT(RegisterFromAnotherProcess(5), HasSubstr("no process of this daemon")) << "another pid, though the id is expected";
   EXPECT_EQ(anchors->size(), 0u);
 }
 
 TEST_F(RegistrationTest, EveryFailingRegistrationGetsAnAnswerThatSaysWhy) {
-  registrar->Expect(::getpid(), ::getuid(), 5, 3);
+  Expect(::getpid(), ::getuid(), 5, 3);
   EXPECT_THAT(RegisterAnchor(registrar->path(), 6, absl::Seconds(10)), StatusIs(absl::StatusCode::kPermissionDenied, HasSubstr("expected id 5, got 6")));
   const tb_register_request good{kRegisterMagic, TB_ABI_VERSION, 5, 0};
   for (size_t size = 1; size < sizeof(good); ++size) {  // F5: a short message is refused, not completed from memory
@@ -110,14 +118,18 @@ TEST_F(RegistrationTest, EveryFailingRegistrationGetsAnAnswerThatSaysWhy) {
   bad = good;
   bad.abi_version += 1;
   EXPECT_THAT(Say(&bad, sizeof(bad))->reason, HasSubstr("version"));
-  registrar->Expect(::getpid(), ::getuid() + 1, 5, 3);
+  Expect(::getpid(), ::getuid() + 1, 5, 3);
   EXPECT_THAT(Say(&good, sizeof(good))->reason, HasSubstr("expected uid"));
-  registrar->Expect(::getpid(), ::getuid(), 5, 3);
+  Expect(::getpid(), ::getuid(), 5, 3);
   program.fail_on = "socket 5";
   EXPECT_THAT(Say(&good, sizeof(good))->reason, HasSubstr("told to fail"));
-  registrar->NoLonger(::getpid());
+  {
+    absl::MutexLock lock(&mutex);
+    registrar->NoLonger(::getpid());
+  }
   EXPECT_THAT(Say(&good, sizeof(good))->reason, HasSubstr("no process of this daemon"));
   EXPECT_EQ(anchors->size(), 0u);
+  absl::MutexLock lock(&mutex);
   EXPECT_GT(registrar->refused(), 20u);
 }
 
@@ -131,7 +143,7 @@ TEST_F(RegistrationTest, SilentConnectionsAreDroppedAndKeepNobodyOut) {
     ASSERT_EQ(::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(address)), 0);
     silent.push_back(std::move(socket));
   }
-  registrar->Expect(::getpid(), ::getuid(), 5, 3);
+  Expect(::getpid(), ::getuid(), 5, 3);
   EXPECT_THAT(RegisterAnchor(registrar->path(), 5, absl::Seconds(20)), IsOk());
 }
 

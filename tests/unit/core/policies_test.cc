@@ -139,19 +139,19 @@ class SampledPoliciesTest : public SynchronousPoliciesTest {
 
 TEST_F(SampledPoliciesTest, WaitsForThePopulationThenDrawsOnceAndFillsNoGap) {
   const RoundPolicies policies = MakeSynchronousPolicies(cohort_);
-  std::vector<std::string> all = idle_;
-  idle_.pop_back();
+  const std::set<std::string> all = idle_;
+  idle_.erase(std::prev(idle_.end()));
   EXPECT_THAT(policies.admission->Admit(View(), Moment::kClientIdle), IsEmpty());
   idle_ = all;
   const std::vector<std::string> drawn = policies.admission->Admit(View(), Moment::kClientIdle);
   ASSERT_THAT(drawn, SizeIs(4));
   // One of them is gone, a newcomer is there, and one that has contributed is idle again: nobody else is asked.
-  contributions_ = {{.client = drawn[0], .task = 1}};
-  std::erase(idle_, drawn[1]);
-  idle_.push_back("newcomer");
+  Contribute(drawn[0]);
+  idle_.erase(drawn[1]);
+  idle_.insert("newcomer");
   EXPECT_THAT(policies.admission->Admit(View(), Moment::kTaskLost), ElementsAre(drawn[2], drawn[3]));
   EXPECT_FALSE(policies.trigger->ShouldClose(View()).has_value());
-  contributions_ = {{.client = drawn[0]}, {.client = drawn[1]}, {.client = drawn[2]}, {.client = drawn[3]}};
+  for (int i = 1; i < 4; ++i) Contribute(drawn[static_cast<size_t>(i)]);
   EXPECT_TRUE(policies.trigger->ShouldClose(View()).has_value());
 }
 
