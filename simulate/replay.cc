@@ -33,6 +33,7 @@ class Replayer {
     spec_.stop = {.versions = static_cast<int64_t>(versions.size()) + 1'000'000, .accuracy = 0};  // it ends with the record
     aggregator::RoundOptions options;
     options.epoch = kReplayEpoch;
+    options.recorded = true;
     round_.emplace(spec_, *strategy_, std::move(options), now_);
     TRIB_RETURN_IF_ERROR(RegisterAll(versions));
     for (const v1::VersionRow& row : versions) {

@@ -103,6 +103,11 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
+  if (const uint64_t newest = options_.retention.newest; newest != 0 && runtime->strategy->server_step().needs_base() &&
+      runtime->strategy->MakePolicies(spec.cohort).staleness->Factor(newest - 1)) {
+    return InvalidArgument("strategy '{}' reads the version that an update started from, and this server keeps the newest {} only (keep_versions): "
+                           "expected max_staleness of at most {}", spec.strategy.name, newest, newest - 2);
+  }
   if (runtime->keeps_updates()) {
     const size_t all = SlabMemory(*runtime) + runtime->encoding.total_bytes() * static_cast<size_t>(spec.cohort.size);
     if (all > options_.pool_bytes) {

@@ -150,7 +150,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   if (entry == nullptr) return Internal("strategy '{}': it can be made but is not in the table", spec.strategy.name);
   // A parameter can make a strategy need whole updates too (rerce_admm's continual).
   const StrategyTrait trait = runtime->keeps_updates() ? StrategyTrait::kNeedsAll : entry->trait;
-  TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(spec.hierarchy, spec.strategy.name, trait));
+  HierarchySpec wanted = spec.hierarchy;
+  // What comes next nobody knows, and a commit may wait for this very update.
+  if (!runtime->strategy->synchronous() && !wanted.timing) wanted.timing = TimingSpec{.kind = TimingKind::kEager};
+  TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(wanted, spec.strategy.name, trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   runtime->encoding = spec.Encoding(runtime->update_layout);
   if (runtime->encoding.codec != Codec::kPlain && (runtime->keeps_updates() || runtime->update_layout != layout)) {

@@ -42,7 +42,10 @@ absl::Status Coordinator::BeginRound(Job& job, JobRuntime& runtime, uint64_t num
     TRIB_ASSIGN_OR_RETURN(const auto estimate, workers_->LoadOf(runtime.number));
     planner.OnEstimate(now, estimate, workers_->MeanLoad());
   }
-  const int64_t wanted = job.row.relayed() ? RelayedSpec(job).cohort.size : job.spec.cohort.size - ExpectedFromNodes(job);
+  int64_t wanted = job.row.relayed() ? RelayedSpec(job).cohort.size : job.spec.cohort.size - ExpectedFromNodes(job);
+  if (!runtime.strategy->synchronous()) {  // as many as can come: a buffer, or one of each client that trains
+    wanted = std::max(wanted, runtime.strategy->MakePolicies(job.spec.cohort).trigger->target());
+  }
   const int64_t left = wanted - static_cast<int64_t>(done);
   TRIB_ASSIGN_OR_RETURN(const RoundGoals goals, planner.Next(number, std::max<int64_t>(0, left)));
   return workers_->BeginRound(runtime.number, static_cast<uint32_t>(number), goals);

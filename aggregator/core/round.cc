@@ -46,6 +46,7 @@ Round::Round(const JobSpec& spec, const Strategy& strategy, RoundOptions options
       policies_(strategy.MakePolicies(spec.cohort)),
       version_(options.version),
       epoch_(options.epoch),
+      recorded_(options.recorded),
       start_(now - options.since_start),
       opened_(now),
       clients_(std::move(options.clients)) {
@@ -190,7 +191,7 @@ absl::Status Round::CheckTask(const UpdateKeyRef& key, uint64_t version) const {
   const auto current = outstanding_.find(key.client);
   const bool is_current = current != outstanding_.end() && current->second.task == key.task;
   // Of a task from before a restart nothing is known but what its client says: one such update a version.
-  const bool once = policies_.second_update == SecondUpdate::kRefused || it == tasks_.end();
+  const bool once = policies_.second_update == SecondUpdate::kRefused || (it == tasks_.end() && !recorded_);
   if (once && !is_current && HasContributed(key.client)) {
     return FailedPrecondition("client '{}' contributes to version {} already", key.client, version_);
   }

@@ -108,6 +108,7 @@ struct RoundOptions {
   std::vector<RoundContributor> restored;  // already in the sums (a journalled partial)
   ClientTable clients{};                   // as stored with `version`
   absl::Duration since_start{};            // likewise; 0 for a fresh job
+  bool recorded = false;                   // a record is folded again: updates of tasks it never issued are what happened
 };
 
 class Round {
@@ -211,6 +212,7 @@ class Round {
   RoundPolicies policies_;
   uint64_t version_ = 0;
   uint64_t epoch_ = 1;
+  bool recorded_ = false;
   uint64_t next_task_ = 1;
   uint64_t draws_ = 0;
   int64_t expected_from_nodes_ = 0;

@@ -155,6 +155,10 @@ class AssembledStrategy final : public Strategy {
       if (!spec.strategy.params.contains(name)) return InvalidArgument("strategy '{}' needs the parameter {}", spec.strategy.name, name);
     }
     if (!parts_.asynchronous) return absl::OkStatus();
+    if (spec.hierarchy.timing && (spec.hierarchy.timing->kind == TimingKind::kLazy || spec.hierarchy.timing->kind == TimingKind::kJit)) {
+      return InvalidArgument("hierarchy.timing: strategy '{}' is asynchronous, nobody knows which update is the last; expected eager or batch, got {}",
+                             spec.strategy.name, TimingKindName(spec.hierarchy.timing->kind));
+    }
     if (spec.cohort.quorum != 0 || spec.cohort.over_select != 1.0) {
       return InvalidArgument("cohort: strategy '{}' is asynchronous: quorum and over_select have no meaning", spec.strategy.name);
     }

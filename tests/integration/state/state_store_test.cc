@@ -82,6 +82,37 @@ class StateStoreTest : public ::testing::Test {
   std::unique_ptr<StateStore> store_;
 };
 
+TEST_F(StateStoreTest, RowsOfClientsAreReplacedByTheCommitThatNamesThemAndSurviveAnOpen) {
+  const auto state = [](const std::string& client, double sum) {
+    v1::ClientStateRow row;
+    row.mutable_participation()->set_client(client);
+    row.mutable_participation()->set_interval_sum(sum);
+    row.mutable_participation()->set_interval_count(1);
+    return row;
+  };
+  const std::vector<std::byte> tensors = TestTensors(0, 1024), one(100, std::byte{1}), two(100, std::byte{2});
+  VersionCommit first = TestCommit("job", 0, tensors);
+  first.client_state = {state("b", 2), state("a", 1)};
+  first.client_vectors = {{"a", one}, {"b", one}};
+  ASSERT_THAT(store_->CommitVersion(std::move(first)), IsOk());
+  VersionCommit second = TestCommit("job", 1, tensors);
+  second.client_state = {state("b", 7)};
+  second.client_vectors = {{"b", two}};
+  ASSERT_THAT(store_->CommitVersion(std::move(second)), IsOk());
+  Commit("job-2", 0);
+  Open();
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto rows, store_->ListClientState("job"));
+  ASSERT_EQ(rows.size(), 2u);
+  EXPECT_EQ(rows[0].participation().client(), "a");
+  EXPECT_EQ(rows[0].participation().interval_sum(), 1);
+  EXPECT_EQ(rows[1].participation().interval_sum(), 7);
+  EXPECT_EQ(*store_->GetClientVector("job", "a"), one);
+  EXPECT_EQ(*store_->GetClientVector("job", "b"), two);
+  EXPECT_THAT(store_->GetClientVector("job", "c").status(), StatusIs(kNotFound));
+  EXPECT_THAT(*store_->ListClientState("job-2"), IsEmpty());
+  EXPECT_THAT(Findings(), IsEmpty());
+}
+
 TEST_F(StateStoreTest, EpochRisesByOneAtEachWritableOpen) {
   const uint64_t first = store_->epoch();
   Open();

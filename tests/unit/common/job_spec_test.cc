@@ -133,6 +133,14 @@ TEST(JobSpecTest, StrategyMayBeAPlainName) {
   EXPECT_EQ(spec.strategy.name, "fedavgm");
 }
 
+TEST(JobSpecTest, StrategyParametersMayBeListsAndMapsOfValues) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(std::string(kMinimal) + "strategy: {name: f, p: [0.5, b=0.25], staleness: {kind: hinge, a: 2}}\n", "j"));
+  const ParamMap expected = {{"p", "0.5, b=0.25"}, {"staleness.kind", "hinge"}, {"staleness.a", "2"}};
+  EXPECT_EQ(spec.strategy.params, expected);
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+  EXPECT_EQ(again, spec);
+}
+
 TEST(JobSpecTest, Float64BringsItsCodec) {
   TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(std::string(kMinimal) + "dtype: float64\n", "j"));
   EXPECT_EQ(spec.codec, "f64");

@@ -106,6 +106,10 @@ TEST(CodecTest, RefusesUploadHeadersNamingTheField) {
       {"metric", [](auto* r) { (*r->mutable_metrics())[""] = 1; }},
       {"metric", [](auto* r) { (*r->mutable_metrics())["a b"] = 1; }},
       {"metric", [](auto* r) { (*r->mutable_metrics())[std::string(65, 'a')] = 1; }},
+      {"scalar 'x'", [](auto* r) { (*r->mutable_scalars())["x"] = kNaN; }},
+      {"scalar 'x'", [](auto* r) { (*r->mutable_scalars())["x"] = kInf; }},
+      {"scalar", [](auto* r) { (*r->mutable_scalars())["a b"] = 1; }},
+      {"scalars", [](auto* r) { for (int i = 0; i < 17; ++i) (*r->mutable_scalars())["s" + std::to_string(i)] = 1; }},
       {"metrics", [](auto* r) { for (int i = 0; i < 64; ++i) (*r->mutable_metrics())["m" + std::to_string(i)] = 1; }},
   };
   for (const auto& row : rows) {
