@@ -156,9 +156,10 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(wanted, spec.strategy.name, trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   runtime->encoding = spec.Encoding(runtime->update_layout);
-  if (runtime->encoding.codec != Codec::kPlain && (runtime->keeps_updates() || runtime->update_layout != layout)) {
-    return InvalidArgument("codec: with strategy '{}' expected {}, got {}: {}", spec.strategy.name, spec.dtype == DType::kF64 ? "f64" : "f32", spec.codec,
-                           runtime->keeps_updates() ? "it keeps updates whole and as they are" : "its updates carry what must not be rounded");
+  // Whoever reads updates other than by the fold reads them as they are.
+  const bool as_they_are = runtime->keeps_updates() || !runtime->strategy->norm_scalar().empty() || runtime->update_layout != layout;
+  if (runtime->encoding.codec != Codec::kPlain && as_they_are) {
+    return InvalidArgument("codec: strategy '{}' needs its updates as they are: expected f32, got {}", spec.strategy.name, spec.codec);
   }
   if (spec.privacy.enabled) {
     TRIB_ASSIGN_OR_RETURN(runtime->privacy, JobPrivacy::Create(spec, layout, *runtime->strategy));
