@@ -138,6 +138,11 @@ absl::Status Simulation::Prepare() {
   TRIB_RETURN_IF_ERROR(aggregator::ResolveHierarchy(spec_.hierarchy, spec_.strategy.name, aggregator::FindStrategy(spec_.strategy.name)->trait).status());
   if (spec_.record && options_.store == nullptr) return InvalidArgument("record: true keeps the updates in a state store: name one (--out DIR)");
   channel_ = Channel(simulate.channel, &layout_, seed);
+  if (spec_.privacy.enabled) return InvalidArgument("privacy: a simulation adds no noise and accounts nothing; run the job through daemons, or leave the key out");
+  if (spec_.Encoding(layout_).codec != Codec::kPlain) {
+    return InvalidArgument("codec: a simulation passes updates as they are: expected {}, got {}", spec_.dtype == DType::kF64 ? "f64" : "f32", spec_.codec);
+  }
+  if (spec_.cohort.population > 0) return InvalidArgument("cohort.population: a simulation draws from those that simulate.participation lets take part");
   if (layout_.trainable_count() == 0) return InvalidArgument("the model has no trainable element");
   if (layout_.float_dtype() != spec_.dtype) {
     return InvalidArgument("dtype: the job says {}, the model's tensors are {}", DTypeName(spec_.dtype), DTypeName(layout_.float_dtype()));
