@@ -405,7 +405,6 @@ void Coordinator::RunJournal(CommitWork& work) {
   const absl::Time end = clock_->Now();
   absl::MutexLock lock(&mutex_);
   if (status.ok()) {
-    job->folded_since_journal = 0;
     job->next_journal = end + std::max(options_.journal_every, kJournalShare * (end - begin));
     for (int i = 0; i < work.partial.contributors_size(); ++i) {
       const absl::StatusOr<UpdateId> id = UpdateIdFromBytes(work.partial.contributors(i).update_id());
@@ -414,6 +413,10 @@ void Coordinator::RunJournal(CommitWork& work) {
       entry->second.state = v1::UPDATE_STATE_JOURNALED;
       SendStatus(*job, entry->second.key, v1::UPDATE_STATE_JOURNALED, 0, "");
     }
+    // Updates that are kept whole go on coming while the journal is written.
+    job->folded_since_journal = static_cast<size_t>(std::count_if(job->updates.begin(), job->updates.end(), [](const auto& item) {
+      return item.second.folded && item.second.node.empty() && item.second.state == v1::UPDATE_STATE_ACCEPTED;
+    }));
   } else {
     TRIB_LOG(warn, "job {}: the partial could not be journalled: {}", job->id, MessageOf(status));
     job->next_journal = end + kJournalRetry;
