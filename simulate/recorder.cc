@@ -2,38 +2,12 @@
 
 #include <utility>
 
+#include "aggregator/state/engine_rows.h"
 #include "common/clock.h"
 #include "common/digest.h"
 #include "proto/codec.h"
 
 namespace tributary::simulate {
-namespace {
-
-v1::Contributor RowOf(const aggregator::RoundContributor& contributor) {
-  v1::Contributor row;
-  row.set_client(contributor.key.client);
-  row.set_task(contributor.key.task);
-  row.set_update_id(ToBytes(contributor.key.update));
-  row.set_weight(contributor.weight);
-  row.set_examples(contributor.examples);
-  row.set_staleness(contributor.staleness);
-  row.set_claimed(contributor.claimed);
-  row.mutable_scalars()->insert(contributor.scalars.begin(), contributor.scalars.end());
-  return row;
-}
-
-v1::ClientStateRow RowOf(const std::string& client, const aggregator::ClientScalars& scalars) {
-  v1::ClientStateRow row;
-  v1::ClientParticipation& participation = *row.mutable_participation();
-  participation.set_client(client);
-  participation.set_interval_sum(scalars.interval_sum);
-  participation.set_interval_count(scalars.interval_count);
-  participation.set_since(scalars.since);
-  participation.set_claimed(scalars.claimed);
-  return row;
-}
-
-}  // namespace
 
 absl::StatusOr<Recorder> Recorder::Begin(aggregator::StateStore* store, const std::string& id, const JobSpec& spec, const TensorLayout& layout,
                                          const std::string& artifact, std::span<const std::byte> model, const std::string& sha256) {
@@ -87,7 +61,7 @@ absl::Status Recorder::Commit(const Version& version) {
   info.set_epoch(store_->epoch());
   for (const auto& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   for (const aggregator::RoundContributor& contributor : commit.contributors) {
-    *info.add_contributors() = RowOf(contributor);
+    *info.add_contributors() = aggregator::ContributorRow(contributor);
     v1::UpdateRow update;
     update.set_format_version(1);
     update.set_version(commit.version);
@@ -98,7 +72,7 @@ absl::Status Recorder::Commit(const Version& version) {
     }
     batch.updates.emplace_back(contributor.key.update, std::move(update));
   }
-  for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(RowOf(client, scalars));
+  for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(aggregator::ParticipationRow(client, scalars));
   batch.client_vectors = version.client_vectors;
   v1::RoundTiming& timing = *batch.version.mutable_timing();
   timing.set_version(commit.version);

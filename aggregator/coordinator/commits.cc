@@ -6,6 +6,7 @@
 
 #include "aggregator/coordinator/coordinator.h"
 #include "aggregator/core/privacy/noisy_sums.h"
+#include "aggregator/state/engine_rows.h"
 #include "common/clock.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
@@ -20,30 +21,6 @@ constexpr int kJournalShare = 9;  // pause at least this many times the time a j
 constexpr absl::Duration kTidyEvery = absl::Hours(1);
 constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
-
-v1::Contributor ContributorRow(const RoundContributor& contributor) {
-  v1::Contributor row;
-  row.set_client(contributor.key.client);
-  row.set_task(contributor.key.task);
-  row.set_update_id(ToBytes(contributor.key.update));
-  row.set_weight(contributor.weight);
-  row.set_examples(contributor.examples);
-  row.set_staleness(contributor.staleness);
-  row.set_claimed(contributor.claimed);
-  row.mutable_scalars()->insert(contributor.scalars.begin(), contributor.scalars.end());
-  return row;
-}
-
-v1::ClientStateRow ClientStateOf(const std::string& client, const ClientScalars& scalars) {
-  v1::ClientStateRow row;
-  v1::ClientParticipation& participation = *row.mutable_participation();
-  participation.set_client(client);
-  participation.set_interval_sum(scalars.interval_sum);
-  participation.set_interval_count(scalars.interval_count);
-  participation.set_since(scalars.since);
-  participation.set_claimed(scalars.claimed);
-  return row;
-}
 
 }  // namespace
 
@@ -181,7 +158,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   if (runtime.privacy != nullptr) *info.mutable_privacy() = runtime.privacy->SpendAfter(commit.version);
-  for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ClientStateOf(client, scalars));
+  for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
   if (runtime.keeps_updates() && runtime.strategy->whole_reducer()->keeps_rows()) {
     for (const WholeUpdate& update : whole) batch.client_vectors.emplace_back(update.client, RowOf(runtime.layout, update.flat));
   }
