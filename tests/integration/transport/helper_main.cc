@@ -8,7 +8,6 @@
 //                                      and sleeps until it is killed
 //   probe UID CAPS                     becomes UID with exactly the capabilities of the hex mask CAPS, probes, prints "ok" or the reason
 //   run-as UID CAPS PROGRAM [ARG...]   becomes UID with exactly these capabilities (ambient) and runs PROGRAM; 77 where it may not
-//   register PATH ID                   registers, prints the status code; on success sends one record to its own id and prints what came
 #include <absl/time/clock.h>
 #include <fcntl.h>
 #include <linux/capability.h>
@@ -27,7 +26,6 @@
 #include "aggregator/store/object_pool.h"
 #include "aggregator/transport/anchors.h"
 #include "aggregator/transport/probe.h"
-#include "aggregator/transport/registration.h"
 #include "aggregator/transport/skmsg_endpoint.h"
 #include "common/process.h"
 
@@ -177,20 +175,6 @@ int Probe() {
   return 0;
 }
 
-int RegisterMe(const char* path, uint32_t id) {
-  const auto anchor = RegisterAnchor(path, id, absl::Seconds(5));
-  std::printf("%d %s\n", static_cast<int>(anchor.status().code()), MessageOf(anchor.status()).c_str());
-  if (!anchor.ok()) return 0;
-  const tb_desc record{.dst = id, .src = id, .key_hi = 1, .key_lo = 2, .round = 3, .kind = TB_KIND_UPDATE, .lane = 0};
-  tb_desc back{};
-  if (::send(anchor->worker_end.get(), &record, sizeof(record), MSG_NOSIGNAL) != static_cast<ssize_t>(sizeof(record)) ||
-      ::recv(anchor->worker_end.get(), &back, sizeof(back), 0) != static_cast<ssize_t>(sizeof(back))) {
-    Die(ErrnoStatus(errno, "send to myself"));
-  }
-  std::printf("%s\n", std::memcmp(&record, &back, sizeof(record)) == 0 ? "same" : "different");
-  return 0;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -201,7 +185,6 @@ int main(int argc, char** argv) {
   if (mode == "sleep" && argc == 6) return Sleep(argv + 2);
   if (mode == "spin" && argc == 3) return Spin(argv[2]);
   if (mode == "daemon" && argc == 3) return Daemon(argv[2]);
-  if (mode == "register" && argc == 4) return RegisterMe(argv[2], static_cast<uint32_t>(Number(argv[3])));
   if (mode == "probe" && argc == 4) {
     Become(static_cast<uint32_t>(Number(argv[2])), Number(argv[3], 16));
     return Probe();
