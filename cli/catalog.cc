@@ -1,4 +1,5 @@
-// strategies, models, datasets: what can be named in a job. Read from the .def tables themselves; no server, no LibTorch.
+// strategies, models, datasets, codecs: what can be named in a job. Read from the tables themselves; no server, no LibTorch. docs/ is made
+// of it (scripts/docs.py).
 #include <fmt/format.h>
 
 #include <array>
@@ -7,6 +8,7 @@
 
 #include "aggregator/core/strategy.h"
 #include "cli/command.h"
+#include "common/codec_table.h"
 
 namespace tributary::cli {
 namespace {
@@ -59,32 +61,66 @@ int PrintCatalog(const Context& context, const char* key, const Entries& entries
   return kDone;
 }
 
+// How many vectors of the model's size travel with a version and with an update, under the strategy's defaults.
+struct Traffic {
+  size_t down = 0, up = 0;
+  bool synchronous = true;
+};
+
+absl::StatusOr<Traffic> TrafficOf(const aggregator::StrategyEntry& entry) {
+  StrategySpec spec;
+  spec.name = std::string(entry.name);
+  TRIB_ASSIGN_OR_RETURN(const auto strategy, entry.make(spec, {}));
+  return Traffic{.down = 1 + strategy->version_vectors().size(), .up = strategy->update_groups().size(), .synchronous = strategy->synchronous()};
+}
+
+nlohmann::json StrategyJson(const aggregator::StrategyEntry& entry, const Traffic& traffic) {
+  nlohmann::json parameters = nlohmann::json::array();
+  for (const aggregator::ParamInfo& p : entry.params()) {
+    parameters.push_back({{"name", p.name}, {"default", p.default_value}, {"range", p.range}, {"help", p.help}});
+  }
+  return {{"name", entry.name},
+          {"help", entry.help},
+          {"source", entry.source},
+          {"trait", entry.trait == aggregator::StrategyTrait::kMergeable ? "mergeable" : "needs_all"},
+          {"synchronous", traffic.synchronous},
+          {"down", entry.down},
+          {"down_model_sizes", traffic.down},
+          {"up", entry.up},
+          {"up_model_sizes", traffic.up},
+          {"parameters", parameters}};
+}
+
 int PrintStrategies(const Context& context) {
   nlohmann::json list = nlohmann::json::array();
   for (const aggregator::StrategyEntry& entry : aggregator::Strategies()) {
-    const bool mergeable = entry.trait == aggregator::StrategyTrait::kMergeable;
-    const std::vector<aggregator::ParamInfo> params = entry.params();
+    const absl::StatusOr<Traffic> traffic = TrafficOf(entry);
+    if (!traffic.ok()) return ReportError(context, traffic.status());
     if (context.json) {
-      nlohmann::json parameters = nlohmann::json::array();
-      for (const aggregator::ParamInfo& p : params) {
-        parameters.push_back({{"name", p.name}, {"default", p.default_value}, {"range", p.range}, {"help", p.help}});
-      }
-      list.push_back({{"name", entry.name},
-                      {"help", entry.help},
-                      {"source", entry.source},
-                      {"trait", mergeable ? "mergeable" : "needs_all"},
-                      {"down", entry.down},
-                      {"up", entry.up},
-                      {"parameters", parameters}});
+      list.push_back(StrategyJson(entry, *traffic));
       continue;
     }
-    fmt::print("{:<18} {} ({})\n{:<18}   down {}, up {}; {}\n", entry.name, entry.help, entry.source, "", entry.down, entry.up,
-               mergeable ? "partial sums merge" : "needs all updates at once");
-    for (const aggregator::ParamInfo& p : params) {
+    fmt::print("{:<18} {} ({})\n{:<18}   down {} ({}×), up {} ({}×); {}{}\n", entry.name, entry.help, entry.source, "", entry.down, traffic->down, entry.up,
+               traffic->up, entry.trait == aggregator::StrategyTrait::kMergeable ? "partial sums merge" : "needs all updates at once",
+               traffic->synchronous ? "" : "; asynchronous");
+    for (const aggregator::ParamInfo& p : entry.params()) {
       fmt::print("{:<18}   {} = {}  {}  {}\n", "", p.name, p.default_value, p.range, p.help);
     }
   }
   if (context.json) PrintJson({{"strategies", list}});
+  return kDone;
+}
+
+int PrintCodecs(const Context& context) {
+  nlohmann::json list = nlohmann::json::array();
+  for (const CodecInfo& info : Codecs()) {
+    if (context.json) {
+      list.push_back({{"name", info.name}, {"help", info.help}, {"source", info.source}, {"bits_per_element", info.bits}});
+    } else {
+      fmt::print("{:<6} {:>6.4g} bits an element  {} ({})\n", info.name, info.bits, info.help, info.source);
+    }
+  }
+  if (context.json) PrintJson({{"codecs", list}});
   return kDone;
 }
 
@@ -100,6 +136,9 @@ void AddCatalogCommands(CLI::App& app, Context& context) {
   CLI::App* datasets = app.add_subcommand("datasets", "Data sources of a client (data: {source: NAME})");
   datasets->footer("Example:\n  tributary datasets");
   datasets->callback([&context] { context.action = [&context] { return PrintCatalog(context, "datasets", kDatasets); }; });
+  CLI::App* codecs = app.add_subcommand("codecs", "How updates may travel (codec: NAME)");
+  codecs->footer("Example:\n  tributary codecs");
+  codecs->callback([&context] { context.action = [&context] { return PrintCodecs(context); }; });
 }
 
 }  // namespace tributary::cli

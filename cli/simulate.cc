@@ -95,13 +95,17 @@ absl::Status PrepareZoo(const SimulateFlags& flags, const ZooSeam& seam, Prepare
     }
     return shard;
   };
+  TRIB_RETURN_IF_ERROR(options.data(0).status());  // reads and divides the data: what is wrong with them is said before anything runs
   TRIB_ASSIGN_OR_RETURN(client::Dataset test, cache->TestSet(spec.data));
   options.evaluation = std::make_shared<const client::Dataset>(std::move(test));
   TRIB_ASSIGN_OR_RETURN(options.initial, seam.initial_model(spec));
   if (!spec.model.torchscript.empty()) {
     TRIB_ASSIGN_OR_RETURN(options.artifact, ReadFile(spec.model.torchscript));
   }
-  const int64_t learners = flags.threads > 0 ? flags.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
+  // A module of one's own may draw (dropout), and LibTorch has one generator for all threads: one client after the other then.
+  const bool alone = !spec.model.torchscript.empty();
+  if (alone && flags.threads > 1) return InvalidArgument("--threads: TorchScript modules are trained one client after the other: expected 1, got {}", flags.threads);
+  const int64_t learners = alone ? 1 : flags.threads > 0 ? flags.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
   for (int64_t i = 0; i < learners; ++i) {
     TRIB_ASSIGN_OR_RETURN(prepared->learners.emplace_back(), seam.make_learner(flags.device));
   }
@@ -289,6 +293,7 @@ absl::StatusOr<int> Simulate(const Context& context, const SimulateFlags& flags,
     printer.Show(progress);
     return Interrupts() == 0;
   };
+  prepared.options.interrupted = [] { return Interrupts() > 0; };
   const auto begin = std::chrono::steady_clock::now();
   TRIB_ASSIGN_OR_RETURN(const simulate::SimulationResult result, simulate::RunSimulation(prepared.options));
   printer.End();
@@ -328,7 +333,7 @@ void AddSimulateCommand(CLI::App& app, Context& context, ZooSeam seam) {
   simulate->add_option("--tensorboard", flags->tensorboard, "Folder for TensorBoard's event files");
   simulate->add_option("--trajectory", flags->trajectory, "The models of all versions as one safetensors file (models, virtual_s), in F64");
   simulate->add_option("--device", flags->device, "Device of LibTorch models")->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  simulate->add_option("--threads", flags->threads, "Clients trained side by side (default: one a core; 1 for analytic models)")->check(CLI::PositiveNumber);
+  simulate->add_option("--threads", flags->threads, "Clients trained side by side (default: one a core; 1 for analytic models and TorchScript)")->check(CLI::PositiveNumber);
   simulate->add_flag("--contributors", flags->contributors, "With --json: who contributed to each version, with staleness and weight");
   simulate->footer("Example:\n  tributary simulate examples/fedfix.yaml --seed 3 --plot curves.svg --json");
   simulate->callback([&context, flags, seam] {

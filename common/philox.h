@@ -21,14 +21,22 @@ struct PhiloxWords {
   uint32_t word[4];
 };
 
+inline constexpr int kPhiloxRounds = 10;
+inline constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u;  // added to the key after each round
+inline constexpr uint32_t kPhiloxKeyStep1 = 0xBB67AE85u;
+
+TRIB_HOST_DEVICE PhiloxWords PhiloxRound(uint32_t key0, uint32_t key1, PhiloxWords counter) {
+  const uint64_t left = uint64_t{0xD2511F53u} * counter.word[0];
+  const uint64_t right = uint64_t{0xCD9E8D57u} * counter.word[2];
+  return {{static_cast<uint32_t>(right >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(right),
+           static_cast<uint32_t>(left >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(left)}};
+}
+
 TRIB_HOST_DEVICE PhiloxWords Philox4x32(uint32_t key0, uint32_t key1, PhiloxWords counter) {
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t left = uint64_t{0xD2511F53u} * counter.word[0];
-    const uint64_t right = uint64_t{0xCD9E8D57u} * counter.word[2];
-    counter = {{static_cast<uint32_t>(right >> 32) ^ counter.word[1] ^ key0, static_cast<uint32_t>(right),
-                static_cast<uint32_t>(left >> 32) ^ counter.word[3] ^ key1, static_cast<uint32_t>(left)}};
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    counter = PhiloxRound(key0, key1, counter);
+    key0 += kPhiloxKeyStep0;
+    key1 += kPhiloxKeyStep1;
   }
   return counter;
 }

@@ -2,11 +2,25 @@
 
 #include <algorithm>
 #include <bit>
+#include <vector>
 
 #include "common/check.h"
+#include "common/codec_table.h"
 
 namespace tributary {
 namespace {
+
+constexpr double kScaleBits = 32.0 / kQuantBlock;  // a float for each block
+constexpr CodecInfo kCodecs[] = {
+    {"f32", Codec::kPlain, 32, "as it is", "-"},
+    {"f64", Codec::kPlain, 64, "as it is, of jobs with dtype float64", "-"},
+    {"bf16", Codec::kBf16, 16, "rounded to nearest even, eight bits of mantissa", "-"},
+    {"f16", Codec::kF16, 16, "rounded to nearest even, IEEE half precision; magnitudes to 65504", "IEEE 754"},
+    {"int8", Codec::kInt8, 8 + kScaleBits, "stochastic rounding to 127 levels of a block's largest magnitude: unbiased", "QSGD: Alistarh et al., NeurIPS 2017"},
+    {"int4", Codec::kInt4, 4 + kScaleBits, "stochastic rounding to 7 levels of a block's largest magnitude: unbiased", "QSGD: Alistarh et al., NeurIPS 2017"},
+    {"topk", Codec::kTopK, 64, "the largest elements ({kind: topk, fraction: 0.01}); what it leaves out comes with the next update",
+     "error feedback: Seide et al. 2014; Stich et al. 2018"},
+};
 
 // The code of element `index` of its block.
 int Int4Code(const std::byte* codes, size_t block, size_t index) {
@@ -61,14 +75,15 @@ void DecodeTrainable(const UpdateEncoding& encoding, const std::byte* update, si
 
 }  // namespace
 
+std::span<const CodecInfo> Codecs() { return kCodecs; }
+
 absl::StatusOr<Codec> CodecOf(std::string_view name) {
-  if (name == "f32" || name == "f64") return Codec::kPlain;
-  if (name == "bf16") return Codec::kBf16;
-  if (name == "f16") return Codec::kF16;
-  if (name == "int8") return Codec::kInt8;
-  if (name == "int4") return Codec::kInt4;
-  if (name == "topk") return Codec::kTopK;
-  return NotFound("codec: expected f32, f64, bf16, f16, int8, int4 or topk, got '{}'", name);
+  std::vector<std::string_view> names;
+  for (const CodecInfo& info : kCodecs) {
+    if (info.name == name) return info.codec;
+    names.push_back(info.name);
+  }
+  return NotFound("codec: expected one of {}, got '{}'", fmt::format("{}", fmt::join(names, ", ")), name);
 }
 
 UpdateEncoding UpdateEncoding::Of(Codec codec, double fraction, const TensorLayout& layout) {

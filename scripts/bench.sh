@@ -4,6 +4,9 @@
 #   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags,
 #                                                                                     worker also t4|t4b|t11|t18|t19|recovery [RUNS] [MIB]
 #   scripts/bench.sh codecs [K] [ELEMENTS] [ROUNDS]                                   GB/s of decoded floats per codec beside f32, one JSON document
+#   scripts/bench.sh simulate [--runs N] [--quick] [--only cnn|quadratic]              clients trained a second beside Flower's and pfl's simulations:
+#                                                                                     a table and a JSON document; $TRIBUTARY_SIMULATION_PEERS is the
+#                                                                                     Python that has them (tests/bench/simulate_peers/requirements.txt)
 #   scripts/bench.sh transport [--only T1,T6] [--runs N]                              SK_MSG and lanes: T1 T1b T6 T7 T12 T14 T16 (root)
 #   scripts/bench.sh dataplane [T1 … T20] [--runs N] [--quick] [--out DIR]             the data plane's acceptance measurements, judged: a table
 #                                                                                     in DIR (build/dataplane-DATE) and a JSON document
@@ -15,7 +18,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,14p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
@@ -49,6 +52,9 @@ case $name in
   round)
     [ $# -ge 3 ] || usage
     exec python3 "$root/tests/bench/round_bench.py" "$@" --bin "$build/bin" ;;
+  simulate)
+    cmake --build "$build" --target tributary tributary-simulate >&2
+    exec python3 "$root/tests/bench/simulate_bench.py" --bin "$build/bin" "$@" ;;
   codecs|kernels|ingress|worker|planner|transport)
     [ "$name" != worker ] || set -- "$build/bin/tributary-worker" "$@"
     cmake --build "$build" --target "${name}_bench" >&2

@@ -51,7 +51,7 @@ step "test: dev"
 ctest --preset dev -j "$(nproc)"
 step "configure and build: release (optimised, LibTorch)"
 cmake --preset release >/dev/null
-cmake --build --preset release --target tributary tributary-aggregator tributary-worker tributary-client \
+cmake --build --preset release --target tributary tributary-simulate tributary-aggregator tributary-worker tributary-client \
   trib-scripted-client client_torch_test
 step "test: release (what needs LibTorch or an optimised build)"
 ctest --preset release -j "$(nproc)" -L 'torch|demo'

@@ -156,7 +156,8 @@ absl::Status Simulation::Prepare() {
   TRIB_ASSIGN_OR_RETURN(update_layout_, aggregator::UpdateLayout(*strategy_, layout_));
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
   training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &update_layout_, .initial = model_, .clients = &options_.clients, .learners = options_.learners,
-                                    .data = options_.data, .artifact_path = spec_.model.torchscript});
+                                    .data = options_.data, .artifact_path = spec_.model.torchscript,
+                                    .interrupted = options_.interrupted});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, *model_, &memory_.strategy));
   TRIB_RETURN_IF_ERROR(MakeVectors());
@@ -452,7 +453,11 @@ absl::StatusOr<SimulationResult> Simulation::Run() {
     queue_.pop();
     status = Step(event);
   }
-  if (!status.ok()) {
+  if (absl::IsCancelled(status)) {
+    finished_ = true;
+    result_.state = SimulationState::kCancelled;
+    result_.reason = "interrupted";
+  } else if (!status.ok()) {
     Fail(Annotate(status, fmt::format("version {} cannot be made", result_.version + 1)));
   } else if (!finished_ && traced()) {
     result_.reason = fmt::format("the trace ends after version {}", result_.version);

@@ -48,6 +48,7 @@ struct SimulationOptions {
   bool keep_history = false;                          // contributors of every version in the result
   bool keep_models = false;                           // the model of every version in the result
   std::function<bool(const Progress&)> progress;      // after each version; false: cancelled
+  std::function<bool()> interrupted;                  // asked from the learners' threads while they work; true: cancelled
 };
 
 struct SimulatedVersion {

@@ -1,14 +1,19 @@
 #include "simulate/training.h"
 
-
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <thread>
 
 #include "client/core/random.h"
 #include "client/core/train_seed.h"
 
 namespace tributary::simulate {
+namespace {
+
+constexpr size_t kEvaluationPiece = 1000;  // examples: two of LibTorch's evaluation batches, and enough pieces for some threads
+
+}  // namespace
 
 void Training::Issue(SimulatedTask task) {
   waiting_.push_back(task.id);
@@ -36,6 +41,7 @@ absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, c
   request.client = name;
   request.shard = task->client;
   request.gradient_noise = options_.spec->simulate.gradient_noise;
+  request.progress = Progress();
   auto result = learner->Train(request, data);
   if (!result.ok()) return Annotate(result.status(), fmt::format("client '{}', version {}", name, task->version));
   task->result = *std::move(result);
@@ -53,18 +59,28 @@ absl::Status Training::TrainWaiting() {
   }
   waiting_.clear();
   trained_ += todo.size();
-  const size_t threads = std::min(options_.learners.size(), todo.size());
+  return SideBySide(todo.size(), [&](size_t i, client::Learner* learner) { return TrainOne(todo[i], learner, data[i].get()); });
+}
+
+absl::Status Training::SideBySide(size_t count, const std::function<absl::Status(size_t, client::Learner*)>& call) const {
+  const size_t threads = std::min(options_.learners.size(), count);
   if (threads <= 1) {
-    for (size_t i = 0; i < todo.size(); ++i) TRIB_RETURN_IF_ERROR(TrainOne(todo[i], options_.learners[0], data[i].get()));
+    for (size_t i = 0; i < count; ++i) TRIB_RETURN_IF_ERROR(call(i, options_.learners[0]));
     return absl::OkStatus();
   }
   std::atomic<size_t> next{0};
-  std::vector<absl::Status> errors(todo.size());
+  std::atomic<bool> failed{false};  // what comes after an error is not begun
+  std::vector<absl::Status> errors(count);
   {
     std::vector<std::jthread> workers;
     for (size_t t = 0; t < threads; ++t) {
       workers.emplace_back([&, learner = options_.learners[t]] {
-        for (size_t i = next++; i < todo.size(); i = next++) errors[i] = TrainOne(todo[i], learner, data[i].get());
+        while (!failed) {
+          const size_t i = next++;
+          if (i >= count) break;
+          errors[i] = call(i, learner);
+          if (!errors[i].ok()) failed = true;
+        }
       });
     }
   }
@@ -88,7 +104,36 @@ absl::StatusOr<client::EvaluateResult> Training::Evaluate(uint64_t version, std:
   request.artifact_path = options_.artifact_path;
   request.model = model;
   request.version = version;
-  return options_.learners[0]->Evaluate(request, &data);
+  request.progress = Progress();
+  if (!data.problems.empty() || data.count() == 0) return options_.learners[0]->Evaluate(request, &data);
+  // Pieces of one size, whatever the number of learners, and their sums in order: the number changes no bit.
+  std::vector<client::Dataset> pieces;
+  for (size_t first = 0; first < data.count(); first += kEvaluationPiece) {
+    const auto begin = data.indices.begin() + static_cast<std::ptrdiff_t>(first);
+    const auto count = static_cast<std::ptrdiff_t>(std::min(kEvaluationPiece, data.count() - first));
+    pieces.push_back({.all = data.all, .indices = {begin, begin + count}});
+  }
+  std::vector<client::EvaluateResult> results(pieces.size());
+  TRIB_RETURN_IF_ERROR(SideBySide(pieces.size(), [&](size_t i, client::Learner* learner) -> absl::Status {
+    TRIB_ASSIGN_OR_RETURN(results[i], learner->Evaluate(request, &pieces[i]));
+    return absl::OkStatus();
+  }));
+  client::EvaluateResult sum;
+  double correct = 0;  // examples: a whole number, or NaN where the task has no accuracy
+  for (const client::EvaluateResult& part : results) {
+    const auto examples = static_cast<double>(part.examples);
+    sum.examples += part.examples;
+    sum.loss += part.loss * examples;
+    correct += std::round(part.accuracy * examples);
+  }
+  sum.loss /= static_cast<double>(sum.examples);
+  sum.accuracy = correct / static_cast<double>(sum.examples);
+  return sum;
+}
+
+std::function<bool(float)> Training::Progress() const {
+  if (!options_.interrupted) return {};
+  return [this](float) { return !options_.interrupted(); };
 }
 
 }  // namespace tributary::simulate

@@ -1,5 +1,6 @@
 // The tasks of a simulation: made when the engine issues them, trained when the first update of them is due, those that wait by then
-// side by side on as many threads as there are learners. Results do not depend on that number.
+// side by side on as many threads as there are learners; evaluations likewise, a piece of the examples each. Results do not depend on that
+// number.
 // Threads: thread-compatible; learners are used by one thread each. Errors: the learner's, naming client and version.
 #pragma once
 
@@ -40,6 +41,7 @@ struct TrainingOptions {
   std::vector<client::Learner*> learners;             // at least one
   std::function<absl::StatusOr<std::shared_ptr<const client::Dataset>>(uint32_t client)> data;  // called from one thread at a time
   std::string artifact_path;
+  std::function<bool()> interrupted;                  // asked from the learners' threads; true: what runs ends with CANCELLED
 };
 
 class Training {
@@ -56,6 +58,9 @@ class Training {
 
  private:
   absl::Status TrainWaiting();
+  // call(i, learner) for each i in [0, count), each learner on a thread of its own; the first error in order of i.
+  absl::Status SideBySide(size_t count, const std::function<absl::Status(size_t, client::Learner*)>& call) const;
+  std::function<bool(float)> Progress() const;
   absl::Status TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const;
 
   const TrainingOptions options_;

@@ -91,7 +91,8 @@ HWY_INLINE F64 Decode<F16Code>(F64Tag d, const uint8_t* from, float) {
 }
 template <>
 HWY_INLINE F64 Decode<Int8Code>(F64Tag d, const uint8_t* from, float scale) {
-  return Scaled(d, hn::ShiftRight<24>(hn::ShiftLeft<24>(LoadBytes(from))), scale);
+  const hn::Rebind<int8_t, F64Tag> d8;
+  return Scaled(d, hn::PromoteTo(I32Tag(), hn::BitCast(d8, hn::LoadU(hn::Rebind<uint8_t, F64Tag>(), from))), scale);
 }
 template <>
 HWY_INLINE F64 Decode<Int4Low>(F64Tag d, const uint8_t* from, float scale) {
@@ -103,87 +104,23 @@ HWY_INLINE F64 Decode<Int4High>(F64Tag d, const uint8_t* from, float scale) {
 }
 #endif
 
-// n elements whose codes follow each other from codes[j] on, under one scale an update.
+// The Reader (kernels_per_target.inc) of elements whose codes follow each other from codes[j] on, under one scale an update.
 template <typename T>
-HWY_INLINE bool FoldRun(double* HWY_RESTRICT acc, const uint8_t* const* codes, const float* scales, const double* weights, size_t k, size_t n,
-                        bool first) {
-  const F64Tag d;
-  const size_t lanes = hn::Lanes(d);
-  F64 poison = hn::Zero(d);
-  size_t i = 0;
-  for (; i + 4 * lanes <= n; i += 4 * lanes) {
-    F64 a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0;
-    if (!first) {
-      a0 = hn::LoadU(d, acc + i);
-      a1 = hn::LoadU(d, acc + i + lanes);
-      a2 = hn::LoadU(d, acc + i + 2 * lanes);
-      a3 = hn::LoadU(d, acc + i + 3 * lanes);
-    }
-    for (size_t j = 0; j < k; ++j) {
-      const F64 w = hn::Set(d, weights[j]);
-      const float scale = scales[j];
-      const uint8_t* x = codes[j] + i * sizeof(T);
-      a0 = hn::Add(a0, hn::Mul(w, Decode<T>(d, x, scale)));
-      a1 = hn::Add(a1, hn::Mul(w, Decode<T>(d, x + lanes * sizeof(T), scale)));
-      a2 = hn::Add(a2, hn::Mul(w, Decode<T>(d, x + 2 * lanes * sizeof(T), scale)));
-      a3 = hn::Add(a3, hn::Mul(w, Decode<T>(d, x + 3 * lanes * sizeof(T), scale)));
-    }
-    hn::StoreU(a0, d, acc + i);
-    hn::StoreU(a1, d, acc + i + lanes);
-    hn::StoreU(a2, d, acc + i + 2 * lanes);
-    hn::StoreU(a3, d, acc + i + 3 * lanes);
-    poison = hn::Add(poison, hn::Add(hn::Add(hn::Sub(a0, a0), hn::Sub(a1, a1)), hn::Add(hn::Sub(a2, a2), hn::Sub(a3, a3))));
-  }
-  bool finite = hn::AllFalse(d, hn::IsNaN(poison));
-  for (; i < n; ++i) {
-    double a = first ? 0.0 : acc[i];
-    for (size_t j = 0; j < k; ++j) a += weights[j] * static_cast<double>(DecodeOne<T>(codes[j] + i * sizeof(T), scales[j]));
-    acc[i] = a;
-    finite = finite && std::isfinite(a);
-  }
-  return finite;
-}
-
-template <typename T>
-HWY_INLINE bool FoldFixedRun(int64_t* HWY_RESTRICT acc, const uint8_t* const* codes, const float* scales, const double* weights, size_t k,
-                             size_t n, bool first) {
-  const F64Tag d;
-  const I64Tag di;
-  const size_t lanes = hn::Lanes(d);
-  const F64 unit = hn::Set(d, kFixedPointScale);
-  const F64 limit = hn::Set(d, static_cast<double>(kFixedPointBound));
-  const I64 bound = hn::Set(di, kFixedPointBound);
-  auto in_range = hn::Eq(hn::Zero(d), hn::Zero(d));
-  I64 left_range = hn::Zero(di);
-  size_t i = 0;
-  for (; i + lanes <= n; i += lanes) {
-    I64 a = first ? hn::Zero(di) : hn::LoadU(di, acc + i);
-    for (size_t j = 0; j < k; ++j) {
-      const F64 scaled = hn::Mul(hn::Mul(hn::Set(d, weights[j]), Decode<T>(d, codes[j] + i * sizeof(T), scales[j])), unit);
-      in_range = hn::And(in_range, hn::Lt(hn::Abs(scaled), limit));
-      a = hn::Add(a, RoundToInteger(scaled));
-      left_range = hn::Or(left_range, hn::Add(a, bound));
-    }
-    hn::StoreU(a, di, acc + i);
-  }
-  bool ok = hn::AllTrue(d, in_range) && hn::AllFalse(di, hn::Lt(left_range, hn::Zero(di)));
-  for (; i < n; ++i) {
-    int64_t a = first ? 0 : acc[i];
-    for (size_t j = 0; j < k && ok; ++j) {
-      ok = AddFixed(weights[j] * static_cast<double>(DecodeOne<T>(codes[j] + i * sizeof(T), scales[j])) * kFixedPointScale, &a);
-    }
-    acc[i] = a;
-  }
-  return ok;
-}
+struct Codes {
+  const uint8_t* const* codes;
+  const float* scales;
+  HWY_INLINE F64 Lanes(F64Tag d, size_t j, size_t i) const { return Decode<T>(d, codes[j] + i * sizeof(T), scales[j]); }
+  HWY_INLINE double One(size_t j, size_t i) const { return static_cast<double>(DecodeOne<T>(codes[j] + i * sizeof(T), scales[j])); }
+};
 
 #define TRIB_RUNS(Name, Code)                                                                                                               \
   bool Fold##Name(double* acc, const uint8_t* const* codes, const float* scales, const double* w, size_t k, size_t n, bool first) {          \
-    return FoldRun<Code>(acc, codes, scales, w, k, n, first);                                                                               \
+    return FoldLoop(acc, Codes<Code>{codes, scales}, w, k, n, first);                                                                       \
   }                                                                                                                                         \
   bool FoldFixed##Name(int64_t* acc, const uint8_t* const* codes, const float* scales, const double* w, size_t k, size_t n, bool first) {    \
-    return FoldFixedRun<Code>(acc, codes, scales, w, k, n, first);                                                                          \
-  }
+    return FoldFixedLoop(acc, Codes<Code>{codes, scales}, w, k, n, first);                                                                  \
+  }                                                                                                                                         \
+  ScanResult Scan##Name(const uint8_t* const* codes, const float* scales, size_t n) { return ScanLoop(Codes<Code>{codes, scales}, n); }
 TRIB_RUNS(Bf16, Bf16Code)
 TRIB_RUNS(F16, F16Code)
 TRIB_RUNS(Int8, Int8Code)
@@ -197,16 +134,16 @@ HWY_AFTER_NAMESPACE();
 
 #if HWY_ONCE
 namespace tributary::aggregator {
-HWY_EXPORT(FoldBf16);
-HWY_EXPORT(FoldF16);
-HWY_EXPORT(FoldInt8);
-HWY_EXPORT(FoldInt4Low);
-HWY_EXPORT(FoldInt4High);
-HWY_EXPORT(FoldFixedBf16);
-HWY_EXPORT(FoldFixedF16);
-HWY_EXPORT(FoldFixedInt8);
-HWY_EXPORT(FoldFixedInt4Low);
-HWY_EXPORT(FoldFixedInt4High);
+#define TRIB_EXPORT_RUNS(Name) \
+  HWY_EXPORT(Fold##Name);      \
+  HWY_EXPORT(FoldFixed##Name); \
+  HWY_EXPORT(Scan##Name);
+TRIB_EXPORT_RUNS(Bf16)
+TRIB_EXPORT_RUNS(F16)
+TRIB_EXPORT_RUNS(Int8)
+TRIB_EXPORT_RUNS(Int4Low)
+TRIB_EXPORT_RUNS(Int4High)
+#undef TRIB_EXPORT_RUNS
 
 namespace {
 
@@ -218,33 +155,61 @@ struct Run {
   bool high = false;  // int4: the high halves
 };
 
+// The run that begins at trainable element `at`, of at most `limit` elements. For the codecs that have codes: bf16, f16, int8, int4.
+void FindRun(const UpdateEncoding& encoding, size_t at, size_t limit, std::span<const std::byte* const> updates, Run* run) {
+  const bool scaled = encoding.codec == Codec::kInt8 || encoding.codec == Codec::kInt4;
+  const size_t scales_bytes = scaled ? encoding.blocks() * sizeof(float) : 0;
+  size_t offset = 0;  // of the run's first code
+  switch (encoding.codec) {
+    case Codec::kInt8:
+      run->count = kQuantBlock - at % kQuantBlock;
+      offset = scales_bytes + at;
+      break;
+    case Codec::kInt4:
+      run->count = kQuantHalf - at % kQuantHalf;
+      run->high = at % kQuantBlock >= kQuantHalf;
+      offset = scales_bytes + at / kQuantBlock * kQuantHalf + at % kQuantHalf;
+      break;
+    default:
+      run->count = limit;
+      offset = at * sizeof(uint16_t);
+      break;
+  }
+  run->count = std::min(run->count, limit);
+  for (size_t j = 0; j < updates.size(); ++j) {
+    run->codes[j] = reinterpret_cast<const uint8_t*>(updates[j]) + offset;
+    run->scales[j] = scaled ? ReadAt<float>(updates[j], at / kQuantBlock) : 1.0F;
+  }
+}
+
+// `call` with the kernel for the run's codes: Fold…, FoldFixed… or Scan….
+#define TRIB_CALL_RUN(Kernel)                                                                                       \
+  switch (codec) {                                                                                                  \
+    case Codec::kBf16:                                                                                              \
+      return call(HWY_DYNAMIC_DISPATCH(Kernel##Bf16));                                                              \
+    case Codec::kF16:                                                                                               \
+      return call(HWY_DYNAMIC_DISPATCH(Kernel##F16));                                                               \
+    case Codec::kInt8:                                                                                              \
+      return call(HWY_DYNAMIC_DISPATCH(Kernel##Int8));                                                              \
+    default:                                                                                                        \
+      return run.high ? call(HWY_DYNAMIC_DISPATCH(Kernel##Int4High)) : call(HWY_DYNAMIC_DISPATCH(Kernel##Int4Low)); \
+  }
+
 bool Fold(double* acc, Codec codec, const Run& run, const double* weights, size_t k, bool fresh) {
   const auto call = [&](auto kernel) { return kernel(acc, run.codes.data(), run.scales.data(), weights, k, run.count, fresh); };
-  switch (codec) {
-    case Codec::kBf16:
-      return call(HWY_DYNAMIC_DISPATCH(FoldBf16));
-    case Codec::kF16:
-      return call(HWY_DYNAMIC_DISPATCH(FoldF16));
-    case Codec::kInt8:
-      return call(HWY_DYNAMIC_DISPATCH(FoldInt8));
-    default:
-      return run.high ? call(HWY_DYNAMIC_DISPATCH(FoldInt4High)) : call(HWY_DYNAMIC_DISPATCH(FoldInt4Low));
-  }
+  TRIB_CALL_RUN(Fold)
 }
 
 bool Fold(int64_t* acc, Codec codec, const Run& run, const double* weights, size_t k, bool fresh) {
   const auto call = [&](auto kernel) { return kernel(acc, run.codes.data(), run.scales.data(), weights, k, run.count, fresh); };
-  switch (codec) {
-    case Codec::kBf16:
-      return call(HWY_DYNAMIC_DISPATCH(FoldFixedBf16));
-    case Codec::kF16:
-      return call(HWY_DYNAMIC_DISPATCH(FoldFixedF16));
-    case Codec::kInt8:
-      return call(HWY_DYNAMIC_DISPATCH(FoldFixedInt8));
-    default:
-      return run.high ? call(HWY_DYNAMIC_DISPATCH(FoldFixedInt4High)) : call(HWY_DYNAMIC_DISPATCH(FoldFixedInt4Low));
-  }
+  TRIB_CALL_RUN(FoldFixed)
 }
+
+ScanResult ScanRun(Codec codec, const Run& run) {
+  const auto call = [&](auto kernel) { return kernel(run.codes.data(), run.scales.data(), run.count); };
+  TRIB_CALL_RUN(Scan)
+}
+#undef TRIB_CALL_RUN
 
 bool FoldPlain(double* acc, const std::byte* const* xs, const double* weights, size_t k, size_t n, bool fresh) {
   return FoldF32(acc, xs, weights, k, n, fresh);
@@ -299,35 +264,11 @@ bool FoldTrainable(Acc* acc, const UpdateEncoding& encoding, size_t first, size_
     for (size_t j = 0; j < k; ++j) plain[j] = updates[j] + first * sizeof(float);
     return FoldPlain(acc, plain.data(), weights, k, count, fresh);
   }
-  const bool scaled = encoding.codec == Codec::kInt8 || encoding.codec == Codec::kInt4;
-  const size_t scales_bytes = scaled ? encoding.blocks() * sizeof(float) : 0;
   bool ok = true;
-  for (size_t done = 0; done < count;) {
-    const size_t at = first + done;
-    Run run;
-    size_t offset = 0;  // of the run's first code
-    switch (encoding.codec) {
-      case Codec::kInt8:
-        run.count = kQuantBlock - at % kQuantBlock;
-        offset = scales_bytes + at;
-        break;
-      case Codec::kInt4:
-        run.count = kQuantHalf - at % kQuantHalf;
-        run.high = at % kQuantBlock >= kQuantHalf;
-        offset = scales_bytes + at / kQuantBlock * kQuantHalf + at % kQuantHalf;
-        break;
-      default:
-        run.count = count;
-        offset = at * sizeof(uint16_t);
-        break;
-    }
-    run.count = std::min(run.count, count - done);
-    for (size_t j = 0; j < k; ++j) {
-      run.codes[j] = reinterpret_cast<const uint8_t*>(updates[j]) + offset;
-      run.scales[j] = scaled ? ReadAt<float>(updates[j], at / kQuantBlock) : 1.0F;
-    }
+  Run run;
+  for (size_t done = 0; done < count; done += run.count) {
+    FindRun(encoding, first + done, count - done, updates, &run);
     ok = Fold(acc + done, encoding.codec, run, weights, k, fresh) && ok;
-    done += run.count;
   }
   return ok;
 }
@@ -347,6 +288,20 @@ bool FoldRange(Acc* acc, const CodedRange& range, std::span<const std::byte* con
   return FoldPlain(acc + coded, buffers.data(), weights, updates.size(), range.count - coded, fresh) && ok;
 }
 
+absl::Status CheckInt4(std::span<const std::byte> codes) {
+  const auto outside = [](std::byte pair) { return (pair & std::byte{0x0F}) == std::byte{0x08} || (pair & std::byte{0xF0}) == std::byte{0x80}; };
+  constexpr size_t kPiece = 4096;  // looked at as a whole first, without a branch for each byte
+  for (size_t first = 0; first < codes.size(); first += kPiece) {
+    const std::span<const std::byte> piece = codes.subspan(first, std::min(kPiece, codes.size() - first));
+    bool any = false;
+    for (const std::byte pair : piece) any |= outside(pair);
+    if (!any) continue;
+    const auto at = std::find_if(piece.begin(), piece.end(), outside) - piece.begin();
+    return InvalidArgument("int4: byte {}: expected codes in [-7, 7], got -8", first + static_cast<size_t>(at));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status CheckCodes(const UpdateEncoding& encoding, const std::byte* update) {
   if (encoding.codec == Codec::kTopK) {
     for (size_t i = 0; i < encoding.kept; ++i) {
@@ -363,17 +318,28 @@ absl::Status CheckCodes(const UpdateEncoding& encoding, const std::byte* update)
   }
   const std::byte* codes = update + encoding.blocks() * sizeof(float);
   if (encoding.codec == Codec::kInt8) {
-    for (size_t i = 0; i < encoding.trainable; ++i) {
-      if (codes[i] == std::byte{0x80}) return InvalidArgument("int8: element {}: expected a code in [-127, 127], got -128", i);
-    }
-    return absl::OkStatus();
+    const void* outside = std::memchr(codes, 0x80, encoding.trainable);
+    if (outside == nullptr) return absl::OkStatus();
+    return InvalidArgument("int8: element {}: expected a code in [-127, 127], got -128", static_cast<const std::byte*>(outside) - codes);
   }
-  for (size_t i = 0; i < encoding.blocks() * kQuantHalf; ++i) {
-    if ((codes[i] & std::byte{0x0F}) == std::byte{0x08} || (codes[i] & std::byte{0xF0}) == std::byte{0x80}) {
-      return InvalidArgument("int4: byte {}: expected codes in [-7, 7], got -8", i);
-    }
+  return CheckInt4(std::span(codes, encoding.blocks() * kQuantHalf));
+}
+
+// Of the trainable elements. What top-k leaves out is 0.
+ScanResult ScanTrainable(const UpdateEncoding& encoding, const std::byte* update) {
+  if (encoding.codec == Codec::kTopK) return Scan({update + encoding.kept * sizeof(uint32_t), encoding.kept * sizeof(float)}, DType::kF32);
+  ScanResult result;
+  Run run;
+  for (size_t at = 0; at < encoding.trainable; at += run.count) {
+    FindRun(encoding, at, encoding.trainable - at, {&update, 1}, &run);
+    const ScanResult part = ScanRun(encoding.codec, run);
+    if (!part.finite) return part;
+    result.sum_squares += part.sum_squares;
+    result.max_abs = std::fmax(result.max_abs, part.max_abs);
   }
-  return absl::OkStatus();
+  // Decoding makes numbers from 2^16 on of the codes whose exponent is infinity's.
+  if (encoding.codec == Codec::kF16 && result.max_abs >= 65536.0) return {.finite = false, .sum_squares = 0, .max_abs = 0};
+  return result;
 }
 
 }  // namespace
@@ -389,22 +355,12 @@ absl::StatusOr<ScanResult> CheckEncoded(const UpdateEncoding& encoding, std::spa
   TRIB_CHECK(update.size() == encoding.total_bytes(), "{} bytes of {}", update.size(), encoding.total_bytes());
   if (encoding.codec == Codec::kPlain) return Scan(update.first(encoding.counters_offset()), encoding.dtype);
   TRIB_RETURN_IF_ERROR(CheckCodes(encoding, update.data()));
-  std::array<float, 4096> decoded;
-  ScanResult result;
-  for (size_t first = 0; first < encoding.floats; first += decoded.size()) {
-    const std::span<float> piece = std::span(decoded).first(std::min(decoded.size(), encoding.floats - first));
-    DecodeRange(encoding, update.data(), first, piece);
-    ScanResult part = Scan(std::as_bytes(piece), DType::kF32);
-    // F16ToFloat makes numbers from 2^16 on of the codes whose exponent is infinity's.
-    if (encoding.codec == Codec::kF16 && first < encoding.trainable) {
-      const std::span<float> coded = piece.first(std::min(piece.size(), encoding.trainable - first));
-      part.finite = part.finite && std::all_of(coded.begin(), coded.end(), [](float x) { return std::abs(x) < 65536.0F; });
-    }
-    if (!part.finite) return ScanResult{.finite = false, .sum_squares = 0, .max_abs = 0};
-    result.sum_squares += part.sum_squares;
-    result.max_abs = std::fmax(result.max_abs, part.max_abs);
-  }
-  return result;
+  const ScanResult trainable = ScanTrainable(encoding, update.data());
+  const ScanResult buffers = Scan(update.subspan(encoding.buffers_offset(), encoding.counters_offset() - encoding.buffers_offset()), DType::kF32);
+  if (!trainable.finite || !buffers.finite) return ScanResult{.finite = false, .sum_squares = 0, .max_abs = 0};
+  return ScanResult{.finite = true,
+                    .sum_squares = trainable.sum_squares + buffers.sum_squares,
+                    .max_abs = std::fmax(trainable.max_abs, buffers.max_abs)};
 }
 
 }  // namespace tributary::aggregator

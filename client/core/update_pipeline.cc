@@ -7,13 +7,30 @@
 #include <numeric>
 #include <utility>
 
+#include "client/core/quantise.h"
 #include "common/check.h"
 
 namespace tributary::client {
 namespace {
 
-// A word as a number in [0, 1) with 24 bits: exact in float.
-float UnitOf(uint32_t word) { return static_cast<float>(word >> 8) * 0x1p-24F; }
+// Σ x² in double: eight sums, of the elements 8k, 8k + 1, …, then those added in pairs. One sum in element order would wait for each addition.
+template <typename T>
+double SumOfSquares(std::span<const T> values) {
+  constexpr size_t kSums = 8;
+  double sums[kSums] = {};
+  size_t i = 0;
+  for (; i + kSums <= values.size(); i += kSums) {
+    for (size_t s = 0; s < kSums; ++s) {
+      const auto x = static_cast<double>(values[i + s]);
+      sums[s] += x * x;
+    }
+  }
+  for (size_t s = 0; i < values.size(); ++i, ++s) {
+    const auto x = static_cast<double>(values[i]);
+    sums[s] += x * x;
+  }
+  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+}
 
 // Takes pieces of the vector in order and writes codes; buffers what does not fill a block.
 class Encoder {
@@ -35,11 +52,16 @@ class Encoder {
       case Codec::kInt8:
       case Codec::kInt4:
         for (size_t done = 0; done < piece.size();) {
+          if (filled_ == 0 && piece.size() - done >= kQuantBlock) {  // a whole block as it lies
+            Quantise(piece.subspan(done).first<kQuantBlock>(), kQuantBlock);
+            done += kQuantBlock;
+            continue;
+          }
           const size_t count = std::min(piece.size() - done, kQuantBlock - filled_);
           std::copy_n(piece.begin() + static_cast<std::ptrdiff_t>(done), count, block_.begin() + static_cast<std::ptrdiff_t>(filled_));
           filled_ += count;
           done += count;
-          if (filled_ == kQuantBlock) Quantise();
+          if (filled_ == kQuantBlock) QuantiseFilled();
         }
         return absl::OkStatus();
       case Codec::kPlain:
@@ -50,7 +72,7 @@ class Encoder {
   }
 
   void Finish() {
-    if (filled_ > 0) Quantise();
+    if (filled_ > 0) QuantiseFilled();
   }
 
  private:
@@ -59,31 +81,28 @@ class Encoder {
     std::memcpy(out_ + offset + index * sizeof(T), &value, sizeof(T));
   }
 
-  void Quantise() {
+  void QuantiseFilled() {
+    std::fill(block_.begin() + static_cast<std::ptrdiff_t>(filled_), block_.end(), 0.0F);
+    Quantise(block_, std::exchange(filled_, 0));
+  }
+
+  // The next block, of which `count` elements are the vector's.
+  void Quantise(std::span<const float, kQuantBlock> x, size_t count) {
     const size_t block = next_ / kQuantBlock;
-    const int levels = encoding_.codec == Codec::kInt8 ? 127 : 7;
-    float largest = 0;
-    for (size_t i = 0; i < filled_; ++i) largest = std::max(largest, std::abs(block_[i]));
-    const float scale = largest / static_cast<float>(levels);
-    Write<float>(block, scale, 0);
-    const size_t codes = encoding_.blocks() * sizeof(float);
-    std::array<int8_t, kQuantBlock> rounded{};
-    for (size_t quad = 0; scale > 0 && quad * 4 < filled_; ++quad) {  // a scale of 0: every code is 0
-      const PhiloxWords words = rounding_.Quad((next_ + quad * 4) / 4);
-      for (size_t lane = 0; lane < 4 && quad * 4 + lane < filled_; ++lane) {
-        const float code = std::floor(block_[quad * 4 + lane] / scale + UnitOf(words.word[lane]));
-        rounded[quad * 4 + lane] = static_cast<int8_t>(std::clamp(code, static_cast<float>(-levels), static_cast<float>(levels)));
-      }
-    }
-    if (encoding_.codec == Codec::kInt8) {
-      std::memcpy(out_ + codes + next_, rounded.data(), filled_);
+    const bool int8 = encoding_.codec == Codec::kInt8;
+    std::array<int8_t, kQuantBlock> rounded;
+    Write<float>(block, QuantiseBlock(x, next_, int8 ? 127 : 7, rounding_, rounded), 0);
+    std::byte* const codes = out_ + encoding_.blocks() * sizeof(float);
+    if (int8) {
+      std::memcpy(codes + next_, rounded.data(), count);
     } else {
+      std::array<std::byte, kQuantHalf> pairs;
       for (size_t k = 0; k < kQuantHalf; ++k) {
-        Write<uint8_t>(block * kQuantHalf + k, static_cast<uint8_t>((rounded[k] & 0x0F) | (rounded[k + kQuantHalf] & 0x0F) << 4), codes);
+        pairs[k] = static_cast<std::byte>((static_cast<uint8_t>(rounded[k]) & 0x0F) | static_cast<uint8_t>(rounded[k + kQuantHalf]) << 4);
       }
+      std::memcpy(codes + block * kQuantHalf, pairs.data(), kQuantHalf);
     }
-    next_ += filled_;
-    filled_ = 0;
+    next_ += count;
   }
 
   const UpdateEncoding encoding_;
@@ -122,11 +141,7 @@ absl::StatusOr<EncodedUpdate> Encode(const PipelineOptions& options, LargeBytes 
   if (!feedback.empty()) {
     for (size_t i = 0; i < values.size(); ++i) values[i] += static_cast<T>(feedback[i]);
   }
-  double sum = 0;
-  for (size_t i = 0; i < values.size(); ++i) {
-    const double x = static_cast<double>(values[i]);
-    sum += x * x;
-  }
+  const double sum = SumOfSquares(std::span<const T>(values));
   if (!std::isfinite(sum)) return InvalidArgument("the update is not finite");
   result.norm = std::sqrt(sum);
   const double factor = options.clip > 0 && result.norm > options.clip ? options.clip / result.norm : 1.0;

@@ -2,11 +2,13 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "client/core/quantise.h"
 #include "client/core/random.h"
 #include "tests/support/status_matchers.h"
 
@@ -108,6 +110,37 @@ TEST(UpdatePipelineTest, NoiseHasThePromisedDeviationAndLeavesBuffersAlone) {
   EXPECT_NEAR(std::sqrt(squares / kElements), 0.3, 0.003);
   const size_t buffers = kElements * sizeof(double);
   EXPECT_EQ(std::memcmp(result->bytes.data() + buffers, flat.data() + buffers, flat.size() - buffers), 0);
+}
+
+TEST(QuantiseTest, EveryFormGivesTheBitsOfTheFormula) {
+  const PhiloxStream rounding{.seed = 0x123456789abcdef0, .client = 7, .version = 3, .stage = RandomStage::kRounding};
+  std::vector<float> values = Normals(kQuantBlock, 9);
+  values[3] = 0;
+  values[4] = -0.0F;
+  values[5] = 1e-40F;
+  for (const int levels : {127, 7}) {
+    for (const uint64_t first : {uint64_t{0}, uint64_t{kQuantBlock} * 5, uint64_t{1} << 36}) {
+      float largest = 0;
+      for (const float x : values) largest = std::max(largest, std::abs(x));
+      const float scale = largest / static_cast<float>(levels);
+      std::vector<int8_t> expected;
+      for (size_t i = 0; i < kQuantBlock; ++i) {
+        const float u = static_cast<float>(rounding.Quad((first + i) / 4).word[i % 4] >> 8) * 0x1p-24F;
+        expected.push_back(static_cast<int8_t>(std::clamp(std::floor(values[i] / scale + u), static_cast<float>(-levels), static_cast<float>(levels))));
+      }
+      for (const QuantiseForm form : QuantiseForms()) {
+        std::vector<int8_t> codes(kQuantBlock);
+        EXPECT_EQ(form(values.data(), first, levels, rounding, codes.data()), scale);
+        EXPECT_EQ(codes, expected) << levels << " levels, elements from " << first;
+      }
+    }
+  }
+  for (const QuantiseForm form : QuantiseForms()) {
+    const std::vector<float> zeros(kQuantBlock, 0.0F);
+    std::vector<int8_t> codes(kQuantBlock, 9);
+    EXPECT_EQ(form(zeros.data(), 0, 127, rounding, codes.data()), 0);
+    EXPECT_EQ(codes, std::vector<int8_t>(kQuantBlock, 0));
+  }
 }
 
 // T16: the mean of R roundings lies within 6σ of the value, the variance within the bounds of §13.4.

@@ -1,0 +1,100 @@
+#include "client/core/quantise.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kQuads = kQuantBlock / 4;
+
+// Words of the quads from `quad` on, four in a row for each: Philox4x32-10 with the quads side by side, so that a compiler uses vectors.
+[[gnu::always_inline]] inline void Words(const PhiloxStream& stream, uint64_t quad, uint32_t* words) {
+  uint32_t w0[kQuads], w1[kQuads], w2[kQuads], w3[kQuads];
+  for (size_t q = 0; q < kQuads; ++q) {
+    w0[q] = static_cast<uint32_t>(quad + q);
+    w1[q] = static_cast<uint32_t>((quad + q) >> 32) << 8 | static_cast<uint32_t>(stream.stage);
+    w2[q] = stream.client;
+    w3[q] = stream.version;
+  }
+  auto key0 = static_cast<uint32_t>(stream.seed), key1 = static_cast<uint32_t>(stream.seed >> 32);
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    for (size_t q = 0; q < kQuads; ++q) {
+      const PhiloxWords next = PhiloxRound(key0, key1, {{w0[q], w1[q], w2[q], w3[q]}});
+      w0[q] = next.word[0];
+      w1[q] = next.word[1];
+      w2[q] = next.word[2];
+      w3[q] = next.word[3];
+    }
+    key0 += kPhiloxKeyStep0;
+    key1 += kPhiloxKeyStep1;
+  }
+  for (size_t q = 0; q < kQuads; ++q) {
+    words[4 * q] = w0[q];
+    words[4 * q + 1] = w1[q];
+    words[4 * q + 2] = w2[q];
+    words[4 * q + 3] = w3[q];
+  }
+}
+
+[[gnu::always_inline]] inline float Quantise(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
+  // Magnitudes of finite floats are ordered as their bits are, and maxima of integers are what compilers make vectors of.
+  int32_t largest = 0;
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, sizeof(bits));
+    largest = std::max(largest, bits & 0x7FFFFFFF);
+  }
+  const float scale = std::bit_cast<float>(largest) / static_cast<float>(levels);
+  if (!(scale > 0)) {
+    std::memset(codes, 0, kQuantBlock);
+    return scale;
+  }
+  uint32_t words[kQuantBlock];
+  Words(rounding, first / 4, words);
+  for (size_t i = 0; i < kQuantBlock; ++i) {
+    const float u = static_cast<float>(static_cast<int32_t>(words[i] >> 8)) * 0x1p-24F;  // 24 bits: exact
+    const float level = x[i] / scale + u;                                                 // within ±(levels + 1), or so
+    const auto truncated = static_cast<int32_t>(level);
+    const int32_t floor = truncated - (static_cast<float>(truncated) > level ? 1 : 0);
+    codes[i] = static_cast<int8_t>(std::clamp(floor, -levels, levels));
+  }
+  return scale;
+}
+
+float QuantiseAnywhere(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
+  return Quantise(x, first, levels, rounding, codes);
+}
+
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] float QuantiseAvx2(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
+  return Quantise(x, first, levels, rounding, codes);
+}
+[[gnu::target("avx512f,avx512bw,avx512dq,avx512vl")]] float QuantiseAvx512(const float* x, uint64_t first, int levels, const PhiloxStream& rounding,
+                                                                          int8_t* codes) {
+  return Quantise(x, first, levels, rounding, codes);
+}
+#endif
+
+}  // namespace
+
+std::vector<QuantiseForm> QuantiseForms() {
+  std::vector<QuantiseForm> forms = {QuantiseAnywhere};
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("avx2")) forms.push_back(QuantiseAvx2);
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    forms.push_back(QuantiseAvx512);
+  }
+#endif
+  return forms;
+}
+
+float QuantiseBlock(std::span<const float, kQuantBlock> x, uint64_t first, int levels, const PhiloxStream& rounding,
+                    std::span<int8_t, kQuantBlock> codes) {
+  static const QuantiseForm form = QuantiseForms().back();
+  return form(x.data(), first, levels, rounding, codes.data());
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,180 @@
+#!/usr/bin/env python3
+"""The examples: makes their data, runs them, compares those of one claim, and records what came out.
+
+usage: examples.py data                          writes the analytic problems to examples/data (seeded; not kept in git)
+       examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml through `tributary simulate`, then `tributary compare`
+         --bin DIR       folder of `tributary` (build/release/bin, else build/dev/bin)
+         --out DIR       stores and curves (build/examples)
+         --versions N    at most N versions of each job: a smoke test
+         --no-torch      leaves out jobs whose model needs LibTorch
+         --record        writes results into the jobs' headers, and tables and curves into examples/README.md
+
+A job's header has a line "# Run: tributary simulate FILE [flags]", whose flags are used here too, and a line "# Result: …".
+"""
+import argparse
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+sys.path.insert(0, str(ROOT / "tests/support"))
+from harness import write_safetensors  # noqa: E402
+
+import array  # noqa: E402
+
+
+def f64(shape, values):
+    values = list(values)
+    assert len(values) == math.prod(shape)
+    return "F64", list(shape), array.array("d", values).tobytes()
+
+
+def quadratics(clients, size):
+    """Client i has ½(x − b)ᵀA(x − b), A diagonal; no random numbers. Low and high i pull apart, so that bias towards some clients shows."""
+    phi = (math.sqrt(5) - 1) / 2
+    for i in range(clients):
+        diagonal = [.5 + math.fmod(phi * (size * i + j + 1), 1) for j in range(size)]
+        b = [3 * math.cos(1.1 * (i + 1) + .7 * j) + 2 * (-1) ** j * (2 * i / (clients - 1) - 1) for j in range(size)]
+        yield {"A": f64((size, size), (diagonal[j] if j == k else 0.0 for j in range(size) for k in range(size))), "b": f64((size,), b)}
+
+
+def regressions(clients, size, least, most, noise, weight, seed):
+    """Client i sees from `least` to `most` rows of y = xᵀw + noise: fewer than w has elements, so that no client can find w alone."""
+    draw = random.Random(seed)
+    w = [draw.gauss(0, 1) for _ in range(size)]
+    norm = math.sqrt(sum(v * v for v in w))
+    w = [v * math.sqrt(size) / norm for v in w]
+    for _ in range(clients):
+        rows = draw.randint(least, most)
+        mean, sd = draw.uniform(-.5, .5), math.sqrt(draw.uniform(.5, 1.5))
+        x = [[draw.gauss(mean, sd) for _ in range(size)] for _ in range(rows)]
+        y = [sum(a * b for a, b in zip(row, w)) + draw.gauss(0, noise) for row in x]
+        yield {"x": f64((rows, size), (v for row in x for v in row)), "y": f64((rows,), y), "weights": f64((rows,), [weight] * rows)}
+
+
+PROBLEMS = {
+    "quadratic-10x5": lambda: quadratics(10, 5),
+    "quadratic-20x20": lambda: quadratics(20, 20),
+    "regression-50x32": lambda: regressions(50, 32, 13, 22, .01, 1e4, 11),
+}
+
+
+def make_data():
+    for name, problem in PROBLEMS.items():
+        folder = EXAMPLES / "data" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, tensors in enumerate(problem()):
+            write_safetensors(folder / f"client-{i:03d}.safetensors", tensors)
+
+
+class Job:
+    def __init__(self, path):
+        self.path, self.text = path, path.read_text()
+        run = re.search(r"^# Run: tributary (simulate|run) examples/(\S+)(.*)$", self.text, re.M)
+        assert run and run[2] == path.name, f"{path}: expected a line '# Run: tributary simulate examples/{path.name} [flags]'"
+        self.command, self.flags = run[1], run[3].split()
+        self.claim, self.name = path.stem.split("-")[0], re.search(r"^name: (\S+)$", self.text, re.M)[1]
+        assert self.name == path.stem, f"{path}: expected name: {path.stem}, got {self.name}"
+        self.torch = "path: examples/data/" not in self.text
+        self.recorded = bool(re.search(r"^# Result: \S.{10,}$", self.text, re.M))
+        self.versions = int(re.search(r"^stop: \{versions: (\d+)", self.text, re.M)[1])
+
+    def shortened(self, versions, folder):
+        """A copy that stops after `versions`; itself where it does so anyway."""
+        if versions is None or versions >= self.versions:
+            return self.path
+        copy = folder / self.path.name
+        copy.write_text(re.sub(r"^stop: \{versions: \d+", f"stop: {{versions: {versions}", self.text, flags=re.M))
+        return copy
+
+    def record(self, result):
+        self.path.write_text(re.sub(r"^# Result: .*$", lambda _: f"# Result: {result}", self.text, flags=re.M))
+
+
+def run_job(program, job, out, versions):
+    """What came out of one job, in words."""
+    begin = time.time()
+    store = out / job.claim
+    done = subprocess.run([program, "simulate", str(job.shortened(versions, out)), *job.flags, "--out", str(store), "--json"], cwd=ROOT,
+                          capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{job.path.name}: exit {done.returncode}: {done.stdout}{done.stderr}")
+    document = json.loads(done.stdout)
+    last = document["metrics"][-1]
+    result = f"loss {last['loss']:.5g}"
+    if last.get("accuracy") is not None:
+        result += f", accuracy {last['accuracy']:.4f}"
+    result += f" after {document['version']} versions and {document['virtual_s']:.6g} s of virtual time"
+    print(f"{job.name:<28} {result} ({time.time() - begin:.1f} s)", flush=True)
+    return result
+
+
+def compare(program, claim, jobs, out):
+    plot = out / f"{claim}.svg"
+    call = [program, "compare", *(job.name for job in jobs), "--store", str(out / claim), "--plot", str(plot)]
+    shown = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
+    if shown.returncode != 0:
+        sys.exit(f"compare {claim}: {shown.stdout}{shown.stderr}")
+    print(shown.stdout, flush=True)
+    return shown.stdout, plot
+
+
+def record(claim, jobs, results, table, plot):
+    for job, result in zip(jobs, results):
+        job.record(result)
+    (EXAMPLES / "plots").mkdir(exist_ok=True)
+    shutil.copy(plot, EXAMPLES / "plots" / f"{claim}.svg")
+    readme = EXAMPLES / "README.md"
+    text, table = readme.read_text(), "\n".join(line.rstrip() for line in table.splitlines() if not line.startswith("curves in"))
+    block = f"<!-- results of {claim} -->\n```\n{table}\n```\n![curves](plots/{claim}.svg)\n<!-- end -->"
+    pattern = re.compile(rf"<!-- results of {claim} -->.*?<!-- end -->", re.S)
+    assert pattern.search(text), f"examples/README.md has no '<!-- results of {claim} --> … <!-- end -->'"
+    readme.write_text(pattern.sub(lambda _: block, text))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["data", "run"])
+    parser.add_argument("claims", nargs="*")
+    parser.add_argument("--bin", type=Path)
+    parser.add_argument("--out", type=Path, default=ROOT / "build/examples")
+    parser.add_argument("--versions", type=int)
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    a = parser.parse_args()
+    make_data()
+    if a.what == "data":
+        return
+    folders = [a.bin] if a.bin else [ROOT / "build/release/bin", ROOT / "build/dev/bin"]
+    program = next((str(f.resolve() / "tributary") for f in folders if (f / "tributary").exists()), None)
+    if program is None:
+        sys.exit(f"examples.py: no program 'tributary' in {', '.join(map(str, folders))}: build it, or name its folder with --bin")
+    a.out.mkdir(parents=True, exist_ok=True)
+    jobs = [job for job in map(Job, sorted(EXAMPLES.glob("*.yaml"))) if job.command == "simulate" and not (a.no_torch and job.torch)]
+    claims = sorted({job.claim for job in jobs})
+    unknown = set(a.claims) - set(claims)
+    if unknown:
+        sys.exit(f"examples.py: no example of claim {', '.join(sorted(unknown))}; there are: {', '.join(claims)}")
+    if not a.record:
+        missing = [job.path.name for job in jobs if not job.recorded]
+        missing += [f"examples/README.md: {claim}" for claim in claims if f"plots/{claim}.svg" not in (EXAMPLES / "README.md").read_text()]
+        if missing:
+            sys.exit(f"examples.py: no recorded result: {', '.join(missing)}; run it with --record")
+    for claim in a.claims or claims:
+        shutil.rmtree(a.out / claim, ignore_errors=True)
+        mine = [job for job in jobs if job.claim == claim]
+        results = [run_job(program, job, a.out, a.versions) for job in mine]
+        table, plot = compare(program, claim, mine, a.out)
+        if a.record:
+            record(claim, mine, results, table, plot)
+
+
+if __name__ == "__main__":
+    main()
