@@ -49,7 +49,7 @@ class Cnn : public ZooModel {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Model>> MakeCnn(const ModelParams& params, at::TensorOptions options) {
+absl::StatusOr<std::unique_ptr<Model>> MakeCnn(const NamedParams& params, at::TensorOptions options) {
   CnnShape shape;
   TRIB_ASSIGN_OR_RETURN(shape.input, params.Counts("input", 3));
   TRIB_ASSIGN_OR_RETURN(shape.classes, params.Count("classes"));

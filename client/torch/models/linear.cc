@@ -19,7 +19,7 @@ class Linear : public ZooModel {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Model>> MakeLinear(const ModelParams& params, at::TensorOptions options) {
+absl::StatusOr<std::unique_ptr<Model>> MakeLinear(const NamedParams& params, at::TensorOptions options) {
   TRIB_ASSIGN_OR_RETURN(std::vector<int64_t> input, params.Counts("input", 0));
   TRIB_ASSIGN_OR_RETURN(const int64_t classes, params.Count("classes"));
   return std::make_unique<Linear>(std::move(input), classes, options);

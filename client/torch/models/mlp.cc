@@ -35,7 +35,7 @@ class Mlp : public ZooModel {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Model>> MakeMlp(const ModelParams& params, at::TensorOptions options) {
+absl::StatusOr<std::unique_ptr<Model>> MakeMlp(const NamedParams& params, at::TensorOptions options) {
   TRIB_ASSIGN_OR_RETURN(std::vector<int64_t> input, params.Counts("input", 0));
   TRIB_ASSIGN_OR_RETURN(const std::vector<int64_t> hidden, params.Counts("hidden", 0));
   TRIB_ASSIGN_OR_RETURN(const int64_t classes, params.Count("classes"));

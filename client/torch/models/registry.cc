@@ -7,7 +7,7 @@
 
 namespace tributary::client {
 
-#define TRIB_MODEL(name, factory, help, defaults) absl::StatusOr<std::unique_ptr<Model>> factory(const ModelParams&, at::TensorOptions);
+#define TRIB_MODEL(name, factory, help, defaults) absl::StatusOr<std::unique_ptr<Model>> factory(const NamedParams&, at::TensorOptions);
 #include "client/torch/models/models.def"
 #undef TRIB_MODEL
 
@@ -34,7 +34,7 @@ absl::StatusOr<std::unique_ptr<Model>> MakeZooModel(const ModelSpec& spec, at::T
   for (size_t i = 0; i < std::size(kZoo); ++i) {
     names.emplace_back(kZoo[i].name);
     if (names.back() != spec.zoo) continue;
-    TRIB_ASSIGN_OR_RETURN(const ModelParams params, ModelParams::Create(spec.zoo, kZoo[i].defaults, spec.params));
+    TRIB_ASSIGN_OR_RETURN(const NamedParams params, NamedParams::Create(fmt::format("model '{}'", spec.zoo), kZoo[i].defaults, spec.params));
     return kFactories[i](params, options);
   }
   return NotFound("no model '{}' in the zoo{}; it has: {}", spec.zoo, DidYouMean(spec.zoo, names), fmt::format("{}", fmt::join(names, ", ")));

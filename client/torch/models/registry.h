@@ -6,13 +6,13 @@
 #include <memory>
 #include <string>
 
+#include "client/core/named_params.h"
 #include "client/torch/model.h"
-#include "client/torch/model_params.h"
 #include "common/job_spec.h"
 
 namespace tributary::client {
 
-using ModelFactory = absl::StatusOr<std::unique_ptr<Model>> (*)(const ModelParams& params, at::TensorOptions options);
+using ModelFactory = absl::StatusOr<std::unique_ptr<Model>> (*)(const NamedParams& params, at::TensorOptions options);
 
 // `options`: device and floating type of its tensors. NOT_FOUND: no such model, with the known ones; INVALID_ARGUMENT: parameters.
 // May throw LibTorch's exceptions (no memory): call it inside Guarded().

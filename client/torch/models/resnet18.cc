@@ -87,11 +87,11 @@ class ResNet18 : public ZooModel {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Model>> MakeResNet18(const ModelParams& params, at::TensorOptions options) {
+absl::StatusOr<std::unique_ptr<Model>> MakeResNet18(const NamedParams& params, at::TensorOptions options) {
   TRIB_ASSIGN_OR_RETURN(std::vector<int64_t> input, params.Counts("input", 3));
   TRIB_ASSIGN_OR_RETURN(const int64_t classes, params.Count("classes"));
-  TRIB_ASSIGN_OR_RETURN(const std::string stem, params.Choice("stem", {"imagenet", "small"}));
-  return std::make_unique<ResNet18>(std::move(input), classes, stem == "small", options);
+  TRIB_ASSIGN_OR_RETURN(const size_t stem, params.Choice("stem", {"imagenet", "small"}));
+  return std::make_unique<ResNet18>(std::move(input), classes, stem == 1, options);
 }
 
 }  // namespace tributary::client
