@@ -60,12 +60,10 @@ class ChaChaSource final : public RandomWords {
 template <typename T>
 [[gnu::always_inline]] inline void AddNormalsOf(const PhiloxWords* quads, uint64_t first, double stddev, T* values, size_t count) {
   for (size_t i = 0; i < count;) {
-    double normals[4];
+    T normals[4];
     NormalsOf(quads[(first + i) / 4 - first / 4], normals);
     for (size_t lane = (first + i) % 4; lane < 4 && i < count; ++lane, ++i) {
-      const double noise = stddev * normals[lane];
-      // A sum in disguise, which no compiler can fuse with the product before it.
-      values[i] = static_cast<T>(normal_detail::Fma(1.0, static_cast<double>(values[i]), noise));
+      values[i] = normal_detail::Fma(static_cast<T>(stddev), normals[lane], values[i]);
     }
   }
 }

@@ -35,7 +35,8 @@ absl::StatusOr<ChaChaKey> SecretKey();
 // thousand jobs; they then round alike, nothing else.
 uint32_t ClientNumber(std::string_view client);
 
-// values[i] += stddev · normal(first + i): element numbers, so any split of a vector into pieces gives the same sums.
+// values[i] += stddev · normal(first + i), in one fused step in the values' precision (normal.h has normals of both): element numbers, so any
+// split of a vector into pieces gives the same sums.
 void AddNormals(RandomWords& words, uint64_t first, double stddev, std::span<float> values);
 void AddNormals(RandomWords& words, uint64_t first, double stddev, std::span<double> values);
 

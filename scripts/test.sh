@@ -55,4 +55,16 @@ cmake --build --preset release --target tributary tributary-simulate tributary-a
   trib-scripted-client client_torch_test
 step "test: release (what needs LibTorch or an optimised build)"
 ctest --preset release -j "$(nproc)" -L 'torch|demo'
+# Without a GPU the kernels are compiled, for every card they are meant for, and their tests linked; with one they are run too.
+if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
+  step "configure and build: release-cuda (CUDA kernels and their tests)"
+  cmake --preset release-cuda >/dev/null
+  cmake --build --preset release-cuda --target trib_client_cuda client_cuda_test tributary_kernels
+  ctest --preset release-cuda -L gpu
+elif [[ ,${TRIBUTARY_REQUIRE:-}, == *,nvcc,* ]]; then
+  echo "test.sh: TRIBUTARY_REQUIRE has nvcc, and there is none: install the CUDA toolkit 13" >&2
+  exit 1
+else
+  echo "test.sh: no nvcc here: the CUDA kernels were not compiled"
+fi
 step "all tests passed"

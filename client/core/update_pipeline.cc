@@ -9,28 +9,10 @@
 
 #include "client/core/quantise.h"
 #include "common/check.h"
+#include "common/tree_sum.h"
 
 namespace tributary::client {
 namespace {
-
-// Σ x² in double: eight sums, of the elements 8k, 8k + 1, …, then those added in pairs. One sum in element order would wait for each addition.
-template <typename T>
-double SumOfSquares(std::span<const T> values) {
-  constexpr size_t kSums = 8;
-  double sums[kSums] = {};
-  size_t i = 0;
-  for (; i + kSums <= values.size(); i += kSums) {
-    for (size_t s = 0; s < kSums; ++s) {
-      const auto x = static_cast<double>(values[i + s]);
-      sums[s] += x * x;
-    }
-  }
-  for (size_t s = 0; i < values.size(); ++i, ++s) {
-    const auto x = static_cast<double>(values[i]);
-    sums[s] += x * x;
-  }
-  return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
-}
 
 // Takes pieces of the vector in order and writes codes; buffers what does not fill a block.
 class Encoder {
@@ -141,7 +123,7 @@ absl::StatusOr<EncodedUpdate> Encode(const PipelineOptions& options, LargeBytes 
   if (!feedback.empty()) {
     for (size_t i = 0; i < values.size(); ++i) values[i] += static_cast<T>(feedback[i]);
   }
-  const double sum = SumOfSquares(std::span<const T>(values));
+  const double sum = TreeSumOfSquares(std::span<const T>(values));
   if (!std::isfinite(sum)) return InvalidArgument("the update is not finite");
   result.norm = std::sqrt(sum);
   const double factor = options.clip > 0 && result.norm > options.clip ? options.clip / result.norm : 1.0;

@@ -1,6 +1,8 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <numbers>
 #include <vector>
@@ -54,6 +56,21 @@ TEST(NormalTest, PolynomialsAgreeWithTheLibrary) {
   }
 }
 
+TEST(NormalTest, PolynomialsInSinglePrecisionAgreeWithTheLibrary) {
+  for (uint64_t i = 0; i < 200'000; ++i) {
+    const auto n = static_cast<uint32_t>(i < 1000 ? i : i < 2000 ? 0xFFFFFFFFu - i : i * 2654435761u);
+    const double unit = (static_cast<double>(static_cast<float>(n)) + 0.5) / 4294967296.0;
+    const double expected_log = std::min(0.0, std::log(unit));
+    EXPECT_NEAR(normal_detail::LogOfUnit(n), expected_log, 3e-7 * std::max(0.1, std::abs(expected_log))) << n;
+    EXPECT_LE(normal_detail::LogOfUnit(n), 0) << n << ": its root is taken";
+    float sine, cosine;
+    normal_detail::SinCosOfTurn(n, &sine, &cosine);
+    const double angle = 2 * std::numbers::pi * (static_cast<double>(n) / 4294967296.0);
+    EXPECT_NEAR(sine, std::sin(angle), 1.5e-7) << n;
+    EXPECT_NEAR(cosine, std::cos(angle), 1.5e-7) << n;
+  }
+}
+
 // The 99.9 % point of χ² with 99 degrees of freedom is 148.2. Seeds are fixed, so the test's outcome is too.
 void ExpectStandardNormal(const std::vector<double>& samples) {
   double sum = 0, squares = 0;
@@ -85,6 +102,33 @@ TEST(NoiseTest, MillionSamplesOfChaChaAreStandardNormal) {
   key[3] = std::byte{7};
   AddNormals(*MakeChaChaSource(key), 0, 1, samples);
   ExpectStandardNormal(samples);
+}
+
+TEST(NoiseTest, SamplesInSinglePrecisionAreStandardNormalAndNearTheDoubles) {
+  std::vector<float> samples(1'000'000, 0.0F);
+  AddNormals(*MakePhiloxSource({.seed = 42, .client = 1, .version = 1}), 0, 1, samples);
+  const std::vector<double> widened(samples.begin(), samples.end());
+  ExpectStandardNormal(widened);
+  std::vector<double> doubles(1'000'000);
+  AddNormals(*MakePhiloxSource({.seed = 42, .client = 1, .version = 1}), 0, 1, doubles);
+  double worst = 0;
+  for (size_t i = 0; i < doubles.size(); ++i) worst = std::max(worst, std::abs(doubles[i] - widened[i]));
+  EXPECT_LT(worst, 2e-4) << "only a radius near 0 is coarser";
+}
+
+// The bits are part of what a seed promises, on every machine.
+TEST(NoiseTest, SinglePrecisionHasTheseBits) {
+  float normals[4];
+  NormalsOf(PhiloxWords{{0, 0, 0xFFFFFFFFu, 0x80000000u}}, normals);
+  EXPECT_EQ(std::bit_cast<uint32_t>(normals[0]), std::bit_cast<uint32_t>(std::sqrt(-2.0F * normal_detail::LogOfUnit(0))));
+  EXPECT_NEAR(normals[0], std::sqrt(66.0 * std::numbers::ln2), 1e-5);
+  EXPECT_EQ(normals[1], 0.0F);
+  EXPECT_EQ(normals[2], 0.0F) << "the largest word is 1 in 24 bits, and its radius 0";
+  uint64_t hash = 1469598103934665603u;  // FNV-1a
+  std::vector<float> samples(4096, 0.0F);
+  AddNormals(*MakePhiloxSource({.seed = 7, .client = 2, .version = 3}), 0, 1, samples);
+  for (const float x : samples) hash = (hash ^ std::bit_cast<uint32_t>(x)) * 1099511628211u;
+  EXPECT_EQ(hash, 12316276116503276575u);
 }
 
 TEST(NoiseTest, DoesNotDependOnHowTheVectorIsCut) {

@@ -1,0 +1,406 @@
+// A warp works on one tile of 512 elements at a time: lane l has elements 128·k + 4·l + j, as four float4. So loads and stores are whole
+// lines, a quad of random words belongs to one thread, a block of int8 or int4 to one warp, and an int4 byte (elements k and k + 128 of
+// its block) to one thread.
+#include "client/cuda/privatise.h"
+
+#include <algorithm>
+
+#include "common/chacha20.h"
+#include "common/normal.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kRuns = 4;                 // float4s of a lane in a tile
+constexpr unsigned kAllLanes = 0xFFFFFFFFu;
+constexpr int kQuadsOfTile = kCodeTile / 4;
+constexpr int kPaddedQuads = kQuadsOfTile + kQuadsOfTile / 8;  // a gap after each eight: no bank is hit twice
+
+struct Run {
+  float x[4];
+};
+
+__device__ __forceinline__ Run Load(const float* from, size_t at, size_t elements) {
+  if (at + 4 <= elements) {
+    const float4 four = *reinterpret_cast<const float4*>(from + at);
+    return {{four.x, four.y, four.z, four.w}};
+  }
+  Run run{};
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    if (at + j < elements) run.x[j] = from[at + j];
+  }
+  return run;
+}
+
+// Δ of one lane's part of a tile. The subtraction is the model's own type's: one rounding.
+__device__ __forceinline__ void LoadTile(const float* fresh, const float* loaded, size_t elements, size_t tile, int lane, Run (&run)[kRuns]) {
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) run[k] = Load(fresh, tile * kCodeTile + 128 * k + 4 * lane, elements);
+  if (loaded == nullptr) return;
+  Run before[kRuns];
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) before[k] = Load(loaded, tile * kCodeTile + 128 * k + 4 * lane, elements);
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) run[k].x[j] = __fsub_rn(run[k].x[j], before[k].x[j]);
+  }
+}
+
+// The lanes of tree_sum.h, added in halves; lane 0 has the sum.
+__device__ __forceinline__ double SumLanes(double lane_sum) {
+#pragma unroll
+  for (int half = 16; half > 0; half /= 2) lane_sum = __dadd_rn(lane_sum, __shfl_down_sync(kAllLanes, lane_sum, half));
+  return lane_sum;
+}
+
+__global__ void __launch_bounds__(kThreads) SquaresKernel(const float* fresh, const float* loaded, size_t elements, size_t tiles, double* sums) {
+  const int lane = threadIdx.x % 32;
+  for (size_t tile = size_t{blockIdx.x} * kWarps + threadIdx.x / 32; tile < tiles; tile += size_t{gridDim.x} * kWarps) {
+    Run run[kRuns];
+    LoadTile(fresh, loaded, elements, tile, lane, run);
+    double sum = 0;
+#pragma unroll
+    for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const double x = static_cast<double>(run[k].x[j]);
+        sum = __fma_rn(x, x, sum);  // the square of a float is exact in double
+      }
+    }
+    sum = SumLanes(sum);
+    if (lane == 0) sums[tile] = sum;
+  }
+}
+
+__global__ void __launch_bounds__(kThreads) SumsKernel(const double* values, size_t count, size_t tiles, double* sums) {
+  const int lane = threadIdx.x % 32;
+  for (size_t tile = size_t{blockIdx.x} * kWarps + threadIdx.x / 32; tile < tiles; tile += size_t{gridDim.x} * kWarps) {
+    double sum = 0;
+    for (int k = 0; k < kRuns; ++k) {
+      for (int j = 0; j < 4; ++j) {
+        const size_t at = tile * kCodeTile + 128 * k + 4 * lane + j;
+        sum = __dadd_rn(sum, at < count ? values[at] : 0.0);
+      }
+    }
+    sum = SumLanes(sum);
+    if (lane == 0) sums[tile] = sum;
+  }
+}
+
+struct EncodeArguments {
+  PrivatiseWork work;
+  const double* sum;
+  size_t first_tile, tiles;
+  std::byte* codes;  // of int8 and int4: behind the scales
+};
+
+__device__ __forceinline__ double ClipFactor(const EncodeArguments& arguments) {
+  if (arguments.work.clip <= 0) return 1.0;
+  const double norm = __dsqrt_rn(*arguments.sum);
+  return norm > arguments.work.clip ? __ddiv_rn(arguments.work.clip, norm) : 1.0;
+}
+
+__device__ __forceinline__ int PaddedQuad(int quad) { return quad + quad / 8; }
+
+// The words of the tile's quads into shared memory: lane l computes ChaCha20's block l of the tile, elements 16·l … 16·l + 15.
+__device__ __forceinline__ void FillChaCha(const PrivatiseWork& work, size_t tile, int lane, uint4* words) {
+  uint32_t block[16];
+  ChaCha20Block(work.noise_key, static_cast<uint32_t>(tile * (kCodeTile / 16) + lane), block);
+  __syncwarp();  // the words of the tile before are read
+#pragma unroll
+  for (int q = 0; q < 4; ++q) words[PaddedQuad(4 * lane + q)] = make_uint4(block[4 * q], block[4 * q + 1], block[4 * q + 2], block[4 * q + 3]);
+  __syncwarp();
+}
+
+template <NoiseWords kNoise>
+__device__ __forceinline__ void AddNoise(const PrivatiseWork& work, size_t tile, int lane, const uint4* words, Run (&run)[kRuns]) {
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+    PhiloxWords quad;
+    if constexpr (kNoise == NoiseWords::kPhilox) {
+      quad = work.noise_stream.Quad(tile * kQuadsOfTile + 32 * k + lane);
+    } else {
+      const uint4 four = words[PaddedQuad(32 * k + lane)];
+      quad = {{four.x, four.y, four.z, four.w}};
+    }
+    float normals[4];
+    NormalsOf(quad, normals);
+    const auto deviation = static_cast<float>(work.noise_stddev);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) run[k].x[j] = __fmaf_rn(deviation, normals[j], run[k].x[j]);
+  }
+}
+
+__device__ __forceinline__ void StoreFloats(const PrivatiseWork& work, size_t tile, int lane, const Run (&run)[kRuns]) {
+  auto* out = reinterpret_cast<float*>(work.out);
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+    const size_t at = tile * kCodeTile + 128 * k + 4 * lane;
+    if (at + 4 <= work.elements) {
+      __stcs(reinterpret_cast<float4*>(out + at), make_float4(run[k].x[0], run[k].x[1], run[k].x[2], run[k].x[3]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j < work.elements) out[at + j] = run[k].x[j];
+      }
+    }
+  }
+}
+
+// Two neighbours, round to nearest even. (NaN, which the norm has found, becomes another NaN than the reference's.)
+__device__ __forceinline__ uint32_t Bf16Pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+__device__ __forceinline__ void StoreBf16(const PrivatiseWork& work, size_t tile, int lane, const Run (&run)[kRuns]) {
+  auto* out = reinterpret_cast<uint16_t*>(work.out);
+#pragma unroll
+  for (int k = 0; k < kRuns; ++k) {
+    const size_t at = tile * kCodeTile + 128 * k + 4 * lane;
+    const uint32_t pair[2] = {Bf16Pair(run[k].x[0], run[k].x[1]), Bf16Pair(run[k].x[2], run[k].x[3])};
+    if (at + 4 <= work.elements) {
+      __stcs(reinterpret_cast<uint2*>(out + at), make_uint2(pair[0], pair[1]));
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        if (at + j < work.elements) out[at + j] = static_cast<uint16_t>(pair[j / 2] >> (16 * (j % 2)));
+      }
+    }
+  }
+}
+
+// ⌊x/scale + u⌋ within ±levels, u = the word's upper 24 bits as a number in [0, 1): a multiple of 2^−24, exact, so that one fused step
+// rounds as product and sum would. ⌊v⌋ for |v| < 2^22: added to 1.5·2^23, rounding down, it is the low bits of the sum.
+__device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t word, float levels) {
+  const float v = __fmaf_rn(__uint2float_rn(word >> 8), 0x1p-24F, quotient);
+  return __float_as_uint(__fadd_rd(fmaxf(-levels, fminf(v, levels)), 12582912.0F)) & 0xFFu;
+}
+
+// x/scale for a whole block. With the reciprocal rounded to nearest, one step of correction gives the quotient rounded to nearest (Markstein
+// 1990, Theorem 5), as long as nothing on the way leaves the normal numbers: for other scales the slow division does.
+__device__ __forceinline__ float Quotient(float x, float scale, float reciprocal) {
+  const float near = __fmul_rn(x, reciprocal);
+  return __fmaf_rn(__fmaf_rn(-near, scale, x), reciprocal, near);
+}
+
+// The four codes of a run, each in a byte.
+__device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const PhiloxWords& words, float levels) {
+  uint32_t codes = 0;
+  if (scale > 0x1p-70F && scale < 0x1p90F) {
+    const float reciprocal = __frcp_rn(scale);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) codes |= CodeOf(Quotient(run.x[j], scale, reciprocal), words.word[j], levels) << (8 * j);
+  } else if (scale > 0) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) codes |= CodeOf(__fdiv_rn(run.x[j], scale), words.word[j], levels) << (8 * j);
+  }
+  return codes;
+}
+
+template <CodeFormat kFormat>
+__device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments, size_t tile, int lane, const Run (&run)[kRuns]) {
+  constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
+  const PrivatiseWork& work = arguments.work;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const size_t block = 2 * tile + half;
+    if (block * kCodeBlock >= work.elements) break;
+    const Run& low = run[2 * half];
+    const Run& high = run[2 * half + 1];
+    float largest = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) largest = fmaxf(largest, fmaxf(fabsf(low.x[j]), fabsf(high.x[j])));
+    // Of floats without sign the bits are in the same order. NaN: fmaxf passes it by, but only infinities can have come about.
+    const float top = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(largest)));
+    const float scale = __fdiv_rn(top, kLevels);
+    if (lane == 0) {
+      reinterpret_cast<float*>(work.out)[block] = scale;
+      if (!(top < __int_as_float(0x7F800000))) *work.failed = 1;
+    }
+    const size_t first_quad = block * (kCodeBlock / 4) + lane;
+    const uint32_t low_codes = CodesOf(low, scale, work.rounding.Quad(first_quad), kLevels);
+    const uint32_t high_codes = CodesOf(high, scale, work.rounding.Quad(first_quad + 32), kLevels);
+    if constexpr (kFormat == CodeFormat::kInt4) {
+      // Whole blocks: the codes of what the last one lacks are 0, as 0 rounds to 0.
+      const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
+      __stcs(reinterpret_cast<uint32_t*>(arguments.codes + block * (kCodeBlock / 2) + 4 * lane), pairs);
+    } else {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const uint32_t codes = part == 0 ? low_codes : high_codes;
+        const size_t at = block * kCodeBlock + 128 * part + 4 * lane;
+        if (at + 4 <= work.elements) {
+          __stcs(reinterpret_cast<uint32_t*>(arguments.codes + at), codes);
+        } else {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (at + j < work.elements) arguments.codes[at + j] = static_cast<std::byte>(codes >> (8 * j) & 0xFFu);
+          }
+        }
+      }
+    }
+  }
+}
+
+template <CodeFormat kFormat, NoiseWords kNoise>
+__global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__ EncodeArguments arguments) {
+  __shared__ uint4 shared_words[kNoise == NoiseWords::kChaCha20 ? kWarps * kPaddedQuads : 1];
+  const PrivatiseWork& work = arguments.work;
+  const int lane = threadIdx.x % 32;
+  const int warp = threadIdx.x / 32;
+  uint4* words = shared_words + (kNoise == NoiseWords::kChaCha20 ? warp * kPaddedQuads : 0);
+  const double factor = ClipFactor(arguments);
+  // From the end backwards: what the norm read last may still be in the cache.
+  for (size_t turn = size_t{blockIdx.x} * kWarps + warp; turn < arguments.tiles; turn += size_t{gridDim.x} * kWarps) {
+    const size_t tile = arguments.first_tile + arguments.tiles - 1 - turn;
+    Run run[kRuns];
+    LoadTile(work.fresh, work.loaded, work.elements, tile, lane, run);
+    if constexpr (kNoise == NoiseWords::kChaCha20) FillChaCha(work, tile, lane, words);
+    if (factor != 1.0) {
+#pragma unroll
+      for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) run[k].x[j] = static_cast<float>(__dmul_rn(static_cast<double>(run[k].x[j]), factor));
+      }
+    }
+    if constexpr (kNoise != NoiseWords::kNone) AddNoise<kNoise>(work, tile, lane, words, run);
+    if constexpr (kFormat == CodeFormat::kF32) {
+      StoreFloats(work, tile, lane, run);
+    } else if constexpr (kFormat == CodeFormat::kBf16) {
+      StoreBf16(work, tile, lane, run);
+    } else {
+      // What the last tile lacks got noise too and must not raise a block's scale, nor have codes.
+      if ((tile + 1) * kCodeTile > work.elements) {
+#pragma unroll
+        for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+          for (int j = 0; j < 4; ++j) {
+            if (tile * kCodeTile + 128 * k + 4 * lane + j >= work.elements) run[k].x[j] = 0;
+          }
+        }
+      }
+      StoreQuantised<kFormat>(arguments, tile, lane, run);
+    }
+  }
+}
+
+size_t TilesOf(size_t elements) { return (elements + kCodeTile - 1) / kCodeTile; }
+
+// As many blocks as the device holds at a time, or as there is work for.
+template <typename Kernel>
+cudaError_t GridFor(Kernel kernel, size_t tiles, unsigned* blocks) {
+  int device = 0, processors = 0, resident = 0;
+  if (const cudaError_t error = cudaGetDevice(&device); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device); error != cudaSuccess) return error;
+  if (const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, 0); error != cudaSuccess) return error;
+  const size_t wanted = (tiles + kWarps - 1) / kWarps;
+  *blocks = static_cast<unsigned>(std::min<size_t>(wanted, static_cast<size_t>(processors) * static_cast<size_t>(resident)));
+  return cudaSuccess;
+}
+
+template <CodeFormat kFormat, NoiseWords kNoise>
+cudaError_t Launch(const EncodeArguments& arguments, cudaStream_t stream) {
+  unsigned blocks = 0;
+  if (const cudaError_t error = GridFor(EncodeKernel<kFormat, kNoise>, arguments.tiles, &blocks); error != cudaSuccess) return error;
+  EncodeKernel<kFormat, kNoise><<<blocks, kThreads, 0, stream>>>(arguments);
+  return cudaGetLastError();
+}
+
+template <CodeFormat kFormat>
+cudaError_t LaunchFormat(const EncodeArguments& arguments, cudaStream_t stream) {
+  switch (arguments.work.noise) {
+    case NoiseWords::kNone:
+      return Launch<kFormat, NoiseWords::kNone>(arguments, stream);
+    case NoiseWords::kPhilox:
+      return Launch<kFormat, NoiseWords::kPhilox>(arguments, stream);
+    case NoiseWords::kChaCha20:
+      return Launch<kFormat, NoiseWords::kChaCha20>(arguments, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+bool Aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+bool Valid(const PrivatiseWork& work) {
+  return work.fresh != nullptr && Aligned(work.fresh) && Aligned(work.loaded) && work.elements <= size_t{1} << 40 && work.scratch != nullptr;
+}
+
+size_t BlocksOf(size_t elements) { return (elements + kCodeBlock - 1) / kCodeBlock; }
+
+}  // namespace
+
+size_t CodeBytes(CodeFormat format, size_t elements) {
+  switch (format) {
+    case CodeFormat::kF32:
+      return elements * sizeof(float);
+    case CodeFormat::kBf16:
+      return elements * 2;
+    case CodeFormat::kInt8:
+      return BlocksOf(elements) * sizeof(float) + elements;
+    case CodeFormat::kInt4:
+      return BlocksOf(elements) * (sizeof(float) + kCodeBlock / 2);
+  }
+  return 0;
+}
+
+size_t NormIndex(size_t elements) {
+  size_t index = 0;
+  for (size_t count = TilesOf(elements); count > 1; count = TilesOf(count)) index += count;
+  return index;
+}
+
+size_t ScratchDoubles(size_t elements) { return NormIndex(elements) + 1; }
+
+cudaError_t LaunchNorm(const PrivatiseWork& work, cudaStream_t stream) {
+  if (work.elements == 0) return cudaMemsetAsync(work.scratch, 0, sizeof(double), stream);
+  if (!Valid(work)) return cudaErrorInvalidValue;
+  size_t tiles = TilesOf(work.elements);
+  unsigned blocks = 0;
+  if (const cudaError_t error = GridFor(SquaresKernel, tiles, &blocks); error != cudaSuccess) return error;
+  SquaresKernel<<<blocks, kThreads, 0, stream>>>(work.fresh, work.loaded, work.elements, tiles, work.scratch);
+  if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+  const double* values = work.scratch;
+  while (tiles > 1) {
+    const size_t count = tiles;
+    tiles = TilesOf(count);
+    const auto needed = static_cast<unsigned>(std::min<size_t>((tiles + kWarps - 1) / kWarps, 1024));
+    double* sums = work.scratch + (values - work.scratch) + count;
+    SumsKernel<<<needed, kThreads, 0, stream>>>(values, count, tiles, sums);
+    if (const cudaError_t error = cudaGetLastError(); error != cudaSuccess) return error;
+    values = sums;
+  }
+  return cudaSuccess;
+}
+
+cudaError_t LaunchEncode(const PrivatiseWork& work, size_t first_tile, size_t tiles, cudaStream_t stream) {
+  if (work.elements == 0 || tiles == 0) return cudaSuccess;
+  const bool quantised = work.format == CodeFormat::kInt8 || work.format == CodeFormat::kInt4;
+  if (!Valid(work) || work.out == nullptr || !Aligned(work.out) || first_tile + tiles > TilesOf(work.elements) || (quantised && work.failed == nullptr) ||
+      (work.noise == NoiseWords::kChaCha20 && work.elements > size_t{1} << 34)) {
+    return cudaErrorInvalidValue;
+  }
+  const EncodeArguments arguments{.work = work,
+                                  .sum = work.scratch + NormIndex(work.elements),
+                                  .first_tile = first_tile,
+                                  .tiles = tiles,
+                                  .codes = work.out + BlocksOf(work.elements) * sizeof(float)};
+  switch (work.format) {
+    case CodeFormat::kF32:
+      return LaunchFormat<CodeFormat::kF32>(arguments, stream);
+    case CodeFormat::kBf16:
+      return LaunchFormat<CodeFormat::kBf16>(arguments, stream);
+    case CodeFormat::kInt8:
+      return LaunchFormat<CodeFormat::kInt8>(arguments, stream);
+    case CodeFormat::kInt4:
+      return LaunchFormat<CodeFormat::kInt4>(arguments, stream);
+  }
+  return cudaErrorInvalidValue;
+}
+
+}  // namespace tributary::client

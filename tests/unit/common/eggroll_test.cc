@@ -1,0 +1,127 @@
+#include "common/eggroll.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "common/random_words.h"
+
+namespace tributary {
+namespace {
+
+constexpr EggrollLayer kLayer{.seed = 77, .layer = 3, .rank = 2, .rows = 133, .columns = 70};
+
+std::vector<float> Draw(size_t count, uint64_t seed) {
+  std::vector<float> values(count, 0.0F);
+  AddNormals(*MakePhiloxSource({.seed = seed}), 0, 1, values);
+  return values;
+}
+
+// A member's noise A·Bᵀ, read off an update in which it alone has weight: 2^20 · step 2^−20.
+std::vector<float> Noise(const EggrollLayer& layer, uint32_t member) {
+  std::vector<float> noise(layer.rows * layer.columns, 0.0F);
+  EggrollUpdate(layer, std::vector<EggrollMember>{{member, int64_t{1} << 20}}, 0x1p-20F, noise);
+  return noise;
+}
+
+TEST(EggrollTest, OneMemberOfRankOneGivesASignedMatrixOfRankOne) {
+  EggrollLayer layer = kLayer;
+  layer.rank = 1;
+  const std::vector<float> noise = Noise(layer, 5);
+  size_t negative = 0;
+  for (uint64_t i = 0; i < layer.rows; ++i) {
+    for (uint64_t j = 0; j < layer.columns; ++j) {
+      const float x = noise[i * layer.columns + j];
+      ASSERT_EQ(std::abs(x), 1);
+      negative += x < 0 ? 1 : 0;
+      EXPECT_EQ(x * noise[0], noise[i * layer.columns] * noise[j]) << "rank one";
+    }
+  }
+  EXPECT_NEAR(static_cast<double>(negative) / static_cast<double>(noise.size()), 0.5, 0.2);
+  EXPECT_NE(noise, Noise(layer, 6));
+  layer.layer = 4;
+  EXPECT_NE(noise, Noise(layer, 5));
+}
+
+TEST(EggrollTest, TheUpdateDoesNotDependOnTheOrderOfMembers) {
+  std::vector<EggrollMember> members;
+  for (uint32_t i = 0; i < 50; ++i) members.push_back({i, EggrollWeight(std::sin(i), i % 2 == 0 ? 1 : -1)});
+  std::vector<float> one = Draw(kLayer.rows * kLayer.columns, 1), two = one;
+  EggrollUpdate(kLayer, members, EggrollStep(0.05, 0.2, 50, 2), one);
+  std::reverse(members.begin(), members.end());
+  EggrollUpdate(kLayer, members, EggrollStep(0.05, 0.2, 50, 2), two);
+  EXPECT_EQ(one, two);
+}
+
+TEST(EggrollTest, ForwardIsTheProductWithThePerturbedMatrix) {
+  const std::vector<float> noise = Noise(kLayer, 9), x = Draw(kLayer.columns, 2);
+  std::vector<float> y(kLayer.rows, 0.0F);
+  const float scale = static_cast<float>(-0.2 / std::sqrt(2.0));
+  EggrollForward(kLayer, 9, scale, x, y);
+  for (uint64_t i = 0; i < kLayer.rows; ++i) {
+    double expected = 0;
+    for (uint64_t j = 0; j < kLayer.columns; ++j) expected += static_cast<double>(scale) * noise[i * kLayer.columns + j] * x[j];
+    EXPECT_NEAR(y[i], expected, 1e-5) << i;
+  }
+}
+
+TEST(EggrollTest, FitnessIsRoundedAndBounded) {
+  EXPECT_EQ(EggrollWeight(1.0, 1), int64_t{1} << 20);
+  EXPECT_EQ(EggrollWeight(1.0, -1), -(int64_t{1} << 20));
+  EXPECT_EQ(EggrollWeight(1e9, 1), int64_t{16} << 20);
+  EXPECT_EQ(EggrollWeight(0, 1), 0);
+}
+
+// From a linear model's squared error, with fitness standardised as in the paper: the estimate points along the true gradient.
+TEST(EggrollTest, TheEstimatePointsAlongTheGradient) {
+  const EggrollLayer layer{.seed = 5, .layer = 0, .rank = 1, .rows = 16, .columns = 24};
+  const std::vector<float> target = Draw(16 * 24, 3), inputs = Draw(64 * 24, 4);
+  const auto errors = [&](uint32_t member, float scale) {  // of outputs, [64, 16], at W = 0
+    std::vector<float> all;
+    for (size_t n = 0; n < 64; ++n) {
+      const std::span<const float> x(inputs.data() + n * 24, 24);
+      std::vector<float> y(16, 0.0F);
+      if (scale != 0) EggrollForward(layer, member, scale, x, y);
+      for (size_t i = 0; i < 16; ++i) {
+        for (size_t j = 0; j < 24; ++j) y[i] -= target[i * 24 + j] * x[j];
+      }
+      all.insert(all.end(), y.begin(), y.end());
+    }
+    return all;
+  };
+  constexpr uint32_t kPairs = 512;
+  std::vector<double> fitness;
+  for (uint32_t i = 0; i < kPairs; ++i) {
+    for (const float sign : {1.0F, -1.0F}) {
+      double loss = 0;
+      for (const float e : errors(i, 0.05F * sign)) loss += static_cast<double>(e) * e;
+      fitness.push_back(-loss);
+    }
+  }
+  double mean = 0, variance = 0;
+  for (const double f : fitness) mean += f / static_cast<double>(fitness.size());
+  for (const double f : fitness) variance += (f - mean) * (f - mean) / static_cast<double>(fitness.size());
+  std::vector<EggrollMember> members;
+  for (uint32_t i = 0; i < 2 * kPairs; ++i) members.push_back({i / 2, EggrollWeight((fitness[i] - mean) / std::sqrt(variance + 1e-5), i % 2 == 0 ? 1 : -1)});
+  std::vector<float> update(16 * 24, 0.0F);
+  EggrollUpdate(layer, members, EggrollStep(1, 0.05, 2 * kPairs, 1), update);
+  std::vector<double> descent(16 * 24, 0.0);
+  const std::vector<float> error = errors(0, 0);
+  for (size_t n = 0; n < 64; ++n) {
+    for (size_t i = 0; i < 16; ++i) {
+      for (size_t j = 0; j < 24; ++j) descent[i * 24 + j] -= static_cast<double>(error[n * 16 + i]) * inputs[n * 24 + j];
+    }
+  }
+  double dot = 0, ours = 0, theirs = 0;
+  for (size_t i = 0; i < update.size(); ++i) {
+    dot += update[i] * descent[i];
+    ours += static_cast<double>(update[i]) * update[i];
+    theirs += descent[i] * descent[i];
+  }
+  EXPECT_GT(dot / std::sqrt(ours * theirs), 0.55);  // 512 directions of 384 dimensions; the note measured .64
+}
+
+}  // namespace
+}  // namespace tributary
