@@ -6,9 +6,24 @@
 #include <ATen/ops/mse_loss.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 namespace tributary::client {
+
+namespace {
+
+absl::Status CheckTokens(std::span<const float> tokens, int64_t vocabulary, uint32_t example) {
+  for (const float token : tokens) {
+    if (!(token >= 0 && token < static_cast<float>(vocabulary)) || token != std::floor(token)) {
+      return InvalidArgument("data: example {} has value {}, the model's tokens are 0 to {}; use data.source text, or set the model's parameter 'vocabulary'",
+                             example, token, vocabulary - 1);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& model) {
   if (data == nullptr || data->all == nullptr || data->count() == 0) return InvalidArgument("data: this identity has no examples");
@@ -27,11 +42,16 @@ absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& mod
                            fmt::format("{}", fmt::join(result.shape_, "x")));
   }
   const int64_t outputs = model.model().outputs();
+  result.next_token_ = model.model().next_token();
   if (result.regression_ && outputs > 1) {
     return InvalidArgument("data: regression targets need a model with 1 output, this one has {}; set its parameter classes=1", outputs);
   }
   for (uint32_t index : data->indices) {
     if (index >= all.count()) return InvalidArgument("data: example {} of a view, the data has {}", index, all.count());
+    if (result.next_token_) {
+      TRIB_RETURN_IF_ERROR(CheckTokens(std::span(all.x).subspan(static_cast<size_t>(index) * all.example_elements(), all.example_elements()), outputs, index));
+      continue;  // its labels say where it comes from, nothing that is learnt
+    }
     if (result.regression_) continue;
     const int64_t label = all.labels[index];
     if (label < 0 || (outputs > 0 && label >= outputs)) {
@@ -73,12 +93,23 @@ Batch Batches::At(std::span<const uint32_t> positions) const {
 
 absl::StatusOr<at::Tensor> Batches::Loss(const at::Tensor& output, const Batch& batch) const {
   const int64_t rows = batch.x.size(0);
+  if (next_token_) {
+    const int64_t steps = batch.x.size(1) - 1;
+    return at::cross_entropy_loss(output.slice(1, 0, steps).reshape({rows * steps, -1}), batch.x.slice(1, 1).reshape({rows * steps}).to(at::kLong));
+  }
   const int64_t least = regression_ ? 1 : largest_label_ + 1;
   if (output.dim() != 2 || output.size(0) != rows || output.size(1) < least || (regression_ && output.size(1) != 1)) {
     return InvalidArgument("model: expected an output of shape [{}, {}{}], got [{}]", rows, least, regression_ ? "" : " or more",
                            fmt::format("{}", fmt::join(output.sizes().vec(), ", ")));
   }
   return regression_ ? at::mse_loss(output, batch.y) : at::cross_entropy_loss(output, batch.y);
+}
+
+double Batches::Correct(const at::Tensor& output, const Batch& batch) const {
+  if (!next_token_) return static_cast<double>(output.argmax(1).eq(batch.y).sum().item<int64_t>());
+  const int64_t steps = batch.x.size(1) - 1;
+  const at::Tensor right = output.slice(1, 0, steps).argmax(2).eq(batch.x.slice(1, 1).to(at::kLong));
+  return static_cast<double>(right.sum().item<int64_t>()) / static_cast<double>(steps);
 }
 
 }  // namespace tributary::client

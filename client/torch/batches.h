@@ -29,14 +29,17 @@ class Batches {
   bool regression() const { return regression_; }
   // Examples at these positions of the shard, each < count().
   Batch At(std::span<const uint32_t> positions) const;
-  // Mean loss over the batch: cross entropy of logits, or squared error. Checks the shape of `output` (a script's is known only now).
+  // Mean loss over the batch: cross entropy of logits (of a language model over all positions that have a next one), or squared error. Checks the shape of `output` (a script's is known only now).
   absl::StatusOr<at::Tensor> Loss(const at::Tensor& output, const Batch& batch) const;
+  // How many examples of the batch `output` gets right; of a language model shares of them. Not for regression.
+  double Correct(const at::Tensor& output, const Batch& batch) const;
 
  private:
   Batches() = default;
   const Dataset* data_ = nullptr;
   size_t count_ = 0;
   bool regression_ = false;
+  bool next_token_ = false;       // of the model: x is tokens, and what is learnt
   bool on_device_ = false;        // x_ and y_ are this shard alone, indexed by position
   std::vector<int64_t> shape_;    // of one example
   at::ScalarType type_ = at::kFloat;

@@ -121,6 +121,7 @@ class TorchLearner : public Learner {
                                        initial_loss);
       result.metrics["train_loss"] = outcome.train_loss;
       result.metrics["train_steps"] = static_cast<double>(outcome.steps);
+      result.metrics.merge(model_->model().Metrics());
       result.metrics["train_s"] = absl::ToDoubleSeconds(absl::Now() - start);
       return result;
     });
@@ -139,7 +140,7 @@ class TorchLearner : public Learner {
   absl::StatusOr<EvaluateResult> Measure(const Batches& batches, const std::function<bool(float)>& progress) {
     const at::NoGradGuard no_grad;
     double loss_sum = 0;
-    int64_t correct = 0;
+    double correct = 0;
     std::vector<uint32_t> positions;
     for (size_t first = 0; first < batches.count(); first += kEvaluationBatch) {
       const size_t last = std::min(first + kEvaluationBatch, batches.count());
@@ -149,7 +150,7 @@ class TorchLearner : public Learner {
       const at::Tensor output = model_->model().Forward(batch.x, /*training=*/false);
       TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, batches.Loss(output, batch));
       loss_sum += loss.item<double>() * static_cast<double>(last - first);
-      if (!batches.regression()) correct += output.argmax(1).eq(batch.y).sum().item<int64_t>();
+      if (!batches.regression()) correct += batches.Correct(output, batch);
       if (progress && !progress(static_cast<float>(last) / static_cast<float>(batches.count()))) {
         return Cancelled("evaluation: stopped after {} of {} examples", last, batches.count());
       }
@@ -158,7 +159,7 @@ class TorchLearner : public Learner {
     result.examples = batches.count();
     result.loss = loss_sum / static_cast<double>(batches.count());
     result.accuracy = batches.regression() ? std::numeric_limits<double>::quiet_NaN()
-                                           : static_cast<double>(correct) / static_cast<double>(batches.count());
+                                           : correct / static_cast<double>(batches.count());
     return result;
   }
 
@@ -244,6 +245,7 @@ class TorchLearner : public Learner {
     }
     if (device_.is_cuda()) at::globalContext().setDeterministicCuDNN(request.spec->reproducible);
     model_->Load(request.model);
+    model_->model().BeginTask();
     return absl::OkStatus();
   }
 

@@ -1,7 +1,7 @@
 // What a learner can train: named tensors and a forward pass. Two kinds exist: the zoo's (models/, written with ATen calls) and user
 // modules as TorchScript (torchscript.h).
 //
-// x is [B, …input_shape]; Forward gives [B, outputs]: logits for classes, one column for regression. Tensors are created on the
+// x is [B, …input_shape]; Forward gives [B, outputs]: logits for classes, one column for regression; or what next_token says. Tensors are created on the
 // device and in the type they are trained in; TrainableModel then moves their storage into one flat buffer, the handles stay.
 // Threads: thread-compatible. Errors: exceptions of LibTorch, caught by callers with Guarded().
 #pragma once
@@ -9,6 +9,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
@@ -49,6 +50,15 @@ class Model {
   virtual std::vector<int64_t> input_shape() const = 0;
   // Columns of Forward's result; 0: unknown before it has run (TorchScript).
   virtual int64_t outputs() const = 0;
+  // Whether Forward gives [B, T, outputs], the logits of each position's next element of x: a language model, trained on x alone.
+  virtual bool next_token() const { return false; }
+  // What training adds to the loss of the last Forward; undefined: nothing.
+  virtual at::Tensor AuxiliaryLoss() const { return {}; }
+  // Around a task's steps: after its values have been loaded; after each step of the optimiser.
+  virtual void BeginTask() {}
+  virtual void EndStep() {}
+  // Of the task's steps, for its statistics.
+  virtual std::map<std::string, double> Metrics() const { return {}; }
   const std::vector<ModelTensor>& tensors() const { return tensors_; }
 
  protected:

@@ -1,6 +1,7 @@
 // Minibatch SGD: for each batch, g = ∇loss(w), corrected as the strategy says (correction.h), + weight_decay·w;  v = momentum·v + g;
 // w = w − lr·v, v beginning at 0 in each task
 // (torch.optim.SGD without dampening; McMahan et al., AISTATS 2017, Algorithm 1, ClientUpdate, for momentum = weight_decay = 0).
+#include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 
 #include <ATen/ops/zeros_like.h>
@@ -30,7 +31,8 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
   at::Tensor& gradient = run.model.gradient();
   gradient.zero_();
   TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
-  loss.backward();
+  const at::Tensor auxiliary = run.model.model().AuxiliaryLoss();
+  (auxiliary.defined() ? loss + auxiliary : loss).backward();
   const double value = loss.item<double>();
   at::Tensor fresh, noise;
   if (correction.gradient_noise > 0) {
@@ -52,7 +54,8 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
       gradient.zero_();
     }
     TRIB_ASSIGN_OR_RETURN(const at::Tensor loss_before, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
-    loss_before.backward();
+    const at::Tensor auxiliary_before = run.model.model().AuxiliaryLoss();
+    (auxiliary_before.defined() ? loss_before + auxiliary_before : loss_before).backward();
     const at::NoGradGuard no_grad;
     weights.copy_(kept);
     if (noise.defined()) gradient.add_(noise);
@@ -99,6 +102,7 @@ absl::StatusOr<LocalOutcome> RunSgd(const LocalRun& run) {
       if (spec.weight_decay != 0) gradient.add_(weights, spec.weight_decay);
       if (velocity.defined()) velocity.mul_(spec.momentum).add_(gradient);
       weights.sub_(velocity.defined() ? velocity : gradient, spec.lr);
+      run.model.model().EndStep();
     }
     loss_sum += value * static_cast<double>(positions.size());
     examples += static_cast<double>(positions.size());

@@ -43,6 +43,22 @@ inline Dataset Classes(size_t count, std::vector<int64_t> shape, int64_t classes
   return data;
 }
 
+// `count` sequences of `length` tokens for a language model: sequence s counts up in steps of 1 + s mod 3, mod 7.
+inline Dataset Tokens(size_t count, int64_t length) {
+  auto all = std::make_shared<Examples>();
+  all->example_shape = {length};
+  all->classes = 1;
+  all->labels.assign(count, 0);
+  for (size_t s = 0; s < count; ++s) {
+    for (size_t i = 0; i < static_cast<size_t>(length); ++i) all->x.push_back(static_cast<float>((i * (1 + s % 3) + s) % 7));
+  }
+  Dataset data;
+  data.all = std::move(all);
+  data.indices.resize(count);
+  std::iota(data.indices.begin(), data.indices.end(), 0U);
+  return data;
+}
+
 template <typename T>
 std::vector<T> Floats(std::span<const std::byte> flat, size_t count) {
   std::vector<T> values(count);

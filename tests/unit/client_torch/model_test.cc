@@ -20,7 +20,7 @@ using testing::StatusIs;
 
 // What a line of models.def promises with its default parameters: trainable elements (a new model adds its count here).
 const std::map<std::string, size_t> kParameterCounts = {
-    {"linear", 7'850}, {"mlp", 159'010}, {"cnn", 207'178}, {"resnet18", 11'689'512}};
+    {"linear", 7'850}, {"mlp", 159'010}, {"cnn", 207'178}, {"resnet18", 11'689'512}, {"transformer", 918'656}, {"moe_transformer", 3'478'656}};
 
 std::vector<int64_t> InputOf(const ZooEntry& entry) {
   const std::string defaults = entry.defaults;
@@ -32,6 +32,12 @@ std::vector<int64_t> InputOf(const ZooEntry& entry) {
     text >> shape.emplace_back();
   }
   return shape;
+}
+
+// Examples that the entry's model can learn, as many as are asked for.
+Dataset DataFor(const ZooEntry& entry, size_t count) {
+  const bool language = std::string(entry.name).find("transformer") != std::string::npos;
+  return language ? Tokens(count, InputOf(entry)[0]) : Classes(count, InputOf(entry), 2);
 }
 
 class ModelContractTest : public ::testing::TestWithParam<ZooEntry> {};
@@ -59,7 +65,7 @@ TEST_P(ModelContractTest, ComesBackFromTheModuleAsItWentIn) {
   JobSpec spec = ZooJob(GetParam().name);
   spec.local.epochs = 0;  // zero steps change nothing
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
-  const Dataset data = Classes(2, InputOf(GetParam()), 2);
+  const Dataset data = DataFor(GetParam(), 2);
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, CpuLearner()->Train(RequestFor(spec, model), &data));
   EXPECT_EQ(Applied<float>(model, result.update).bytes, model.bytes);
   for (float delta : Floats<float>(result.update, model.layout.trainable_count())) ASSERT_EQ(delta, 0);
@@ -69,9 +75,9 @@ TEST_P(ModelContractTest, LearnsATinyFixedBatch) {
   JobSpec spec = ZooJob(GetParam().name);
   spec.local.steps = 12;
   spec.local.batch = 4;
-  spec.local.lr = 0.01;
+  spec.local.lr = std::string(GetParam().name).find("transformer") != std::string::npos ? 0.1 : 0.01;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
-  const Dataset data = Classes(4, InputOf(GetParam()), 2);
+  const Dataset data = DataFor(GetParam(), 4);
   const auto learner = CpuLearner();
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
   const FlatModel trained = Applied<float>(model, result.update);

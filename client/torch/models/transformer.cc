@@ -1,0 +1,41 @@
+// A decoder-only transformer over bytes (decoder.h) whose feed-forward part is SwiGLU. 918,656 parameters by default.
+#include "client/torch/decoder.h"
+#include "client/torch/models/registry.h"
+
+namespace tributary::client {
+namespace {
+
+class Transformer : public Decoder {
+ public:
+  Transformer(const DecoderShape& shape, int64_t hidden, at::TensorOptions options) : Decoder(shape, options) {
+    for (int64_t layer = 0; layer < shape.layers; ++layer) {
+      const std::string prefix = "model.layers." + std::to_string(layer);
+      AddAttention(prefix);
+      Mlp mlp;
+      mlp.gate = AddMatrix(prefix + ".mlp.gate_proj.weight", hidden, shape.width);
+      mlp.up = AddMatrix(prefix + ".mlp.up_proj.weight", hidden, shape.width);
+      mlp.down = AddMatrix(prefix + ".mlp.down_proj.weight", shape.width, hidden);
+      mlps_.push_back(std::move(mlp));
+    }
+    AddHead();
+  }
+
+ protected:
+  at::Tensor FeedForward(size_t layer, const at::Tensor& h, bool) override { return SwiGlu(h, mlps_[layer].gate, mlps_[layer].up, mlps_[layer].down); }
+
+ private:
+  struct Mlp {
+    at::Tensor gate, up, down;
+  };
+  std::vector<Mlp> mlps_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Model>> MakeTransformer(const NamedParams& params, at::TensorOptions options) {
+  TRIB_ASSIGN_OR_RETURN(const DecoderShape shape, DecoderShape::Of(params, "model 'transformer'"));
+  TRIB_ASSIGN_OR_RETURN(const int64_t hidden, params.Count("hidden"));
+  return std::make_unique<Transformer>(shape, hidden, options);
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,236 @@
+// The language models: what must hold of any of them, and the mixture-of-experts layer against the same computed directly.
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/randn.h>
+#include <ATen/ops/softmax.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+#include <gmock/gmock.h>
+
+#include <cmath>
+#include <map>
+
+#include "client/torch/batches.h"
+#include "client/torch/decoder.h"
+#include "client/torch/moe/moe_layer.h"
+#include "client/torch/trainable_model.h"
+#include "tests/unit/client_torch/fixtures.h"
+
+namespace tributary {
+
+void PrintTo(const JobSpec& spec, std::ostream* out) { *out << spec.model.zoo; }
+
+namespace client {
+namespace {
+
+using absl::StatusCode;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+const ParamMap kSmall = {{"input", "16"}, {"vocabulary", "64"}, {"layers", "2"}, {"width", "32"}, {"heads", "4"}};
+
+ParamMap Small(ParamMap more) {
+  more.insert(kSmall.begin(), kSmall.end());
+  return more;
+}
+
+JobSpec SmallJob(const std::string& zoo, ParamMap more = {}) {
+  JobSpec spec = ZooJob(zoo, Small(std::move(more)));
+  spec.dtype = DType::kF64;
+  return spec;
+}
+
+// The model with its initial values, in double.
+std::unique_ptr<TrainableModel> Initialised(const JobSpec& spec) {
+  auto model = TrainableModel::Create(spec.model, spec.dtype, "", at::Device(at::kCPU));
+  EXPECT_THAT(model, IsOk());
+  (*model)->Load((*model)->Initialise(5));
+  (*model)->model().BeginTask();
+  return *std::move(model);
+}
+
+at::Tensor SomeTokens(int64_t sequences, int64_t length) {
+  at::Tensor tokens = at::zeros({sequences, length}, at::TensorOptions().dtype(at::kDouble));
+  auto* token = tokens.mutable_data_ptr<double>();
+  for (int64_t i = 0; i < sequences * length; ++i) token[i] = static_cast<double>((i * i + 7 * i + 3) % 64);
+  return tokens;
+}
+
+class LanguageModelTest : public ::testing::TestWithParam<JobSpec> {};
+
+TEST_P(LanguageModelTest, APositionSeesNothingThatComesAfterIt) {
+  const at::NoGradGuard no_grad;
+  const auto model = Initialised(GetParam());
+  const at::Tensor tokens = SomeTokens(1, 16);
+  const at::Tensor before = model->model().Forward(tokens, false);
+  at::Tensor changed = tokens.clone();
+  changed[0][9] = 63.0;
+  const at::Tensor after = model->model().Forward(changed, false);
+  ASSERT_EQ(before.sizes().vec(), (std::vector<int64_t>{1, 16, 64}));
+  EXPECT_LT((before - after).slice(1, 0, 9).abs().max().item<double>(), 1e-12);
+  EXPECT_GT((before - after).slice(1, 9).abs().max().item<double>(), 1e-6);
+  EXPECT_LT((before.slice(1, 0, 5) - model->model().Forward(tokens.slice(1, 0, 5), false)).abs().max().item<double>(), 1e-12) << "shorter sequences too";
+}
+
+// Through attention, router, gates and experts: the derivative along a direction, against finite differences in double.
+TEST_P(LanguageModelTest, ItsGradientIsThatOfFiniteDifferences) {
+  const auto model = Initialised(GetParam());
+  const Dataset data = Tokens(3, 16);
+  TRIB_ASSERT_OK_AND_ASSIGN(const Batches batches, Batches::Create(&data, *model));
+  const std::vector<uint32_t> all = {0, 1, 2};
+  const auto loss = [&] {
+    const Batch batch = batches.At(all);
+    const at::Tensor value = *batches.Loss(model->model().Forward(batch.x, true), batch);
+    const at::Tensor auxiliary = model->model().AuxiliaryLoss();
+    return auxiliary.defined() ? value + auxiliary : value;
+  };
+  model->gradient().zero_();
+  loss().backward();
+  const at::NoGradGuard no_grad;
+  at::manual_seed(3);
+  const at::Tensor direction = at::randn(model->gradient().sizes(), model->gradient().options());
+  const double step = 1e-6;
+  model->trainable().add_(direction, step);
+  const double above = loss().item<double>();
+  model->trainable().sub_(direction, 2 * step);
+  const double below = loss().item<double>();
+  const double slope = model->gradient().dot(direction).item<double>();
+  EXPECT_GT(std::abs(slope), 1e-3);
+  EXPECT_NEAR((above - below) / (2 * step) / slope, 1, 1e-4);
+}
+
+TEST_P(LanguageModelTest, LearnsWhatComesNext) {
+  JobSpec spec = GetParam();
+  spec.local.steps = 60;
+  spec.local.batch = 6;
+  spec.local.lr = 0.1;
+  TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+  const Dataset data = Tokens(6, 16);
+  const auto learner = CpuLearner();
+  TRIB_ASSERT_OK_AND_ASSIGN(const EvaluateResult before, learner->Evaluate(RequestFor(spec, model), &data));
+  EXPECT_NEAR(before.loss, std::log(64), 0.1) << "an untrained model knows nothing";
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
+  TRIB_ASSERT_OK_AND_ASSIGN(const EvaluateResult after, learner->Evaluate(RequestFor(spec, Applied<double>(model, result.update)), &data));
+  EXPECT_LT(after.loss, 1.9);
+  EXPECT_GT(after.accuracy, 0.3);
+  EXPECT_LE(after.accuracy, 1.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Zoo, LanguageModelTest,
+                         ::testing::Values(SmallJob("transformer", {{"hidden", "48"}}),
+                                           SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router", "lbl"}, {"router.weight", "0.05"}}),
+                                           SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"score", "sigmoid"}, {"gate", "sqrt"}, {"router", "alf"}})),
+                         [](const auto& info) { return info.param.model.zoo + std::to_string(info.index); });
+
+struct LayerRig {
+  int64_t width = 12, hidden = 20, experts = 6;
+  at::TensorOptions options = at::TensorOptions().dtype(at::kDouble);
+  at::Tensor gate = at::randn({experts, width}, options);
+  std::vector<Expert> all;
+  at::Tensor x = at::randn({40, width}, options);
+
+  LayerRig() {
+    for (int64_t e = 0; e < experts; ++e) all.push_back({at::randn({hidden, width}, options), at::randn({width, hidden}, options), at::randn({hidden, width}, options)});
+  }
+  MoeLayer Layer(MoeOptions layer_options, const std::string& router, size_t top_k, const ParamMap& params = {}) {
+    MoeLayer layer(layer_options, gate, all, {});
+    layer.Begin(*MakeRouter(router, params, {.experts = static_cast<size_t>(experts), .top_k = top_k}));
+    return layer;
+  }
+  // Σ_j weight[n, j]·F_j(x_n), every expert on every token.
+  at::Tensor Mixture(const at::Tensor& weight) const {
+    at::Tensor y = at::zeros_like(x);
+    for (int64_t e = 0; e < experts; ++e) {
+      const auto at_e = static_cast<size_t>(e);
+      y = y + SwiGlu(x, all[at_e].w1, all[at_e].w3, all[at_e].w2) * weight.select(1, e).unsqueeze(1);
+    }
+    return y;
+  }
+};
+
+TEST(MoeLayerTest, WithAllExpertsChosenItIsTheDenseMixture) {
+  at::manual_seed(1);
+  LayerRig rig;
+  const at::Tensor scores = at::softmax(at::linear(rig.x, rig.gate), -1);
+  MoeLayer linear = rig.Layer({}, "none", 6);
+  EXPECT_LT((linear.Forward(rig.x, 40, true) - rig.Mixture(scores)).abs().max().item<double>(), 1e-11);
+  MoeLayer root = rig.Layer({.gate = GateShape::kSqrt}, "none", 6);
+  EXPECT_LT((root.Forward(rig.x, 40, true) - rig.Mixture(scores.sqrt())).abs().max().item<double>(), 1e-11);
+  EXPECT_FALSE(linear.auxiliary_loss().defined());
+}
+
+// Of every router: the layer's output is the mixture by the gates of moe_math.h, which is tested against published code.
+TEST(MoeLayerTest, ItsGatesAreThoseOfTheReferenceForEveryRouter) {
+  at::manual_seed(2);
+  LayerRig rig;
+  const at::Tensor logits = at::linear(rig.x, rig.gate);
+  const at::Tensor plain = logits.to(at::kFloat).contiguous();
+  const std::span<const float> values(plain.const_data_ptr<float>(), static_cast<size_t>(plain.numel()));
+  const std::vector<float> scores = Scores(values, 6, Score::kSoftmax);
+  for (const RouterEntry& entry : Routers()) {
+    MoeLayer layer = rig.Layer({}, entry.name, 2);
+    const auto router = *MakeRouter(entry.name, {}, {.experts = 6, .top_k = 2});
+    const Selection selection = router->Select(values, scores, {.sequence = 20});
+    const std::vector<float> gates = Gates(selection, values, scores, router->gate_rule(), GateShape::kLinear);
+    at::Tensor dense = at::zeros({40, 6}, rig.options);
+    auto* weight = dense.mutable_data_ptr<double>();
+    for (size_t j = 0; j < 6; ++j) {
+      for (int64_t pair = selection.offsets[j]; pair < selection.offsets[j + 1]; ++pair) {
+        weight[static_cast<size_t>(selection.token[static_cast<size_t>(pair)]) * 6 + j] = static_cast<double>(gates[static_cast<size_t>(pair)]);
+      }
+    }
+    const at::Tensor expected = rig.Mixture(dense);
+    EXPECT_LT((layer.Forward(rig.x, 20, true) - expected).abs().max().item<double>() / expected.abs().max().item<double>(), 1e-5) << entry.name;
+    if (std::string(entry.name) == "lbl" || std::string(entry.name) == "global_lbl") {
+      const std::vector<int64_t> counts = selection.Counts();
+      EXPECT_NEAR(layer.auxiliary_loss().item<double>(), BalanceLoss(scores, router->LossWeights(counts)), 1e-7) << entry.name;
+    }
+  }
+  MoeLayer z = rig.Layer({.z_loss = 0.5}, "none", 2);
+  z.Forward(rig.x, 40, true);
+  EXPECT_NEAR(z.auxiliary_loss().item<double>(), 0.5 * ZLoss(values, 6), 1e-5);
+}
+
+TEST(MoeTransformerTest, TheRoutersBiasTravelsWithTheModelAndMetricsComeWithTheUpdate) {
+  JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router", "alf"}, {"router.step", "0.1"}});
+  spec.local.steps = 3;
+  spec.local.batch = 6;
+  TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+  const PlacedTensor* bias = model.layout.Find("model.layers.1.block_sparse_moe.gate.e_score_correction_bias");
+  ASSERT_NE(bias, nullptr);
+  EXPECT_EQ(bias->spec.kind, TensorKind::kBuffer);
+  const Dataset data = Tokens(6, 16);
+  const auto learner = CpuLearner();
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
+  const auto values = [&](std::span<const std::byte> flat) { return Floats<double>(flat.subspan(bias->offset_bytes), 4); };
+  EXPECT_EQ(values(model.bytes), std::vector<double>(4, 0.0));
+  EXPECT_NE(values(result.update), std::vector<double>(4, 0.0));
+  for (const char* metric : {"moe_avg_max_vio", "moe_sup_max_vio", "moe_effective_experts"}) EXPECT_TRUE(result.metrics.contains(metric)) << metric;
+  // Equal tasks give equal updates: nothing is left in the learner from the task before.
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult again, learner->Train(RequestFor(spec, model), &data));
+  EXPECT_EQ(again.update, result.update);
+}
+
+TEST(LanguageModelErrorsTest, NameWhatIsWrong) {
+  EXPECT_THAT(InitialModel(SmallJob("transformer", {{"hidden", "0"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("'hidden'")));
+  ParamMap uneven = kSmall;
+  uneven["width"] = "36";
+  EXPECT_THAT(InitialModel(ZooJob("transformer", uneven)), StatusIs(StatusCode::kInvalidArgument, HasSubstr("multiple of twice the 4 heads")));
+  EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "expert_choice"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("looks ahead")));
+  EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "bpi"}})), StatusIs(StatusCode::kNotFound, HasSubstr("did you mean 'bip'")));
+  EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "bip"}, {"router.mood", "x"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("did you mean 'mode'")));
+  EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"top_k", "9"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("1 to 8")));
+  JobSpec spec = SmallJob("transformer");
+  TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+  Dataset data = Tokens(2, 16);
+  auto wrong = std::make_shared<Examples>(*data.all);
+  wrong->x[20] = 64;
+  data.all = wrong;
+  EXPECT_THAT(CpuLearner()->Train(RequestFor(spec, model), &data), StatusIs(StatusCode::kInvalidArgument, HasSubstr("example 1 has value 64")));
+}
+
+}  // namespace
+}  // namespace client
+}  // namespace tributary
