@@ -1,4 +1,4 @@
-// strategies, models, datasets, codecs: what can be named in a job. Read from the tables themselves; no server, no LibTorch. docs/ is made
+// strategies, models, routers, datasets, codecs: what can be named in a job. Read from the tables themselves; no server, no LibTorch. docs/ is made
 // of it (scripts/docs.py).
 #include <fmt/format.h>
 
@@ -26,6 +26,12 @@ constexpr CatalogEntry kModels[] = {
 #define TRIB_ANALYTIC(name, factory, help, params) {#name, help, params},
 #include "client/core/analytic/analytic.def"
 #undef TRIB_ANALYTIC
+};
+
+constexpr CatalogEntry kRouters[] = {
+#define TRIB_ROUTER(name, factory, foresight, help, params) {#name, help, params},
+#include "client/core/moe/routers/routers.def"
+#undef TRIB_ROUTER
 };
 
 constexpr CatalogEntry kDatasets[] = {
@@ -133,6 +139,9 @@ void AddCatalogCommands(CLI::App& app, Context& context) {
   CLI::App* models = app.add_subcommand("models", "Models of the zoo (model: {zoo: NAME, params: {…}})");
   models->footer("Example:\n  tributary models");
   models->callback([&context] { context.action = [&context] { return PrintCatalog(context, "models", kModels); }; });
+  CLI::App* routers = app.add_subcommand("routers", "Routers of mixtures of experts (model: {zoo: moe_transformer, params: {router: {name: NAME, …}}})");
+  routers->footer("Example:\n  tributary routers");
+  routers->callback([&context] { context.action = [&context] { return PrintCatalog(context, "routers", kRouters); }; });
   CLI::App* datasets = app.add_subcommand("datasets", "Data sources of a client (data: {source: NAME})");
   datasets->footer("Example:\n  tributary datasets");
   datasets->callback([&context] { context.action = [&context] { return PrintCatalog(context, "datasets", kDatasets); }; });

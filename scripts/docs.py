@@ -45,10 +45,13 @@ def strategies(program):
 
 
 def models(program):
-    text = NOTE.format("models, datasets, codecs --json") + "# Models, data sources, codecs\n\n"
+    text = NOTE.format("models, routers, datasets, codecs --json") + "# Models, routers, data sources, codecs\n\n"
     text += "## Models\n`model: {zoo: NAME, params: {…}}`. Those that say \"no LibTorch\" need none.\n\n"
     rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"]) or "–"] for e in listed(program, "models")]
     text += table(["model", "what it is", "parameters and defaults"], rows)
+    text += "\n## Routers\n`model: {zoo: moe_transformer, params: {router: {name: NAME, …}}}`: who serves which token, and what balances the experts.\n\n"
+    rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"]) or "–"] for e in listed(program, "routers")]
+    text += table(["router", "what it is", "parameters and defaults"], rows)
     text += "\n## Data sources\n`data: {source: NAME, path: …, partition: {kind: …}}`.\n\n"
     text += table(["source", "what it reads"], [[f"`{e['name']}`", e["help"]] for e in listed(program, "datasets")])
     text += "\n## Codecs\n`codec: NAME`: how updates travel. They stay encoded until the fold.\n\n"

@@ -46,7 +46,7 @@ TEST(AppTest, HasTheCommandsOfTheContract) {
   Walk(*app, "", [&](const CLI::App&, const std::string& path) { paths.insert(path); });
   for (const char* path : {" run", " submit", " jobs ls", " jobs show", " jobs cancel", " jobs resume", " jobs watch", " clients ls",
                            " clients show", " nodes ls", " nodes show", " nodes calibrate", " state ls", " state get", " state export", " state verify",
-                           " state diff", " aggregate", " strategies", " models", " datasets", " codecs", " doctor", " completion"}) {
+                           " state diff", " aggregate", " strategies", " models", " routers", " datasets", " codecs", " doctor", " completion"}) {
     EXPECT_EQ(paths.count(path), 1u) << path;
   }
 }

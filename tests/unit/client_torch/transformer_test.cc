@@ -1,4 +1,5 @@
 // The language models: what must hold of any of them, and the mixture-of-experts layer against the same computed directly.
+#include <ATen/Context.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/linear.h>
