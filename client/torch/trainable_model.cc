@@ -3,10 +3,10 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/isfinite.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <utility>
@@ -29,6 +29,14 @@ void Fill(const Init& init, uint64_t seed, uint64_t stream, std::byte* out, size
     const T rounded = static_cast<T>(value);
     std::memcpy(out + i * sizeof(T), &rounded, sizeof(T));
   }
+}
+
+// Exponents of ones are infinities' and NaNs'. One pass, where LibTorch's isfinite makes a tensor for each of its comparisons.
+template <typename Bits, typename T>
+bool AllFinite(const T* values, size_t count, Bits exponent) {
+  bool other = false;
+  for (size_t i = 0; i < count; ++i) other |= (std::bit_cast<Bits>(values[i]) & exponent) == exponent;
+  return !other;
 }
 
 }  // namespace
@@ -114,7 +122,12 @@ LargeBytes TrainableModel::Update() const {
   return ToBytes(update);
 }
 
-bool TrainableModel::IsFinite() const { return at::isfinite(floats_).all().item<bool>(); }
+bool TrainableModel::IsFinite() const {
+  const at::Tensor host = floats_.to(at::kCPU);  // itself, on the CPU
+  const auto count = static_cast<size_t>(host.numel());
+  return host.scalar_type() == at::kDouble ? AllFinite<uint64_t>(host.const_data_ptr<double>(), count, uint64_t{0x7FF} << 52)
+                                           : AllFinite<uint32_t>(host.const_data_ptr<float>(), count, uint32_t{0xFF} << 23);
+}
 
 std::vector<std::byte> TrainableModel::Initialise(uint64_t seed) const {
   const LargeBytes values = Values();

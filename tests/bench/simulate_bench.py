@@ -77,7 +77,7 @@ def measure(a, work, folder):
     """One result a program: that of the median run."""
     cores = len(os.sched_getaffinity(0))
     rounds = {"cnn": 2 if a.quick else 10, "quadratic": 5 if a.quick else 100}[work]
-    slow = {"cnn": rounds, "quadratic": 1 if a.quick else 4}[work]  # of programs for which a round takes a second or more
+    slow = 1 if a.quick else {"cnn": 4, "quadratic": 2}[work]  # of programs for which a round takes a second or more
     arms = {"tributary": lambda: tributary(a, work, rounds, folder)}
     if a.peers:
         arms["flower"] = lambda: peer(a, "flower", work, slow)
