@@ -59,7 +59,7 @@ def tributary(a, work, rounds, folder):
     last = shown["metrics"][-1]
     reached = {"accuracy": last["accuracy"]} if work == "cnn" else {"loss": last["loss"]}
     return {"program": "tributary", "work": work, "clients_per_s": shown["clients_trained_per_s"], "events_per_s": shown["engine_events_per_s"],
-            "seconds": shown["wall_s"], **reached}
+            "seconds": shown["wall_s"], "rounds": rounds, **reached}
 
 
 def peer(a, program, work, rounds, *flags):
@@ -70,7 +70,7 @@ def peer(a, program, work, rounds, *flags):
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode != 0 or not lines:
         return {"program": program, "work": work, "error": (done.stderr or done.stdout)[-600:]}
-    return json.loads(lines[-1])
+    return {**json.loads(lines[-1]), "rounds": rounds + 1}  # the first is not timed
 
 
 def measure(a, work, folder):
@@ -102,7 +102,7 @@ def measure(a, work, folder):
 
 
 def table(results):
-    lines = [f"{'WORK':<10} {'PROGRAM':<16} {'CLIENTS/S':>12} {'EVENTS/S':>12} {'REACHED':>18} {'TRIBUTARY IS':>14}"]
+    lines = [f"{'WORK':<10} {'PROGRAM':<16} {'CLIENTS/S':>12} {'EVENTS/S':>12} {'ROUNDS':>7} {'REACHED':>18} {'TRIBUTARY IS':>14}"]
     ours = {r["work"]: r["clients_per_s"] for r in results if r["program"] == "tributary"}
     for r in results:
         if "error" in r:
@@ -111,7 +111,7 @@ def table(results):
         reached = f"accuracy {r['accuracy']:.3f}" if "accuracy" in r else f"loss {r['loss']:.6g}"
         events = f"{r['events_per_s']:,.0f}" if "events_per_s" in r else "-"
         ratio = "-" if r["program"] == "tributary" else f"{ours[r['work']] / r['clients_per_s']:.1f} x"
-        lines.append(f"{r['work']:<10} {r['arm']:<16} {r['clients_per_s']:>12,.1f} {events:>12} {reached:>18} {ratio:>14}")
+        lines.append(f"{r['work']:<10} {r['arm']:<16} {r['clients_per_s']:>12,.1f} {events:>12} {r['rounds']:>7} {reached:>18} {ratio:>14}")
     return "\n".join(lines)
 
 
