@@ -131,12 +131,10 @@ void ReadData(YamlReader& top, DataSpec* data) {
   map.reader().String("path", &data->path);
   map.reader().String("label", &data->label);
   map.Int("seed", &data->seed, 0, INT64_MAX);
-  map.Int("window", &data->window, 2, int64_t{1} << 20);
-  for (const std::string_view key : {"path", "label", "partition", "window"}) {
+  for (const std::string_view key : {"path", "label", "partition"}) {
     if (map.Has(key) && !map.Has("source")) map.Fail(key, "means nothing without data.source");
   }
   if (map.Has("label") && data->source != "csv") map.Fail("label", fmt::format("only for source csv, not {}", data->source));
-  if (map.Has("window") && data->source != "text") map.Fail("window", fmt::format("only for source text, not {}", data->source));
   if (map.Has("source") && data->source != "fashion-mnist" && data->path.empty()) {
     map.Fail("path", fmt::format("required with source {}: a file or folder on the client's machine", data->source));
   }
@@ -501,7 +499,6 @@ std::string CanonicalYaml(const JobSpec& spec) {
     line("  ", "source", Quoted(spec.data.source));
     if (!spec.data.path.empty()) line("  ", "path", Quoted(spec.data.path));
     if (!spec.data.label.empty()) line("  ", "label", Quoted(spec.data.label));
-    if (spec.data.source == "text") line("  ", "window", number(spec.data.window));
     out += "  partition:\n";
     line("    ", "kind", Quoted(spec.data.partition.kind));
     if (spec.data.partition.kind == "dirichlet") line("    ", "alpha", number(spec.data.partition.alpha));

@@ -41,10 +41,9 @@ struct PartitionSpec {
 };
 
 struct DataSpec {
-  std::string source;         // fashion-mnist | idx | safetensors | csv | text; empty: the learner brings its own data
+  std::string source;         // fashion-mnist | idx | safetensors | csv; empty: the learner brings its own data
   std::string path;           // file or folder on the *client's* machine
   std::string label;          // csv: the label column; empty: the last
-  int64_t window = 128;       // text: bytes of one example
   PartitionSpec partition;
   int64_t seed = 0;
   bool operator==(const DataSpec&) const = default;
