@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "client/core/consensus_check.h"
+#include "client/data/analytic_files.h"
 #include "common/digest.h"
 #include "common/file.h"
 #include "common/ids.h"
@@ -135,7 +137,11 @@ absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_fi
   const std::string& file = spec.model.init.empty() ? spec.model.tensors : spec.model.init;
   auto tensors = file.empty() ? InitialiseModel(job_file) : OpenTensors(file);
   if (!tensors.ok()) return tensors.status();
-  return Submission{CanonicalYaml(spec), *std::move(tensors), std::move(artifact), std::move(artifact_sha256)};
+  std::vector<std::string> warnings;
+  if (client::IsAnalytic(spec)) {
+    if (const auto data = client::LoadAnalytic(spec); data.ok()) warnings = client::ConsensusWarnings(spec, (*data)->evaluation->problems);
+  }
+  return Submission{CanonicalYaml(spec), *std::move(tensors), std::move(artifact), std::move(artifact_sha256), std::move(warnings)};
 }
 
 absl::StatusOr<v1::SubmitJobResponse> Submit(Client& client, const Submission& submission) {

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/client.h"
 #include "common/byte_source.h"
@@ -21,6 +22,7 @@ struct Submission {
   FileSource tensors;
   std::optional<FileSource> artifact;
   std::string artifact_sha256;
+  std::vector<std::string> warnings;  // what the clients' data say of the job, where they are here
 };
 
 absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_file);

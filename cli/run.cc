@@ -141,6 +141,7 @@ absl::StatusOr<v1::Job> RunFederation(const RunFlags& flags, const JobSpec& spec
   }
   TRIB_ASSIGN_OR_RETURN(Client client, Client::Connect(server));
   TRIB_ASSIGN_OR_RETURN(const v1::SubmitJobResponse response, Submit(client, submission));
+  for (const std::string& warning : submission.warnings) fmt::print(stderr, "warning: {}\n", warning);
   for (const std::string& warning : response.warnings()) fmt::print(stderr, "warning: {}\n", warning);
   absl::Status child_status;
   auto job = WatchUntilEnd(

@@ -17,6 +17,7 @@
 #include "cli/tensorboard.h"
 #include "client/core/analytic_learner.h"
 #include "client/data/analytic_files.h"
+#include "client/core/consensus_check.h"
 #include "client/data/data.h"
 #include "common/file.h"
 #include "common/process.h"
@@ -71,6 +72,7 @@ absl::Status PrepareAnalytic(const SimulateFlags& flags, Prepared* prepared) {
     options.evaluation = std::move(those);
   }
   TRIB_ASSIGN_OR_RETURN(options.initial, client::AnalyticStart(options.spec, *data));
+  for (const std::string& warning : client::ConsensusWarnings(options.spec, options.evaluation->problems)) fmt::print(stderr, "warning: {}\n", warning);
   // One step of a small problem takes less than handing it to another thread.
   const int64_t learners = flags.threads > 0 ? flags.threads : 1;
   for (int64_t i = 0; i < learners; ++i) prepared->learners.push_back(std::make_unique<client::AnalyticLearner>());

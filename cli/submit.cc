@@ -21,6 +21,7 @@ int RunSubmit(const Context& context, const SubmitFlags& flags) {
   if (!client.ok()) return ReportError(context, client.status());
   const auto response = Submit(*client, *submission);
   if (!response.ok()) return ReportError(context, response.status());
+  for (const std::string& warning : submission->warnings) fmt::print(stderr, "warning: {}\n", warning);
   for (const std::string& warning : response->warnings()) fmt::print(stderr, "warning: {}\n", warning);
   if (!flags.watch) {
     if (context.json) {

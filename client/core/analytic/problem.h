@@ -53,6 +53,8 @@ class AnalyticProblem {
   virtual double weight() const = 0;       // n_i
   // Rows that minibatches are drawn from; 0: every gradient is the full one.
   virtual size_t minibatch_rows() const { return 0; }
+  // ∇²f, dimension() × dimension(), where it is the same everywhere; empty: it is not.
+  virtual std::span<const double> hessian() const { return {}; }
   // Whether losses of several clients add up as they are (a sum over examples) instead of by weight (a mean).
   virtual bool loss_is_sum() const { return false; }
 

@@ -16,6 +16,7 @@ class Quadratic final : public AnalyticProblem {
   }
   std::span<const double> init() const override { return init_; }
   double weight() const override { return weight_; }
+  std::span<const double> hessian() const override { return a_; }
 
   double Loss(std::span<const double> w) const override {
     std::vector<double> gradient(b_.size());

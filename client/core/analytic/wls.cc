@@ -27,6 +27,7 @@ class Wls final : public AnalyticProblem {
   }
   double weight() const override { return static_cast<double>(rows_); }
   bool loss_is_sum() const override { return true; }
+  std::span<const double> hessian() const override { return gram_; }
 
   double Loss(std::span<const double> w) const override {  // ½wᵀGw − mᵀw + Σ weights·y²
     const size_t d = moment_.size();
