@@ -77,7 +77,8 @@ absl::StatusOr<Traffic> TrafficOf(const aggregator::StrategyEntry& entry) {
   StrategySpec spec;
   spec.name = std::string(entry.name);
   TRIB_ASSIGN_OR_RETURN(const auto strategy, entry.make(spec, {}));
-  return Traffic{.down = 1 + strategy->version_vectors().size(), .up = strategy->update_groups().size(), .synchronous = strategy->synchronous()};
+  const size_t model = strategy->in_place_of_model().empty() ? 1 : 0;
+  return Traffic{.down = model + strategy->version_vectors().size(), .up = strategy->update_groups().size(), .synchronous = strategy->synchronous()};
 }
 
 nlohmann::json StrategyJson(const aggregator::StrategyEntry& entry, const Traffic& traffic) {

@@ -76,6 +76,7 @@ nlohmann::json VersionJson(const v1::VersionInfo& info) {
   for (const std::string& name : info.strategy_state()) vectors.push_back(name);
   return {{"job", info.job()},           {"version", info.version()},           {"sha256", info.sha256()},   {"parent_sha256", info.parent_sha256()},
           {"bytes", info.bytes()},       {"committed_us", info.committed_us()}, {"trigger", info.trigger()}, {"epoch", info.epoch()},
+          {"state_epoch", info.state_epoch()},
           {"pruned_us", info.pruned_us()},
           {"privacy", info.has_privacy() ? PrivacyJson(info.privacy()) : nlohmann::json(nullptr)},
           {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors},

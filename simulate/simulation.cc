@@ -109,7 +109,7 @@ class Simulation {
   ModelRef model_;
   std::map<std::string, ModelRef> vectors_;
   std::vector<std::shared_ptr<const client::ClientState>> states_;  // of each client; shared with the tasks that start from them
-  std::unordered_map<UpdateId, std::shared_ptr<const client::ClientState>> staged_;
+  std::unordered_map<UpdateId, std::shared_ptr<client::ClientState>> staged_;
   std::string sha256_;
   aggregator::MemoryState memory_;
   std::optional<aggregator::Aggregate> aggregate_;         // of the open round, once something is folded
@@ -157,7 +157,7 @@ absl::Status Simulation::Prepare() {
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
   training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &update_layout_, .initial = model_, .clients = &options_.clients, .learners = options_.learners,
                                     .data = options_.data, .artifact_path = spec_.model.torchscript,
-                                    .interrupted = options_.interrupted});
+                                    .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model()});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, *model_, &memory_.strategy));
   TRIB_RETURN_IF_ERROR(MakeVectors());
@@ -220,6 +220,8 @@ absl::Status Simulation::MakeVectors() {
     const std::vector<double>& values = memory_.strategy.vectors.at(name);
     auto bytes = std::make_shared<std::vector<std::byte>>(values.size() * DTypeBytes(layout_.float_dtype()));
     if (!aggregator::StoreFloats(layout_.float_dtype(), values, *bytes)) return DataLoss("the strategy's vector '{}' is not finite", name);
+    // In the model's place it comes with the model's buffers and counters.
+    if (name == strategy_->in_place_of_model()) bytes->insert(bytes->end(), model_->begin() + static_cast<ptrdiff_t>(bytes->size()), model_->end());
     vectors_[name] = std::move(bytes);
   }
   return absl::OkStatus();
@@ -258,12 +260,15 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   count = version == action.version ? count : 0;
   version = action.version;
   task.repeat = count++;
-  task.model = channel_.Down(model_, client, action.version, task.repeat, 0);
+  const std::string in_place = strategy_->in_place_of_model();
+  if (in_place.empty()) task.model = channel_.Down(model_, client, action.version, task.repeat, 0);
   uint64_t part = 1;
   for (const auto& [name, values] : vectors_) task.vectors[name] = channel_.Down(values, client, action.version, task.repeat, part++);
+  if (!in_place.empty()) task.model = task.vectors.at(in_place);
   task.state = states_[client];
   task_of_[client] = action.task;
-  result_.bytes_down += layout_.total_bytes() + vectors_.size() * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
+  const size_t beside_model = vectors_.size() - (in_place.empty() ? 0 : 1);
+  result_.bytes_down += layout_.total_bytes() + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
   const uint64_t k = tasks_of_[client]++;
   if (!traced()) {
     const std::optional<int64_t> ns = delays_->Nanoseconds(client, k, now_ns_);
@@ -296,7 +301,7 @@ absl::Status Simulation::Arrive(uint64_t task_id) {
   aggregator::AddMeasured(*strategy_, layout_, trained.update, &arrived.scalars);
   result_.bytes_up += trained.update.size();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
-  if (trained.state) staged_[arrived.key.update] = std::make_shared<const client::ClientState>(*std::move(trained.state));
+  if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
   arrived_[arrived.key.update] = std::move(trained.update);
   return Post(std::move(arrived));
 }
@@ -353,6 +358,7 @@ absl::Status Simulation::Do(const aggregator::Commit& commit) {
   TRIB_RETURN_IF_ERROR(MakeVectors());
   for (const aggregator::RoundContributor& contributor : commit.contributors) {
     if (const auto staged = staged_.find(contributor.key.update); staged != staged_.end()) {
+      staged->second->version = commit.version;
       states_[index_.at(contributor.key.client)] = std::move(staged->second);
       staged_.erase(staged);
     }

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <thread>
 
+#include "client/core/local_buffers.h"
 #include "client/core/random.h"
 #include "client/core/train_seed.h"
 
@@ -34,6 +35,10 @@ absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, c
   request.initial = *options_.initial;
   request.state = task->state.get();
   for (const auto& [vector, values] : task->vectors) request.vectors[vector] = *values;
+  if (!options_.in_place_of_model.empty()) {
+    std::span<const std::byte>& vector = request.vectors.at(options_.in_place_of_model);
+    vector = vector.first(options_.layout->trainable_count() * DTypeBytes(options_.layout->float_dtype()));
+  }
   request.version = task->version;
   // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
   request.seed = client::TrainSeed(options_.spec->seed, name, task->version);
@@ -42,7 +47,7 @@ absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, c
   request.shard = task->client;
   request.gradient_noise = options_.spec->simulate.gradient_noise;
   request.progress = Progress();
-  auto result = learner->Train(request, data);
+  auto result = client::TrainLocally(*learner, std::move(request), data);
   if (!result.ok()) return Annotate(result.status(), fmt::format("client '{}', version {}", name, task->version));
   task->result = *std::move(result);
   return absl::OkStatus();

@@ -27,7 +27,7 @@ struct SimulatedTask {
   uint64_t version = 0;
   uint64_t repeat = 0;        // how many tasks of this client and version there were before
   ModelRef model;
-  std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements
+  std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements (but one, see below)
   std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
   std::optional<client::TrainResult> result;
 };
@@ -42,6 +42,7 @@ struct TrainingOptions {
   std::function<absl::StatusOr<std::shared_ptr<const client::Dataset>>(uint32_t client)> data;  // called from one thread at a time
   std::string artifact_path;
   std::function<bool()> interrupted;                  // asked from the learners' threads; true: what runs ends with CANCELLED
+  std::string in_place_of_model;                      // the one of the vectors that is in the model's flat form; "": none
 };
 
 class Training {

@@ -169,6 +169,9 @@ void Coordinator::SendJobInfo(ClientRecord& client, const Job& job) {
   if (job.runtime != nullptr) {
     for (const std::string& name : job.runtime->strategy->version_vectors()) info.add_version_vectors(name);
     for (const std::string& name : job.runtime->strategy->update_groups()) info.add_update_groups(name);
+    info.set_vectors_in_model(!job.runtime->strategy->in_place_of_model().empty());
+    info.set_mirrored_state(job.runtime->strategy->mirrored_state());
+    info.set_client_state(job.runtime->strategy->client_state() != ClientStateKind::kNone);
   }
   SendTo(client, std::move(message));
 }
@@ -180,6 +183,10 @@ void Coordinator::SendTask(ClientRecord& client, const Job& job, const IssuedTas
   train.set_job(job.id);
   train.set_task(task.task);
   train.set_version(task.version);
+  if (job.runtime->strategy->client_state() != ClientStateKind::kNone) {
+    train.set_state_version(ExpectedState(job, client.id));
+    train.set_state_epoch(job.latest.info().state_epoch());
+  }
   if (task.deadline != absl::InfiniteFuture()) {
     const int64_t left_ms = absl::ToInt64Milliseconds(task.deadline - clock_->Now());
     train.set_deadline_ms(static_cast<uint32_t>(std::clamp<int64_t>(left_ms, 1, UINT32_MAX)));

@@ -22,6 +22,18 @@ constexpr absl::Duration kTidyEvery = absl::Hours(1);
 constexpr size_t kMaxTimings = 100;
 constexpr size_t kMaxCommitsForRate = 10;
 
+v1::EventRow LostState(const std::string& client, bool anew, const v1::VersionInfo& version) {
+  v1::EventRow event;
+  event.set_format_version(1);
+  event.set_at_us(version.committed_us());
+  event.set_kind("client_state_lost");
+  event.set_client(client);
+  event.set_text(anew ? fmt::format("client '{}' has lost its state: all clients begin anew from version {}", client, version.version())
+                      : fmt::format("client '{}' has lost its state and begins anew", client));
+  TRIB_LOG(warn, "job {}: {}", version.job(), event.text());
+  return event;
+}
+
 }  // namespace
 
 void Coordinator::CommitLoop(const std::stop_token& stop) {
@@ -127,7 +139,12 @@ void Coordinator::RunCommit(CommitWork& work) {
       return;
     }
   }
-  const absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model);
+  absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model);
+  // A client without its state trained as one that has none: its step counts, and what is a sum over all states begins with this version.
+  const bool anew = !work.lost.empty() && runtime.strategy->client_state() == ClientStateKind::kShared;
+  if (stepped.ok() && anew) stepped = BeginClientsAnew(*runtime.strategy, runtime.layout, model->bytes(), &runtime.state);
+  std::vector<std::vector<std::byte>> rows;  // of the contributors, where the strategy keeps some
+  if (stepped.ok() && runtime.keeps_updates() && runtime.strategy->whole_reducer()->keeps_rows()) stepped = NextRows(job, runtime, whole, &rows);
   if (!stepped.ok()) {
     // The same updates would give the same model: the job cannot go on by itself.
     absl::MutexLock lock(&mutex_);
@@ -159,9 +176,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   if (runtime.privacy != nullptr) *info.mutable_privacy() = runtime.privacy->SpendAfter(commit.version);
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
-  if (runtime.keeps_updates() && runtime.strategy->whole_reducer()->keeps_rows()) {
-    for (const WholeUpdate& update : whole) batch.client_vectors.emplace_back(update.client, RowOf(runtime.layout, update.flat));
-  }
+  for (size_t i = 0; i < rows.size(); ++i) batch.client_vectors.emplace_back(whole[i].client, rows[i]);
   row.set_since_start_ns(absl::ToInt64Nanoseconds(commit.since_start));
   previous.reset();
   {
@@ -176,6 +191,7 @@ void Coordinator::RunCommit(CommitWork& work) {
       batch.updates.emplace_back(contributor.key.update, std::move(update));
     }
     row.set_last_task(job->max_task);
+    info.set_state_epoch(anew ? commit.version : job->latest.info().state_epoch());
     batch.job = job->row;
     batch.job.set_updates_committed(job->row.updates_committed() + commit.contributors.size());
   }
@@ -190,6 +206,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   event.set_kind("committed");
   event.set_text(fmt::format("version {} from {} updates: {}", commit.version, commit.contributors.size(), commit.trigger));
   batch.events.push_back(std::move(event));
+  for (const std::string& client : work.lost) batch.events.push_back(LostState(client, anew, info));
 
   while (true) {
     const absl::Status stored = store_->CommitVersion(batch);
@@ -228,12 +245,7 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
   }
   const CommitFacts facts{.version = commit.version, .sum_weight = sum_weight, .registered = commit.registered, .contributors = commit.contributors};
   if (runtime.keeps_updates()) {
-    const RowReader row = [&](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
-      absl::StatusOr<std::vector<std::byte>> stored = store_->GetClientVector(job->id, client);
-      if (absl::IsNotFound(stored.status())) return std::vector<std::byte>();
-      return stored;
-    };
-    return ApplyWholeStep(*runtime.strategy, runtime.layout, whole, row, facts, previous.bytes(), runtime.state, next.writable());
+    return ApplyWholeStep(*runtime.strategy, runtime.layout, whole, RowsOf(job), facts, previous.bytes(), runtime.state, next.writable());
   }
   SharedBytes base;
   if (runtime.strategy->server_step().needs_base()) {
@@ -242,8 +254,29 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
   }
   return ApplyServerStep(runtime.strategy->server_step(),
                          {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = sums.pieces, .counters = sums.counters,
-                          .previous = previous.bytes(), .base = base.bytes, .facts = facts},
+                          .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers()},
                          runtime.state, next.writable());
+}
+
+absl::Status Coordinator::NextRows(const JobPtr& job, const JobRuntime& runtime, std::span<const WholeUpdate> whole, std::vector<std::vector<std::byte>>* rows) {
+  const RowReader before = RowsOf(job);
+  for (const WholeUpdate& update : whole) {
+    TRIB_ASSIGN_OR_RETURN(rows->emplace_back(), NextRow(*runtime.strategy, runtime.layout, update, before));
+  }
+  return absl::OkStatus();
+}
+
+RowReader Coordinator::RowsOf(const JobPtr& job) {
+  uint64_t epoch = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    epoch = job->latest.info().state_epoch();
+  }
+  return [this, id = job->id, epoch](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
+    absl::StatusOr<std::vector<std::byte>> stored = store_->GetClientVector(id, client, epoch);
+    if (absl::IsNotFound(stored.status())) return std::vector<std::byte>();
+    return stored;
+  };
 }
 
 bool Coordinator::TidyJob(const JobPtr& job) {

@@ -2,6 +2,7 @@
 #include "aggregator/coordinator/coordinator.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "common/crash_points.h"
@@ -422,7 +423,13 @@ absl::StatusOr<SharedBytes> Coordinator::Vectors(const std::string&, const std::
   TRIB_ASSIGN_OR_RETURN(const std::vector<NamedVector> stored, store_->ReadStrategyState(id, version));
   const DType dtype = runtime->layout.float_dtype();
   const size_t each = runtime->layout.trainable_count() * DTypeBytes(dtype);
-  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> made, ModelBuffer::Make(std::make_shared<ModelBuffer::Shelf>(each * names.size())));
+  const bool in_model = !runtime->strategy->in_place_of_model().empty();
+  const size_t bytes = in_model ? runtime->layout.total_bytes() : each * names.size();
+  TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<ModelBuffer> made, ModelBuffer::Make(std::make_shared<ModelBuffer::Shelf>(bytes)));
+  if (in_model) {  // the model's buffers and counters after the vector
+    TRIB_ASSIGN_OR_RETURN(const SharedBytes model, Model("", id, version));
+    std::memcpy(made->writable().data() + each, model.bytes.data() + each, bytes - each);
+  }
   for (size_t k = 0; k < names.size(); ++k) {
     const auto vector = std::find_if(stored.begin(), stored.end(), [&](const NamedVector& one) { return one.name == names[k]; });
     if (vector == stored.end() || vector->values.size() != runtime->layout.trainable_count()) {
@@ -436,6 +443,22 @@ absl::StatusOr<SharedBytes> Coordinator::Vectors(const std::string&, const std::
   absl::MutexLock lock(&mutex_);
   if (job->vectors == nullptr || job->vectors->version() < version) job->vectors = made;
   return made->Share(made);
+}
+
+absl::StatusOr<SharedBytes> Coordinator::ClientRow(const std::string& client, const std::string& id) {
+  JobPtr job;
+  {
+    absl::MutexLock lock(&mutex_);
+    job = FindJob(id);
+    if (job == nullptr) return NotFound("there is no job '{}'", id);
+    if (job->runtime == nullptr || job->runtime->strategy->mirrored_state().empty()) {
+      return NotFound("job {}: strategy '{}' keeps no copy of its clients' states", id, job->spec.strategy.name);
+    }
+  }
+  TRIB_ASSIGN_OR_RETURN(std::vector<std::byte> row, RowsOf(job)(client));
+  if (row.empty()) return NotFound("job {}: no update of client '{}' has been counted", id, client);
+  const auto owner = std::make_shared<const std::vector<std::byte>>(std::move(row));
+  return SharedBytes{*owner, Sha256Hex(*owner), Xxh3Digest(*owner), /*memfd=*/-1, owner};
 }
 
 absl::StatusOr<SharedBytes> Coordinator::Artifact(const std::string&, const std::string& id) {

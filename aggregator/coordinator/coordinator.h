@@ -84,8 +84,11 @@ class Coordinator {
   void OnMessage(uint64_t session, const v1::ClientMessage& message) ABSL_LOCKS_EXCLUDED(mutex_);
   void Detach(uint64_t session) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<SharedBytes> Model(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
-  // What goes down with a version besides the model (Strategy::version_vectors), one after the other, of the model's type.
+  // What goes down with a version besides the model (Strategy::version_vectors), one after the other, of the model's type; or the one that
+  // goes down in the model's place, in the model's flat form (Strategy::in_place_of_model).
   absl::StatusOr<SharedBytes> Vectors(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
+  // The client's row of a strategy that mirrors states (Strategy::mirrored_state).
+  absl::StatusOr<SharedBytes> ClientRow(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<SharedBytes> Artifact(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   void CountDownload(const std::string& job, uint64_t bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<UpdateAdmission> AdmitUpload(const UpdateHeader& header, absl::Duration* retry) ABSL_LOCKS_EXCLUDED(mutex_);
@@ -143,6 +146,7 @@ class Coordinator {
     bool journal = false;     // write the partial instead of committing
     Commit commit;
     v1::PartialRow partial;
+    std::vector<std::string> lost;  // contributors that began anew although they had a client state
     std::vector<ObjectKey> kept;  // journal: the contributors' updates in their order, where they are kept whole
   };
   struct StoredEvent { std::string job; v1::EventRow row; };
@@ -234,6 +238,13 @@ class Coordinator {
   // Whether `key` may upload now. Takes up a task of the open version that a former run of this server issued.
   absl::Status CheckOrAdopt(const JobPtr& job, const UpdateKeyRef& key, uint64_t version) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   bool OfOpenVersion(const Job& job, uint64_t task) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // The version whose client state a task of the open version starts from; 0: none. The job is open.
+  uint64_t ExpectedState(const Job& job, const std::string& client) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);
+  // The contributors' rows as the commit leaves them.
+  absl::Status NextRows(const JobPtr& job, const JobRuntime& runtime, std::span<const WholeUpdate> whole, std::vector<std::vector<std::byte>>* rows)
+      ABSL_LOCKS_EXCLUDED(mutex_);
+  // The clients' rows as the open version finds them.
+  RowReader RowsOf(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);
   void CountRefused(Job& job, const std::string& code, const UpdateKeyRef& key, const std::string& text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Settle(Job& job, UpdateEntry& entry, v1::UpdateState state, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   v1::UpdateStatus FromMemory(const Job& job, const UpdateKeyRef& key) const ABSL_SHARED_LOCKS_REQUIRED(mutex_);  // UNKNOWN: no trace

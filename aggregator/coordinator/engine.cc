@@ -161,8 +161,16 @@ void Coordinator::Do(const JobPtr& job, const Commit& action) {
   work.job = job;
   work.runtime = job->runtime;
   work.commit = action;
+  for (const RoundContributor& contributor : action.contributors) {
+    const uint64_t expected = ExpectedState(*job, contributor.key.client);
+    if (LostClientState(*job->runtime->strategy, contributor.scalars, expected)) work.lost.push_back(contributor.key.client);
+  }
   commits_.push_back(std::move(work));
   commit_wake_.Signal();
+}
+
+uint64_t Coordinator::ExpectedState(const Job& job, const std::string& client) const {
+  return StateVersionOf(job.runtime->round->clients().Find(client), job.latest.info().state_epoch());
 }
 
 void Coordinator::Do(const JobPtr& job, const Evaluate& action) {

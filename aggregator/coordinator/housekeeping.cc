@@ -25,8 +25,10 @@ absl::StatusOr<bool> Housekeeping::Tidy(const std::string& job, const std::funct
 
 absl::StatusOr<bool> Housekeeping::TidyTensors(const std::string& job, uint64_t latest, Progress& at, int64_t now_us) {
   if (options_.newest == 0) return false;
+  TRIB_ASSIGN_OR_RETURN(const v1::VersionRow newest, store_->GetVersion(job, latest));
   for (int done = 0; at.tensors + options_.newest <= latest; ++at.tensors) {
     if (KeepsTensors(options_, at.tensors, at.first, latest)) continue;
+    if (at.tensors == newest.info().state_epoch()) continue;  // clients that come late begin from it
     if (done++ == kVersionsACall) return true;
     TRIB_RETURN_IF_ERROR(store_->DropTensors(job, at.tensors, now_us));
   }

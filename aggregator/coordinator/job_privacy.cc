@@ -42,9 +42,9 @@ absl::Status CheckCombination(const JobSpec& spec, const TensorLayout& layout, c
       return InvalidArgument("privacy: strategy.weighting: expected uniform, got weights that the client sets: no bound on what one client adds to the sum");
     }
   }
-  if (layout.float_count() != layout.trainable_count() || layout.counter_count() != 0) {
+  if (!strategy.local_buffers() && (layout.float_count() != layout.trainable_count() || layout.counter_count() != 0)) {
     return InvalidArgument("privacy: the model has {} buffer elements and {} counters, whose values would leave the clients without noise; "
-                           "expected a model of trainable tensors only (group norm in place of batch norm)",
+                           "expected strategy: {{buffers: local}}, or a model of trainable tensors only (group norm in place of batch norm)",
                            layout.float_count() - layout.trainable_count(), layout.counter_count());
   }
   if (spec.cohort.poisson && spec.cohort.rate * static_cast<double>(spec.cohort.population) < kLeastExpectedCohort) {

@@ -35,6 +35,7 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
   }
   const std::string update = fmt::format("update {}", ToHex(header.key.update));
   TRIB_RETURN_IF_ERROR(Annotate(CheckScalars(*runtime.strategy, header.scalars), update));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckClientState(*runtime.strategy, header.scalars, ExpectedState(job, header.key.client)), update));
   return Annotate(runtime.round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()).status(), update);
 }
 

@@ -12,45 +12,42 @@ constexpr const char* kExtrapolated = "s";
 // What the reducer gives is the new model itself.
 class TableStep final : public ServerStep {
  public:
-  explicit TableStep(RowStart start) : start_(start) {}
-  // row_sum: Σ (row_i − start) over the clients that have sent one.
-  std::vector<std::string> state_vectors() const override {
-    return start_ == RowStart::kZero ? std::vector<std::string>{kRowSum} : std::vector<std::string>{kInitial, kRowSum};
-  }
+  explicit TableStep(ClientStateKind state) : state_(state) {}
+  // row_sum: Σ (row_i − initial) over the clients that have sent one.
+  std::vector<std::string> state_vectors() const override { return {kInitial, kRowSum}; }
   bool starts_as_model(const std::string& name) const override { return name == kInitial; }
+  bool goes_with_clients(const std::string&) const override { return state_ == ClientStateKind::kShared; }
   void ApplyBlock(const StepBlock& block, StrategyState&) const override { std::copy(block.sums.begin(), block.sums.end(), block.model.begin()); }
 
  private:
-  RowStart start_;
+  ClientStateKind state_;
 };
 
 class TableReducer final : public WholeReducer {
  public:
-  TableReducer(RowStart start, int64_t clients) : start_(start), clients_(clients) {}
+  explicit TableReducer(int64_t clients) : clients_(clients) {}
   bool keeps_rows() const override { return true; }
   absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const override {
     const TensorLayout& layout = *input.layout;
     const size_t trainable = layout.trainable_count();
     std::vector<double>& row_sum = state.vectors.at(kRowSum);
-    const std::vector<double>* initial = start_ == RowStart::kZero ? nullptr : &state.vectors.at(kInitial);
+    const std::vector<double>& initial = state.vectors.at(kInitial);
     for (const WholeUpdate& update : input.updates) {
       TRIB_ASSIGN_OR_RETURN(const std::vector<std::byte> row, input.row(update.client));
       if (!row.empty() && row.size() != trainable * DTypeBytes(layout.float_dtype())) {
         return DataLoss("row of client '{}': expected {} bytes, got {}", update.client, trainable * DTypeBytes(layout.float_dtype()), row.size());
       }
       for (size_t i = 0; i < trainable; ++i) {
-        const double before = row.empty() ? (initial == nullptr ? 0.0 : (*initial)[i]) : FloatAt(layout, row, i);
-        row_sum[i] += FloatAt(layout, update.flat, i) - before;
+        row_sum[i] += FloatAt(layout, update.flat, i) - (row.empty() ? initial[i] : FloatAt(layout, row, i));
       }
     }
     const auto registered = static_cast<double>(clients_ > 0 ? clients_ : input.registered);
-    for (size_t i = 0; i < trainable; ++i) out[i] = (initial == nullptr ? 0.0 : (*initial)[i]) + row_sum[i] / registered;
+    for (size_t i = 0; i < trainable; ++i) out[i] = initial[i] + row_sum[i] / registered;
     MeanOf(input, std::vector<double>(input.updates.size(), 1.0), trainable, out);
     return absl::OkStatus();
   }
 
  private:
-  RowStart start_;
   int64_t clients_;
 };
 
@@ -59,6 +56,8 @@ class ExtrapolatedMeanStep final : public ServerStep {
   explicit ExtrapolatedMeanStep(bool forget_once) : forget_once_(forget_once) {}
   std::vector<std::string> state_vectors() const override { return {kExtrapolated}; }
   bool starts_as_model(const std::string&) const override { return true; }
+  // Σ h_i belongs to the start that all made together.
+  bool goes_with_clients(const std::string&) const override { return true; }
   void ApplyBlock(const StepBlock& block, StrategyState& state) const override {
     double* s = state.vectors.at(kExtrapolated).data() + block.first;
     const bool forget = forget_once_ && block.facts->version == 2;
@@ -75,16 +74,19 @@ class ExtrapolatedMeanStep final : public ServerStep {
 
 }  // namespace
 
-std::unique_ptr<Strategy> MakeTableStrategy(RowStart start, int64_t clients) {
-  return Assemble({.step = std::make_unique<TableStep>(start),
+std::unique_ptr<Strategy> MakeTableStrategy(ClientStateKind state, int64_t clients) {
+  return Assemble({.step = std::make_unique<TableStep>(state),
                    .weights = MakeClientCountingWeight(),
-                   .whole = std::make_unique<TableReducer>(start, clients)});
+                   .whole = std::make_unique<TableReducer>(clients),
+                   .client_state = state});
 }
 
 std::unique_ptr<Strategy> MakeExtrapolatedMean(bool forget_once) {
   return Assemble({.step = std::make_unique<ExtrapolatedMeanStep>(forget_once),
-                   .weights = MakeClaimedWeight(/*uniform=*/true),
-                   .version_vectors = {kExtrapolated}});
+                   .weights = MakeClientCountingWeight(),
+                   .version_vectors = {kExtrapolated},
+                   .in_place_of_model = kExtrapolated,
+                   .client_state = ClientStateKind::kShared});
 }
 
 ParamInfo RhoParam() {

@@ -6,9 +6,9 @@
 
 namespace tributary::aggregator {
 
-// x⁺ = mean over all N clients of the row that each sent last; a client that has sent none counts as `start`.
-enum class RowStart { kZero, kInitialModel };
-std::unique_ptr<Strategy> MakeTableStrategy(RowStart start, int64_t clients);
+// x⁺ = mean over all N clients of the row that each sent last; a client that has sent none counts as the model that all began from.
+// `state`: whether the rows are sums over what the clients did together (kShared), or each its client's own (kOwn).
+std::unique_ptr<Strategy> MakeTableStrategy(ClientStateKind state, int64_t clients);
 
 // x⁺ = mean of the participants' w_i, and with each version s = 2x⁺ − x, which begins as x⁰. `forget_once`: s = 2x⁺ in version 2, as in the
 // authors' script.

@@ -21,10 +21,11 @@ absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<cons
     return absl::OkStatus();
   }
   const std::string name = ToHex(contributor.key.update);
-  if (flat.size() != layout_.total_bytes()) {
-    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout_.total_bytes(), flat.size());
+  const TensorLayout& layout = partial_.layout();  // of an update
+  if (flat.size() != layout.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout.total_bytes(), flat.size());
   }
-  if (!Scan(flat.first(layout_.float_bytes()), layout_.float_dtype()).finite) {
+  if (!Scan(flat.first(layout.float_bytes()), layout.float_dtype()).finite) {
     return InvalidArgument("update {}: it has a NaN or an infinity", name);
   }
   for (const auto& [key, bytes] : whole_) {
@@ -41,7 +42,7 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     const StatePiece piece{.first = 0, .count = partial_.layout().float_count(), .state = partial_.state().data()};
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = &partial_.reducer(), .pieces = {&piece, 1}, .counters = partial_.counters(),
-                            .previous = input.previous, .base = input.base, .facts = input.facts},
+                            .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers()},
                            state->strategy, next);
   }
   std::vector<const std::pair<UpdateKeyRef, std::vector<std::byte>>*> order;
@@ -56,8 +57,7 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
   TRIB_RETURN_IF_ERROR(ApplyWholeStep(strategy_, layout_, updates, row, input.facts, input.previous, state->strategy, next));
   if (whole->keeps_rows()) {
     for (const WholeUpdate& update : updates) {
-      const std::span<const std::byte> bytes = RowOf(layout_, update.flat);
-      state->rows[update.client].assign(bytes.begin(), bytes.end());
+      TRIB_ASSIGN_OR_RETURN(state->rows[update.client], NextRow(strategy_, layout_, update, row));
     }
   }
   return absl::OkStatus();
@@ -68,23 +68,41 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   const WholeReducer& whole = *strategy.whole_reducer();
   TRIB_RETURN_IF_ERROR(whole.CheckCount(static_cast<int64_t>(updates.size())));
   TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
-  std::vector<double> sums(layout.float_count());
+  const size_t groups = strategy.update_groups().size();
+  std::vector<double> sums(layout.float_count() + (groups - 1) * layout.trainable_count());
+  const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
   TRIB_RETURN_IF_ERROR(whole.Reduce({.layout = &layout, .updates = updates, .registered = facts.registered, .row = row}, state, sums));
   std::vector<int64_t> counters(layout.counter_count());
   for (size_t k = 0; k < updates.size(); ++k) {
-    FoldCounters(counters.data(), updates[k].flat.data() + layout.float_bytes(), counters.size(), k == 0);
+    FoldCounters(counters.data(), updates[k].flat.data() + float_bytes, counters.size(), k == 0);
   }
   const std::unique_ptr<Reducer> plain = MakeMeanReducer(DType::kF64, Arithmetic::kFloat64);
   const StatePiece piece{.first = 0, .count = sums.size(), .state = reinterpret_cast<const std::byte*>(sums.data())};
   CommitFacts one = facts;
-  one.sum_weight = 1;
+  one.sum_weight = whole.gives_sums() ? static_cast<double>(updates.size()) : 1;
   return ApplyServerStep(strategy.server_step(),
-                         {.layout = &layout, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous, .base = {}, .facts = one},
+                         {.layout = &layout, .groups = groups, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous, .base = {}, .facts = one, .keep_buffers = strategy.local_buffers()},
                          state, next);
 }
 
 std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat) {
   return flat.first(layout.trainable_count() * DTypeBytes(layout.float_dtype()));
+}
+
+absl::StatusOr<std::vector<std::byte>> NextRow(const Strategy& strategy, const TensorLayout& layout, const WholeUpdate& update, const RowReader& row) {
+  const std::span<const std::byte> first = RowOf(layout, update.flat);
+  if (!strategy.whole_reducer()->adds_to_rows()) return std::vector<std::byte>(first.begin(), first.end());
+  TRIB_ASSIGN_OR_RETURN(const std::vector<std::byte> before, row(update.client));
+  if (!before.empty() && before.size() != first.size()) {
+    return DataLoss("row of client '{}': expected {} bytes, got {}", update.client, first.size(), before.size());
+  }
+  const size_t trainable = layout.trainable_count();
+  const size_t last = (strategy.update_groups().size() - 1) * trainable;
+  std::vector<double> sums(trainable);
+  for (size_t i = 0; i < trainable; ++i) sums[i] = FloatAt(layout, update.flat, last + i) + (before.empty() ? 0.0 : FloatAt(layout, before, i));
+  std::vector<std::byte> next(first.size());
+  if (!StoreFloats(layout.float_dtype(), sums, next)) return DataLoss("row of client '{}': its new values are not finite", update.client);
+  return next;
 }
 
 void AddMeasured(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> flat, Scalars* scalars) {

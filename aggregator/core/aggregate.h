@@ -57,8 +57,10 @@ class Aggregate {
 absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout, std::span<const WholeUpdate> updates, const RowReader& row,
                             const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next);
 
-// The trainable part of an update: a client's new row.
+// The trainable part of an update, its first group.
 std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat);
+// A contributor's row after the commit; `row` reads the one before it. DATA_LOSS: it is of another size, or the sum is not finite.
+absl::StatusOr<std::vector<std::byte>> NextRow(const Strategy& strategy, const TensorLayout& layout, const WholeUpdate& update, const RowReader& row);
 
 // Adds what the server itself measures of an update (Strategy::norm_scalar).
 void AddMeasured(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> flat, Scalars* scalars);

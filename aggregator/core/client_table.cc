@@ -26,6 +26,11 @@ ClientScalars AfterContribution(const ClientScalars& client, uint64_t round, dou
   return now;
 }
 
+uint64_t StateVersionOf(const ClientScalars& client, uint64_t epoch) {
+  const auto version = static_cast<uint64_t>(client.since);
+  return version > epoch ? version : 0;
+}
+
 bool ClientTable::Register(const std::string& client) { return rows_.try_emplace(client).second; }
 
 void ClientTable::Put(const std::string& client, const ClientScalars& scalars) {

@@ -31,6 +31,9 @@ double MeanInterval(const ClientScalars& client);
 // After it contributed to `round` (again: an interval of 0).
 ClientScalars AfterContribution(const ClientScalars& client, uint64_t round, double cutoff, double claimed);
 
+// The version that counted the client's last update, where rounds are versions; 0: none after version `epoch`.
+uint64_t StateVersionOf(const ClientScalars& client, uint64_t epoch);
+
 class ClientTable {
  public:
   // False if it is known already.

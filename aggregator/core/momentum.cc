@@ -18,6 +18,22 @@ struct Settings {
   int64_t clients = 0;     // N; 0: all that the job has seen
   bool delta = false;      // uplink
   bool warm_start = false;
+  bool mirrored = false;   // the server keeps a copy of every c_i
+};
+
+// Plain sums, made at the root because the commit needs every update once more: for its client's row.
+class MirrorReducer final : public WholeReducer {
+ public:
+  bool keeps_rows() const override { return true; }
+  bool adds_to_rows() const override { return true; }
+  bool gives_sums() const override { return true; }
+  absl::Status Reduce(const WholeInput& input, StrategyState&, std::span<double> out) const override {
+    std::fill(out.begin(), out.end(), 0.0);
+    for (const WholeUpdate& update : input.updates) {
+      for (size_t i = 0; i < out.size(); ++i) out[i] += FloatAt(*input.layout, update.flat, i);
+    }
+    return absl::OkStatus();
+  }
 };
 
 class MomentumStep final : public ServerStep {
@@ -30,6 +46,8 @@ class MomentumStep final : public ServerStep {
     if (settings_.family.control) names.emplace_back(kControl);
     return names;
   }
+
+  bool goes_with_clients(const std::string& name) const override { return name == kControl; }
 
   void ApplyBlock(const StepBlock& block, StrategyState& state) const override {
     double* g = settings_.family.momentum ? state.vectors.at(kGradient).data() + block.first : nullptr;
@@ -66,6 +84,9 @@ class MomentumStrategy final : public Strategy {
   const ServerStep& server_step() const override { return step_; }
   const WeightRule& weights() const override { return *weights_; }
   std::vector<std::string> version_vectors() const override { return step_.state_vectors(); }
+  ClientStateKind client_state() const override { return settings_.family.control ? ClientStateKind::kShared : ClientStateKind::kNone; }
+  const WholeReducer* whole_reducer() const override { return settings_.mirrored ? &mirror_ : nullptr; }
+  std::string mirrored_state() const override { return settings_.mirrored ? "c_i" : ""; }
   std::vector<std::string> update_groups() const override {
     if (!settings_.family.control) return {""};
     return settings_.delta ? std::vector<std::string>{kControlGroup} : std::vector<std::string>{"", kControlGroup};
@@ -89,6 +110,7 @@ class MomentumStrategy final : public Strategy {
  private:
   Settings settings_;
   MomentumStep step_;
+  MirrorReducer mirror_;
   std::unique_ptr<WeightRule> weights_;
 };
 
@@ -107,7 +129,12 @@ std::vector<ParamInfo> MomentumParams(const MomentumFamily& family) {
   if (family.reduced) {
     params.push_back({.name = "warm_start", .default_value = "true", .range = "true|false", .help = "version 1 is the initial model with its mean gradient"});
   }
-  if (family.control) params.push_back(ClientsParam());
+  if (family.control) {
+    params.push_back(ClientsParam());
+    params.push_back({.name = "client_state", .default_value = "own", .range = "own|mirrored",
+                      .help = "mirrored: the server keeps a copy of every client's state (a row each) and hands it to a client that lost its own, "
+                              "where otherwise all begin anew; updates are kept whole until the commit"});
+  }
   return params;
 }
 
@@ -125,6 +152,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeMomentum(const StrategySpec& spec,
   }
   if (family.reduced) settings.warm_start = reader.Flag("warm_start");
   if (family.control) settings.clients = reader.Integer("clients", 0);
+  if (family.control) settings.mirrored = reader.Choice("client_state") == "mirrored";
   TRIB_RETURN_IF_ERROR(reader.Finish());
   return std::make_unique<MomentumStrategy>(settings);
 }

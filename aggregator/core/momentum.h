@@ -8,6 +8,7 @@
 // is the group "" (Δ) and the group "control" (δ), or "control" alone.
 // `warm_start` (the VR pair): a client that trains from version 0 takes no step; it sends Δ = −ηK·∇f_i(x⁰; ξ) and δ = ∇f_i(x⁰; ξ). Version 1 then is x⁰
 // with g the mean gradient (and c the sum of the gradients over N), and the clients' x⁻ of version 1 is x⁰ itself.
+// `client_state: mirrored`: row_i ← row_i + δ_i on the server, which is c_i up to rounding (§1.7).
 #pragma once
 
 #include "aggregator/core/strategy_params.h"

@@ -156,7 +156,11 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
                          .base = {base.data(), base.empty() ? 0 : trainable}},
                         state);
       }
-      for (size_t i = trainable; i < count; ++i) model[i] = sums[i] / sum_weight;
+      if (input.keep_buffers) {
+        LoadBlock(dtype, input.previous.data(), first + trainable, std::span(model).subspan(trainable, count - trainable));
+      } else {
+        for (size_t i = trainable; i < count; ++i) model[i] = sums[i] / sum_weight;
+      }
       const std::span<const double> values(model.data(), count);
       const bool finite = dtype == DType::kF64 ? StoreBlock<double>(next.data(), first, values) : StoreBlock<float>(next.data(), first, values);
       if (!finite) {

@@ -2,7 +2,8 @@
 // to the new model. Element-wise, block by block, so that no temporary of the model's size is made.
 //
 // What the sums are divided by is the step's business (Σw, N, the buffer, 1), never the reducer's. Trainable elements go through
-// ServerStep; buffers take the weighted mean of values, always by Σw; counters take the maximum (algorithms.md §1.4).
+// ServerStep; buffers take the weighted mean of values, always by Σw, or stay as they are (`buffers: local`); counters take the
+// maximum (algorithms.md §1.4).
 // Threads: thread-compatible. A step keeps nothing between commits except in StrategyState.
 #pragma once
 
@@ -54,6 +55,8 @@ class ServerStep {
   virtual double start_of(const std::string&) const { return 0; }
   // Or the initial model's values.
   virtual bool starts_as_model(const std::string&) const { return false; }
+  // Whether the vector is a sum over the clients' states, and so begins anew when they do (BeginClientsAnew).
+  virtual bool goes_with_clients(const std::string&) const { return false; }
   // What makes a mean of the sums; finite and > 0.
   virtual absl::StatusOr<double> Divisor(const CommitFacts& facts) const { return facts.sum_weight; }
   // Whether it needs the model that the contributor started from. Such a strategy commits single updates.
@@ -81,6 +84,7 @@ struct StepInput {
   std::span<const std::byte> previous;     // layout.total_bytes()
   std::span<const std::byte> base;         // the same, for a step that needs it
   CommitFacts facts;
+  bool keep_buffers = false;               // buffers stay as they were
 };
 
 // Rounds `values` to the type; false if one is not finite then. `out`: values.size() elements.

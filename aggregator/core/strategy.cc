@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/state_version.h"
 #include "common/suggest.h"
 
 namespace tributary::aggregator {
@@ -14,8 +15,40 @@ namespace tributary::aggregator {
 #undef TRIB_STRATEGY
 
 namespace {
+
+using Make = absl::StatusOr<std::unique_ptr<Strategy>> (*)(const StrategySpec& spec, const LocalSpec& local);
+using Params = std::vector<ParamInfo> (*)();
+
+// What every strategy has: read here, not by each of them.
+ParamInfo BuffersParam() {
+  return {.name = "buffers", .default_value = "average", .range = "average|local",
+          .help = "the model's buffers: the weighted mean of the clients' values, or each client keeps its own and the model's stay as they are"};
+}
+
+template <Make make>
+absl::StatusOr<std::unique_ptr<Strategy>> MakeWithCommon(const StrategySpec& spec, const LocalSpec& local) {
+  const ParamInfo info = BuffersParam();
+  StrategySpec own = spec;
+  const auto given = own.params.extract(info.name);
+  const std::string buffers = given.empty() ? info.default_value : given.mapped();
+  if (buffers != "average" && buffers != "local") {
+    return InvalidArgument("strategy '{}': {} must be in {}, got '{}'", spec.name, info.name, info.range, buffers);
+  }
+  TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy, make(own, local));
+  strategy->set_local_buffers(buffers == "local");
+  return strategy;
+}
+
+template <Params params>
+std::vector<ParamInfo> ParamsWithCommon() {
+  std::vector<ParamInfo> all = params();
+  all.push_back(BuffersParam());
+  return all;
+}
+
 constexpr StrategyEntry kStrategies[] = {
-#define TRIB_STRATEGY(name, Stem, trait, help, source, down, up) {#name, Make##Stem, Stem##Params, StrategyTrait::trait, help, source, down, up},
+#define TRIB_STRATEGY(name, Stem, trait, help, source, down, up) \
+  {#name, MakeWithCommon<Make##Stem>, ParamsWithCommon<Stem##Params>, StrategyTrait::trait, help, source, down, up},
 #include "aggregator/core/strategies/strategies.def"
 #undef TRIB_STRATEGY
 };
@@ -45,6 +78,10 @@ bool ServesNodes(const Strategy& strategy) {
 absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars) {
   const std::vector<ScalarInfo> wanted = strategy.scalars();
   for (const auto& [name, value] : scalars) {
+    if (name == kStateVersion && strategy.client_state() != ClientStateKind::kNone) {
+      if (std::isfinite(value) && value >= 0 && value == std::floor(value)) continue;
+      return InvalidArgument("scalar '{}': expected a version, got {}", name, value);
+    }
     const auto info = std::find_if(wanted.begin(), wanted.end(), [&](const ScalarInfo& one) { return one.name == name; });
     if (info == wanted.end()) return InvalidArgument("scalar '{}': the job's strategy has none of this name", name);
     const bool above = info->low_open ? value > info->low : value >= info->low;
@@ -56,6 +93,28 @@ absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars) {
     if (!scalars.contains(info.name)) return InvalidArgument("scalar '{}' is missing: {}", info.name, info.help);
   }
   return absl::OkStatus();
+}
+
+absl::Status CheckClientState(const Strategy& strategy, const Scalars& scalars, uint64_t expected) {
+  if (strategy.client_state() == ClientStateKind::kNone) return absl::OkStatus();
+  const auto said = scalars.find(kStateVersion);
+  if (said == scalars.end()) return InvalidArgument("scalar '{}' is missing: the version whose client state the update starts from", kStateVersion);
+  if (said->second == 0 || said->second == static_cast<double>(expected)) return absl::OkStatus();
+  return InvalidArgument("the update starts from its client's state of version {}; expected that of version {}, its last counted update, or none", said->second,
+                         expected);
+}
+
+bool LostClientState(const Strategy& strategy, const Scalars& scalars, uint64_t expected) {
+  if (strategy.client_state() == ClientStateKind::kNone || expected == 0) return false;
+  const auto said = scalars.find(kStateVersion);
+  return said != scalars.end() && said->second == 0;
+}
+
+absl::Status BeginClientsAnew(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state) {
+  for (const std::string& name : strategy.server_step().state_vectors()) {
+    if (strategy.server_step().goes_with_clients(name)) state->vectors.erase(name);
+  }
+  return PrepareState(strategy, layout, model, state);
 }
 
 absl::Status PrepareState(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state) {

@@ -22,6 +22,13 @@ namespace tributary::aggregator {
 
 enum class StrategyTrait { kMergeable, kNeedsAll };
 
+// What a client keeps between its updates of a job (algorithms.md §1.7), as the server sees it.
+enum class ClientStateKind {
+  kNone,    // nothing that concerns the server
+  kOwn,     // a client that lost its state begins anew, and nothing else changes (fedadmm: its row is replaced)
+  kShared,  // the server's vectors are sums over all clients' states: if one of them begins anew all must, and those vectors with them
+};
+
 struct ParamInfo {
   std::string name;
   std::string default_value;
@@ -58,14 +65,33 @@ class Strategy {
   virtual std::vector<std::string> update_groups() const { return {""}; }
   // Those of the strategy's vectors that go down with a version, in this order.
   virtual std::vector<std::string> version_vectors() const { return {}; }
+  // That one of them which goes down in the place of the model's trainable elements; "": the model itself goes down.
+  virtual std::string in_place_of_model() const { return ""; }
+  // Not kNone: updates carry kStateVersion, and weights() keeps the clients.
+  virtual ClientStateKind client_state() const { return ClientStateKind::kNone; }
+  // `buffers: local`: the model's buffers stay as they are, whatever updates bring.
+  bool local_buffers() const { return local_buffers_; }
+  void set_local_buffers(bool local) { local_buffers_ = local; }
+  // Of a strategy whose rows are copies of the clients' states: the client's name for that vector. A client that lost it is given its row.
+  virtual std::string mirrored_state() const { return ""; }
   // What of the job does not go with this strategy: INVALID_ARGUMENT naming the key, expected and got.
   virtual absl::Status CheckJob(const JobSpec&) const { return absl::OkStatus(); }
+
+ private:
+  bool local_buffers_ = false;
 };
 
 // Whether other nodes can fold for it: the weight follows from the client's claim alone, and so does the commit from sums and weights.
 bool ServesNodes(const Strategy& strategy);
 // INVALID_ARGUMENT naming the scalar: missing, not the strategy's, out of range.
 absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars);
+// Whether an update starts from the client state that its client should have: that of its last counted update, `expected`
+// (StateVersionOf), or none, then the client has lost it. INVALID_ARGUMENT naming both otherwise, or if the update does not say.
+absl::Status CheckClientState(const Strategy& strategy, const Scalars& scalars, uint64_t expected);
+// Whether with this contribution a client began anew that had a state.
+bool LostClientState(const Strategy& strategy, const Scalars& scalars, uint64_t expected);
+// All clients begin anew from `model`, the version just made: the strategy's vectors that go with their states do too.
+absl::Status BeginClientsAnew(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state);
 // Adds every vector that the strategy keeps on the server where it is missing, as it is before the first commit. INVALID_ARGUMENT for one
 // of another size.
 absl::Status PrepareState(const Strategy& strategy, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state);

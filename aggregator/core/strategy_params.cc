@@ -148,6 +148,8 @@ class AssembledStrategy final : public Strategy {
     return parts_.asynchronous ? MakeAsynchronousPolicies(cohort, *parts_.asynchronous) : MakeSynchronousPolicies(cohort);
   }
   std::vector<std::string> version_vectors() const override { return parts_.version_vectors; }
+  std::string in_place_of_model() const override { return parts_.in_place_of_model; }
+  ClientStateKind client_state() const override { return parts_.client_state; }
   bool synchronous() const override { return !parts_.asynchronous.has_value(); }
   absl::Status CheckJob(const JobSpec& spec) const override {
     if (parts_.whole != nullptr) TRIB_RETURN_IF_ERROR(Annotate(parts_.whole->CheckCount(spec.EffectiveQuorum()), "cohort"));

@@ -65,6 +65,8 @@ struct StrategyParts {
   std::vector<ScalarInfo> scalars{};
   std::string norm_scalar{};
   std::vector<std::string> version_vectors{};
+  std::string in_place_of_model{};
+  ClientStateKind client_state = ClientStateKind::kNone;
   std::vector<std::string> required{};  // parameters that a job must state, whatever their default
 };
 std::unique_ptr<Strategy> Assemble(StrategyParts parts);

@@ -42,9 +42,13 @@ class WholeReducer {
   virtual std::vector<std::string> state_vectors() const { return {}; }
   // Whether the commit replaces each contributor's row by the trainable part of its update.
   virtual bool keeps_rows() const { return false; }
+  // Whether it adds the update's last group to the row instead: rows then are copies of what clients add up themselves.
+  virtual bool adds_to_rows() const { return false; }
+  // Whether Reduce gives sums over the updates, each of weight 1, instead of what takes the place of a mean.
+  virtual bool gives_sums() const { return false; }
   // Whether it can serve `updates` of them at all.
   virtual absl::Status CheckCount(int64_t) const { return absl::OkStatus(); }
-  // `out`: layout.float_count() elements, what takes the place of the mean (trainable: of Δ; buffers: of values).
+  // `out`: as many elements as an update has floating ones, what takes the place of the mean (trainable: of Δ; buffers: of values).
   virtual absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const = 0;
 };
 

@@ -29,6 +29,7 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   absl::StatusOr<Blob> Vectors(const std::string& client, const std::string& job, uint64_t version) override {
     return ToBlob(coordinator_->Vectors(client, job, version));
   }
+  absl::StatusOr<Blob> ClientRow(const std::string& client, const std::string& job) override { return ToBlob(coordinator_->ClientRow(client, job)); }
   absl::StatusOr<Blob> Artifact(const std::string& client, const std::string& job) override { return ToBlob(coordinator_->Artifact(client, job)); }
   void CountDownload(const std::string& job, uint64_t bytes) override { coordinator_->CountDownload(job, bytes); }
   absl::StatusOr<Admission> AdmitUpload(const UploadHeader& header, absl::Duration* retry) override {

@@ -87,6 +87,8 @@ class FederationBackend {
   virtual absl::StatusOr<Blob> Model(const std::string& client, const std::string& job, uint64_t version) = 0;
   // The vectors that go down with a version, one after the other. NOT_FOUND: there are none.
   virtual absl::StatusOr<Blob> Vectors(const std::string&, const std::string& job, uint64_t) { return NotFound("job {} has no vectors", job); }
+  // What the server keeps a copy of, of this client's state. NOT_FOUND: nothing.
+  virtual absl::StatusOr<Blob> ClientRow(const std::string& client, const std::string& job) { return NotFound("job {} has no row of client '{}'", job, client); }
   virtual absl::StatusOr<Blob> Artifact(const std::string& client, const std::string& job) = 0;
   virtual void CountDownload(const std::string& job, uint64_t bytes) = 0;
 

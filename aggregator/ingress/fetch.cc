@@ -68,6 +68,7 @@ class Fetch final : public FetchReactor {
 
 absl::StatusOr<Blob> FindBlob(FederationBackend& backend, const std::string& client, const v1::FetchModelRequest& request) {
   if (request.artifact()) return backend.Artifact(client, request.job());
+  if (request.client_row()) return backend.ClientRow(client, request.job());
   if (request.vectors()) return backend.Vectors(client, request.job(), request.version());
   return backend.Model(client, request.job(), request.version());
 }

@@ -1,6 +1,7 @@
 // What a store keeps of a job's past, and for how long. The manifests of all versions stay, so the hash chain and the contributors of
 // every version can be told for ever; what grows with models and updates goes:
-//   tensors and strategy vectors of versions that are neither among the newest `newest`, nor every `every`-th, nor the first;
+//   tensors and strategy vectors of versions that are neither among the newest `newest`, nor every `every`-th, nor the first, nor the
+//   one from which the clients' states began;
 //   dedupe rows of a version once no update that they could stop would be taken any more, and `dedupe_rows` have passed since
 //   (until then a client that asks is told the truth; safety does not depend on the clock).
 // Source: reliability.md §2 ("Dedupe rows stay bounded").

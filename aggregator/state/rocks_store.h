@@ -52,7 +52,7 @@ class RocksStateStore final : public StateStore {
   absl::Status ReadTensors(const std::string& job, uint64_t version, std::span<std::byte> out, bool verify) const override;
   absl::StatusOr<std::vector<NamedVector>> ReadStrategyState(const std::string& job, uint64_t version) const override;
   absl::StatusOr<std::vector<v1::ClientStateRow>> ListClientState(const std::string& job) const override;
-  absl::StatusOr<std::vector<std::byte>> GetClientVector(const std::string& job, const std::string& client) const override;
+  absl::StatusOr<std::vector<std::byte>> GetClientVector(const std::string& job, const std::string& client, uint64_t epoch) const override;
   absl::Status DropTensors(const std::string& job, uint64_t version, int64_t now_us) override;
   absl::Status ExpireUpdates(const std::string& job, uint64_t version, int64_t now_us) override;
   absl::StatusOr<v1::UpdateRow> GetUpdate(const std::string& job, const UpdateId& update) const override;

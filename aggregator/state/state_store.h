@@ -78,7 +78,8 @@ class StateStore {
   virtual absl::StatusOr<std::vector<NamedVector>> ReadStrategyState(const std::string& job, uint64_t version) const = 0;
   // As of the latest version.
   virtual absl::StatusOr<std::vector<v1::ClientStateRow>> ListClientState(const std::string& job) const = 0;
-  virtual absl::StatusOr<std::vector<std::byte>> GetClientVector(const std::string& job, const std::string& client) const = 0;  // NOT_FOUND: none
+  // NOT_FOUND: none, or none that a version after `epoch` has counted.
+  virtual absl::StatusOr<std::vector<std::byte>> GetClientVector(const std::string& job, const std::string& client, uint64_t epoch) const = 0;
   // NOT_FOUND from the first two for a version whose tensors were dropped; the message names those that are kept.
 
   // Retention (retention.h says when). Both leave the manifest and are idempotent; synced. `now_us`: wall clock, for the record.

@@ -258,10 +258,11 @@ absl::StatusOr<std::vector<v1::ClientStateRow>> RocksStateStore::ListClientState
   return rows;
 }
 
-absl::StatusOr<std::vector<std::byte>> RocksStateStore::GetClientVector(const std::string& job, const std::string& client) const {
+absl::StatusOr<std::vector<std::byte>> RocksStateStore::GetClientVector(const std::string& job, const std::string& client, uint64_t epoch) const {
   const std::string object = fmt::format("job '{}' row of client '{}'", job, client);
   TRIB_ASSIGN_OR_RETURN(const v1::ClientVectorRow row,
                         GetRow<v1::ClientVectorRow>(kStrategyState, keys::OfClient(keys::kClientVector, job, client), object));
+  if (row.version() <= epoch) return NotFound("{}: it is of version {}, before all began anew after version {}", What(object), row.version(), epoch);
   const std::span<const std::byte> values = std::as_bytes(std::span(row.values().data(), row.values().size()));
   if (Xxh3Digest(values) != row.xxh3_128()) return DataLoss("{}: the digest does not match", What(object));
   return std::vector<std::byte>(values.begin(), values.end());

@@ -7,36 +7,13 @@
 
 #include "client/core/batch_order.h"
 #include "client/core/random.h"
+#include "client/core/widen.h"
 
 namespace tributary::client {
 namespace {
 
 constexpr size_t kMaxCached = 20'000;  // factors of one job's clients
 constexpr uint64_t kNoiseStream = 0x6e6f697365;
-
-void Widen(std::span<const std::byte> flat, DType dtype, std::vector<double>* out) {
-  const size_t count = out->size();
-  if (dtype == DType::kF64) {
-    std::memcpy(out->data(), flat.data(), count * sizeof(double));
-    return;
-  }
-  for (size_t i = 0; i < count; ++i) {
-    float value;
-    std::memcpy(&value, flat.data() + i * sizeof(float), sizeof(float));
-    (*out)[i] = value;
-  }
-}
-
-void Narrow(std::span<const double> values, DType dtype, std::byte* to) {
-  if (dtype == DType::kF64) {
-    std::memcpy(to, values.data(), values.size() * sizeof(double));
-    return;
-  }
-  for (size_t i = 0; i < values.size(); ++i) {
-    const auto value = static_cast<float>(values[i]);
-    std::memcpy(to + i * sizeof(float), &value, sizeof(float));
-  }
-}
 
 absl::Status CheckModel(const TrainRequest& request, const AnalyticProblem& problem) {
   if (request.layout->trainable_count() != problem.dimension() || request.layout->total_bytes() != request.layout->float_bytes() ||
@@ -144,17 +121,13 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
   const DType dtype = request.spec->dtype;
   const size_t d = problem->dimension();
-  x_.resize(d);
-  Widen(request.model, dtype, &x_);
-  LocalTask task{.x = x_, .initial = {}, .vectors = {}, .version = request.version, .state = request.state};
-  std::vector<double> initial(request.initial.empty() ? 0 : d);
-  if (!initial.empty()) Widen(request.initial, dtype, &initial);
+  x_ = WidenFloats(dtype, request.model);
+  LocalTask task{.x = x_, .initial = {}, .vectors = {}, .version = request.version, .epoch = request.state_epoch, .state = request.state};
+  const std::vector<double> initial = WidenFloats(dtype, request.initial);
   task.initial = initial;
   for (const auto& [name, bytes] : request.vectors) {
-    std::vector<double>& vector = task.vectors[name];
-    vector.resize(d);
     if (bytes.size() != d * DTypeBytes(dtype)) return InvalidArgument("task: vector '{}': expected {} bytes, got {}", name, d * DTypeBytes(dtype), bytes.size());
-    Widen(bytes, dtype, &vector);
+    task.vectors[name] = WidenFloats(dtype, bytes);
   }
   uint64_t steps = 0;
   TRIB_ASSIGN_OR_RETURN(LocalUplink uplink,
@@ -166,7 +139,7 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   if (result.update.size() != uplink.groups.size() * group_bytes) {
     return Internal("strategy '{}': the update has {} vectors, its layout {} bytes", request.spec->strategy.name, uplink.groups.size(), result.update.size());
   }
-  for (size_t k = 0; k < uplink.groups.size(); ++k) Narrow(uplink.groups[k], dtype, result.update.data() + k * group_bytes);
+  for (size_t k = 0; k < uplink.groups.size(); ++k) NarrowFloats(dtype, uplink.groups[k], std::span(result.update).subspan(k * group_bytes, group_bytes));
   result.state = std::move(uplink.state);
   result.weight = problem->weight();
   result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem->weight())));
@@ -184,8 +157,7 @@ absl::StatusOr<EvaluateResult> AnalyticLearner::Evaluate(const TrainRequest& req
   double examples = 0;
   for (const auto& problem : data->problems) {
     TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
-    x_.resize(problem->dimension());
-    Widen(request.model, request.spec->dtype, &x_);
+    x_ = WidenFloats(request.spec->dtype, request.model);
     const double weight = problem->loss_is_sum() ? 1.0 : problem->weight();
     weights += weight;
     examples += problem->weight();
@@ -211,7 +183,7 @@ absl::StatusOr<FlatModel> AnalyticInitialModel(DType dtype, std::span<const std:
   model.bytes.resize(model.layout.total_bytes());
   for (const auto& problem : problems) {
     if (problem->init().empty()) continue;
-    Narrow(problem->init(), dtype, model.bytes.data());
+    NarrowFloats(dtype, problem->init(), model.bytes);
     break;
   }
   return model;

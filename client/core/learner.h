@@ -27,11 +27,12 @@ struct TrainRequest {
   const JobSpec* spec = nullptr;
   const TensorLayout* layout = nullptr;
   std::string_view artifact_path;              // TorchScript file; empty if none
-  std::span<const std::byte> model;            // flat form, layout->total_bytes()
+  std::span<const std::byte> model;            // flat form, layout->total_bytes(); trainable: of a strategy that sends another vector in its place, that
   // Of a strategy that sends vectors down with a version: each over the trainable elements, raw, of the model's type ("g", "c", "s").
   std::map<std::string, std::span<const std::byte>> vectors{};
   const TensorLayout* update_layout = nullptr; // of the update to make: `layout`, or one with further groups (WithGroups)
-  std::span<const std::byte> initial;          // version 0 in the same form; empty: not known
+  std::span<const std::byte> initial;          // version `state_epoch` in the same form; empty: not known
+  uint64_t state_epoch = 0;                    // the version from which all clients' states began
   const ClientState* state = nullptr;          // of this client in this job; null: none is kept (strategies that need one refuse)
   uint64_t version = 0;
   uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version

@@ -2,6 +2,7 @@
 
 #include <absl/strings/numbers.h>
 
+#include <algorithm>
 #include <cmath>
 
 namespace tributary::client {
@@ -55,9 +56,7 @@ absl::StatusOr<LocalRule> LocalRule::Make(const StrategySpec& strategy, const Lo
   if (rule.rerce_ || rule.dual_) {
     TRIB_ASSIGN_OR_RETURN(rule.mu_, Number(strategy, "rho", 1.0));
     rule.dual_first_ = Text(strategy, "order", "primal_first") == "dual_first";
-    if (Text(strategy, "continual", "false") == "true") {
-      return FailedPrecondition("strategy {}: clients cannot go on between their rounds yet (continual: true)", name);
-    }
+    rule.continual_ = Text(strategy, "continual", "false") == "true";
   }
   if (rule.momentum_) {
     TRIB_ASSIGN_OR_RETURN(rule.beta_, Number(strategy, "beta", 0.1));
@@ -125,16 +124,21 @@ absl::StatusOr<LocalUplink> LocalRule::SolveCorrected(const LocalTask& task, con
   if (control_) {
     control.resize(d);
     for (size_t i = 0; i < d; ++i) control[i] = outcome.mean_gradient[i] - own[i];
-    uplink.state = ClientState{{{"c_i", outcome.mean_gradient}}};
+    uplink.state = ClientState{.vectors = {{"c_i", outcome.mean_gradient}}};
   }
   if (!delta_) uplink.groups.push_back(std::move(delta));
   if (control_) uplink.groups.push_back(std::move(control));
   return uplink;
 }
 
+// w_i ← argmin f_i − ⟨h_i,w⟩ + (ρ/2)‖w − s‖², h_i ← h_i + ρ(s − w_i). With `continual` a client that was not asked for some rounds makes up for
+// them first: they need nothing but what it has received last, so nobody can tell when it made them.
 absl::StatusOr<LocalUplink> LocalRule::SolveRerce(const LocalTask& task, const Run& run) const {
   const size_t d = task.x.size();
-  TRIB_ASSIGN_OR_RETURN(const std::span<const double> s, Vector(task, "s"));
+  std::span<const double> s = task.x;
+  if (!continual_) {
+    TRIB_ASSIGN_OR_RETURN(s, Vector(task, "s"));
+  }
   std::vector<double> w = Own(task, "w", {});
   std::vector<double> h = Own(task, "h", std::vector<double>(d, 0.0));
   const auto solve = [&](std::span<const double> to) -> absl::Status {
@@ -150,19 +154,38 @@ absl::StatusOr<LocalUplink> LocalRule::SolveRerce(const LocalTask& task, const R
     for (size_t i = 0; i < d; ++i) h[i] += mu_ * (to[i] - w[i]);
     return absl::OkStatus();
   };
+  std::vector<double> last = Own(task, "s", {});  // received last
+  uint64_t missed = task.version - std::min(task.version, task.state->version);
   if (w.empty()) {
     // Every client solves once at the job's start, scheduled or not and without the link: whoever comes later makes up for it.
-    const std::span<const double> start = !task.initial.empty() ? task.initial : task.version == 0 ? task.x : std::span<const double>();
-    if (start.empty()) return FailedPrecondition("strategy {}: the client's first task is of version {} and version 0 is not known to it", name_, task.version);
+    const std::span<const double> start = !task.initial.empty() ? task.initial : task.version == task.epoch ? s : std::span<const double>();
+    if (start.empty()) {
+      return FailedPrecondition("strategy {}: the client's first task is of version {} and version {}, where all began, is not known to it", name_, task.version,
+                                task.epoch);
+    }
     w = Copy(start);
-    TRIB_RETURN_IF_ERROR(solve(start));
-    if (task.version > 0) TRIB_RETURN_IF_ERROR(solve(s));
-  } else {
-    TRIB_RETURN_IF_ERROR(solve(s));
+    if (task.version == task.epoch) {
+      s = start;
+    } else {
+      TRIB_RETURN_IF_ERROR(solve(start));
+    }
+    last = Copy(start);
+    missed = task.version - std::min(task.version, task.epoch + 1);
   }
+  for (; continual_ && missed > 0; --missed) {
+    const std::vector<double> w_before = w, h_before = h;
+    TRIB_RETURN_IF_ERROR(solve(last));
+    if (w == w_before && h == h_before) break;  // so it would stay
+  }
+  const std::vector<double> before = continual_ ? w : std::vector<double>();
+  TRIB_RETURN_IF_ERROR(solve(s));
   LocalUplink uplink;
-  uplink.groups.push_back(w);
-  uplink.state = ClientState{{{"w", std::move(w)}, {"h", std::move(h)}}};
+  std::vector<double>& up = uplink.groups.emplace_back(w);
+  uplink.state = ClientState{.vectors = {{"w", std::move(w)}, {"h", std::move(h)}}};
+  if (continual_) {
+    for (size_t i = 0; i < d; ++i) up[i] = 2 * up[i] - before[i];
+    uplink.state->vectors["s"] = Copy(s);
+  }
   return uplink;
 }
 
@@ -186,7 +209,7 @@ absl::StatusOr<LocalUplink> LocalRule::SolveDual(const LocalTask& task, const Ru
   LocalUplink uplink;
   std::vector<double>& u = uplink.groups.emplace_back(d);
   for (size_t i = 0; i < d; ++i) u[i] = w[i] + lambda[i] / mu_;
-  uplink.state = ClientState{{{"w", std::move(w)}, {"lambda", std::move(lambda)}}};
+  uplink.state = ClientState{.vectors = {{"w", std::move(w)}, {"lambda", std::move(lambda)}}};
   return uplink;
 }
 

@@ -1,7 +1,7 @@
 // The client's half of the strategies that correct local steps (algorithms.md §3, §10, §11): from what came down and what the client keeps, the local
 // step; from the trained model, what goes up and what the client keeps next.
 //
-//   down: the model x, and by name g (momentum), c (control variate), s (ADMM)     state: c_i | w_i, h_i | w_i, λ_i
+//   down: the model x, and by name g (momentum), c (control variate), s (ADMM)     state: c_i | w_i, h_i | w_i, h_i, last s | w_i, λ_i
 //   up:   groups of the update, in the order the server's half names them: Δ or a value, and δ ("control")
 //
 // State is two-phase: Finish gives the next one, which holds from the commit of this update on and is dropped if the update is not counted.
@@ -28,14 +28,16 @@ namespace tributary::client {
 // Of one client in one job, by name; empty before its first counted update.
 struct ClientState {
   std::map<std::string, std::vector<double>> vectors;
+  uint64_t version = 0;                                 // that counted the update which left it; 0: none has
   bool operator==(const ClientState&) const = default;
 };
 
 struct LocalTask {
   std::span<const double> x;                            // the received model
-  std::span<const double> initial;                      // version 0; empty: not known
+  std::span<const double> initial;                      // the model of version `epoch`; empty: not known
   std::map<std::string, std::vector<double>> vectors;   // that came with the version
   uint64_t version = 0;
+  uint64_t epoch = 0;                                   // from which all clients' states began
   const ClientState* state = nullptr;                   // null: the caller keeps none
 };
 
@@ -69,6 +71,8 @@ class LocalRule {
   // The step is SGD's own, and the update Δ.
   bool plain() const { return mu_ == 0 && !momentum_ && !control_; }
   bool keeps_state() const { return control_ || rerce_ || dual_; }
+  // A client without state begins from the model that all began from.
+  bool wants_initial() const { return rerce_ || dual_; }
   double mu() const { return mu_; }
 
  private:
@@ -85,6 +89,7 @@ class LocalRule {
   bool delta_ = false;       // only δ goes up
   bool warm_start_ = false;
   bool rerce_ = false;
+  bool continual_ = false;   // rerce_admm: a client goes on in rounds it is not asked in
   bool dual_ = false;        // fedadmm
   bool dual_first_ = false;
   double beta_ = 1;

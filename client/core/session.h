@@ -64,6 +64,8 @@ struct Task {
   uint64_t task = 0;
   uint64_t version = 0;
   absl::Time deadline = absl::InfiniteFuture();
+  uint64_t state_version = 0;  // kTrain: whose client state it starts from (TrainTask of federation.proto)
+  uint64_t state_epoch = 0;
 };
 
 struct Evaluation {

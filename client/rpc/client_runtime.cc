@@ -18,6 +18,7 @@
 #include "client/rpc/worker_pool.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/state_version.h"
 #include "proto/codec.h"
 #include "proto/local_call.h"
 
@@ -70,7 +71,7 @@ class Runtime {
   void Dispatch(size_t index, const Event& event);
   void Receive(size_t index, const v1::ServerMessage& message);
   bool Welcomed(size_t index, const v1::Welcome& welcome);
-  void ReceiveTask(size_t index, Task::Kind kind, const std::string& job, uint64_t task, uint64_t version, uint32_t deadline_ms);
+  void ReceiveTask(size_t index, Task task, uint32_t deadline_ms);
   void StepOnce(absl::Time until);
   void Shutdown();
   bool Quiet() const;
@@ -87,6 +88,8 @@ class Runtime {
 
   void Execute(size_t index, const WorkContext& context, const PreparedTask& prepared, Learner& learner);
   void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
+  // Stages what the update changes in the client's state, then puts the update into the outbox.
+  static absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, const OutboxHeader& header, TrainResult& result);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
   double SecondsSince(absl::Time begin) const { return absl::ToDoubleSeconds(clock_.Now() - begin); }
@@ -248,11 +251,13 @@ void Runtime::Receive(size_t index, const v1::ServerMessage& message) {
       break;
     }
     case v1::ServerMessage::kTrain:
-      ReceiveTask(index, Task::Kind::kTrain, message.train().job(), message.train().task(), message.train().version(),
+      ReceiveTask(index,
+                  {.kind = Task::Kind::kTrain, .job = message.train().job(), .task = message.train().task(), .version = message.train().version(),
+                   .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch()},
                   message.train().deadline_ms());
       break;
     case v1::ServerMessage::kEvaluate:
-      ReceiveTask(index, Task::Kind::kEvaluate, message.evaluate().job(), message.evaluate().task(), message.evaluate().version(), 0);
+      ReceiveTask(index, {.kind = Task::Kind::kEvaluate, .job = message.evaluate().job(), .task = message.evaluate().task(), .version = message.evaluate().version()}, 0);
       break;
     case v1::ServerMessage::kCancel:
       Dispatch(index, event::TaskCancelled{message.cancel().job(), message.cancel().task(), message.cancel().reason()});
@@ -273,10 +278,9 @@ void Runtime::Receive(size_t index, const v1::ServerMessage& message) {
   if (!sensible && host.stream != nullptr) host.stream->Cancel();
 }
 
-void Runtime::ReceiveTask(size_t index, Task::Kind kind, const std::string& job, uint64_t task, uint64_t version, uint32_t deadline_ms) {
-  Task issued{kind, job, task, version, absl::InfiniteFuture()};
-  if (deadline_ms > 0) issued.deadline = clock_.Now() + absl::Milliseconds(deadline_ms);
-  Dispatch(index, event::TaskIssued{std::move(issued)});
+void Runtime::ReceiveTask(size_t index, Task task, uint32_t deadline_ms) {
+  if (deadline_ms > 0) task.deadline = clock_.Now() + absl::Milliseconds(deadline_ms);
+  Dispatch(index, event::TaskIssued{std::move(task)});
 }
 
 void Runtime::Do(size_t index, action::Connect& a) {
@@ -347,7 +351,7 @@ void Runtime::Fail(size_t index, const Task& task, const absl::Status& status) {
 void Runtime::Do(size_t index, action::StartWork& a) {
   Host& host = hosts_[index];
   host.cancelled = std::make_shared<std::atomic<bool>>(false);
-  WorkContext context{host.identity, host.shard, options_.shards > 0 ? options_.shards : options_.identities, host.cancelled};
+  WorkContext context{host.identity, host.shard, options_.shards > 0 ? options_.shards : options_.identities, host.cancelled, host.state.get()};
   fetches_->Submit([this, index, context = std::move(context), task = std::move(a.task)](int) {
     const absl::Time begin = clock_.Now();
     absl::StatusOr<PreparedTask> prepared = work_.Prepare(context, task);
@@ -390,6 +394,17 @@ void Runtime::Execute(size_t index, const WorkContext& context, const PreparedTa
   uploads_->Submit([this, index, prepared, shared](int) { Store(index, prepared, *shared); });
 }
 
+absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, const OutboxHeader& header, TrainResult& result) {
+  // A learner that keeps nothing still has a state as far as the server is concerned: it says which update came last.
+  if (prepared.job->client_state && !result.state) result.state.emplace();
+  if (result.state) {
+    const std::string state = EncodeClientState(*result.state);
+    TRIB_RETURN_IF_ERROR(host.state->Stage(header.job, kStrategyState, header.update, std::as_bytes(std::span(state))));
+  }
+  TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded, Privatise(*prepared.job, host.identity.client, header, *host.state, std::move(result.update)));
+  return host.outbox->Put(header, encoded);
+}
+
 void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& result) {
   Host& host = hosts_[index];
   OutboxHeader header;
@@ -403,11 +418,13 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& res
   header.examples = result.examples;
   header.metrics = result.metrics;
   header.scalars = result.scalars;
+  if (prepared.job->client_state) header.scalars[kStateVersion] = static_cast<double>(prepared.state->version);
   const absl::Time begin = clock_.Now();
-  const absl::StatusOr<LargeBytes> encoded = Privatise(*prepared.job, host.identity.client, header, *host.state, std::move(result.update));
-  if (!encoded.ok()) return Fail(index, prepared.task, encoded.status());
-  absl::StatusOr<OutboxHeader> stored = host.outbox->Put(std::move(header), *encoded);
-  if (!stored.ok()) return Fail(index, prepared.task, stored.status());
+  absl::StatusOr<OutboxHeader> stored = Keep(host, prepared, header, result);
+  if (!stored.ok()) {
+    TRIB_LOG_IF_ERROR(host.state->Discard(header.job, header.update));
+    return Fail(index, prepared.task, stored.status());
+  }
   TRIB_LOG(debug, "{}: task {}: kept in the outbox in {:.3f} s", host.identity.client, stored->task, SecondsSince(begin));
   Report(UpdateEvent::Kind::kStored, host.identity.client, *stored, {});
   Post(index, Event(event::UpdateStored{{stored->job, stored->task, stored->update}, stored->bytes}));
@@ -458,7 +475,7 @@ void Runtime::Do(size_t index, action::DropUpdate& a) {
              UpdateStateName(a.verdict.state), a.verdict.reason);
   }
   Report(UpdateEvent::Kind::kSettled, host.identity.client, *header, a.verdict);
-  TRIB_LOG_IF_ERROR(a.verdict.state == UpdateState::kCommitted ? host.state->Promote(a.key.job, a.key.update)
+  TRIB_LOG_IF_ERROR(a.verdict.state == UpdateState::kCommitted ? host.state->Promote(a.key.job, a.key.update, a.verdict.version)
                                                                : host.state->Discard(a.key.job, a.key.update));
   TRIB_LOG_IF_ERROR(host.outbox->Drop(a.key.update));
 }

@@ -41,6 +41,7 @@ class Download {
     message.set_version(request_.version);
     message.set_offset(offset_);
     message.set_artifact(request_.artifact);
+    message.set_client_row(request_.client_row);
     message.set_vectors(request_.vectors);
     grpc::ByteBuffer buffer;
     bool own = false;
@@ -77,6 +78,7 @@ class Download {
   }
 
   std::string Name() const {
+    if (request_.client_row) return fmt::format("own row of job '{}'", request_.job);
     return request_.artifact ? fmt::format("artifact of job '{}'", request_.job)
                              : fmt::format("{}version {} of job '{}'", request_.vectors ? "vectors of " : "", request_.version, request_.job);
   }
@@ -142,7 +144,7 @@ class Download {
 
 absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
                                                                  const FetchRequest& request, const CancelCheck& cancelled) {
-  if (!request.artifact && !connection.local_address().empty()) {
+  if (!request.artifact && !request.client_row && !connection.local_address().empty()) {
     v1::FetchModelRequest message;
     message.set_job(request.job);
     message.set_version(request.version);
@@ -193,7 +195,7 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Ident
     }
     ++downloads_;
   }
-  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .vectors = vectors_, .bytes = bytes, .sha256 = ""}, cancelled);
+  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .client_row = false, .vectors = vectors_, .bytes = bytes, .sha256 = ""}, cancelled);
   absl::MutexLock lock(&mutex_);
   fetching_.erase(key);
   fetched_.SignalAll();
@@ -225,7 +227,7 @@ absl::StatusOr<std::string> ArtifactStore::Get(const Identity& identity, const s
     return path.string();
   }
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const FetchedObject> object,
-                        FetchObject(connection_, identity, {.job = job, .version = 0, .artifact = true, .vectors = false, .bytes = bytes, .sha256 = sha256}, cancelled));
+                        FetchObject(connection_, identity, {.job = job, .version = 0, .artifact = true, .client_row = false, .vectors = false, .bytes = bytes, .sha256 = sha256}, cancelled));
   TRIB_RETURN_IF_ERROR(MakeDirectories(folder_));
   TRIB_RETURN_IF_ERROR(WriteFileAtomically(path, object->bytes()));
   verified_.insert(sha256);

@@ -46,6 +46,7 @@ struct FetchRequest {
   std::string job;
   uint64_t version = 0;
   bool artifact = false;
+  bool client_row = false;   // the server's copy of this client's state
   bool vectors = false;      // what goes down with the version besides the model
   uint64_t bytes = 0;        // what the object must measure
   std::string sha256;        // of an artifact: what it must hash to. A version must hash to what the server's first chunk says

@@ -1,7 +1,10 @@
 #include "client/rpc/privatise.h"
 
 #include <cmath>
+#include <cstring>
 #include <memory>
+#include <optional>
+#include <span>
 #include <utility>
 
 #include "client/core/update_pipeline.h"
@@ -52,16 +55,19 @@ absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, 
   }
   std::vector<float> feedback;
   if (job.encoding.codec == Codec::kTopK) {
-    absl::StatusOr<std::vector<float>> kept = state.Current(header.job, kFeedback);
-    if (!kept.ok()) {
+    const absl::StatusOr<std::optional<StateValue>> kept = state.Current(header.job, kFeedback);
+    const size_t bytes = job.encoding.trainable * sizeof(float);
+    if (!kept.ok() || (*kept && (*kept)->bytes.size() != bytes)) {
       // What earlier updates left out is lost then: a delay for the model, no error in it.
-      TRIB_LOG(warn, "{}: error feedback begins anew: {}", client, MessageOf(kept.status()));
-    } else {
-      feedback = *std::move(kept);
+      TRIB_LOG(warn, "{}: error feedback begins anew: {}", client,
+               kept.ok() ? fmt::format("expected {} bytes, got {}", bytes, (*kept)->bytes.size()) : MessageOf(kept.status()));
+    } else if (*kept) {
+      feedback.resize(job.encoding.trainable);
+      std::memcpy(feedback.data(), (*kept)->bytes.data(), bytes);
     }
   }
   TRIB_ASSIGN_OR_RETURN(EncodedUpdate encoded, EncodeUpdate(options, std::move(flat), feedback));
-  if (job.encoding.codec == Codec::kTopK) TRIB_RETURN_IF_ERROR(state.Stage(header.job, kFeedback, header.update, encoded.residual));
+  if (job.encoding.codec == Codec::kTopK) TRIB_RETURN_IF_ERROR(state.Stage(header.job, kFeedback, header.update, std::as_bytes(std::span(encoded.residual))));
   return std::move(encoded.bytes);
 }
 

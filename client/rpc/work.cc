@@ -3,7 +3,9 @@
 #include <cmath>
 #include <utility>
 
+#include "client/core/local_buffers.h"
 #include "client/core/train_seed.h"
+#include "client/core/widen.h"
 #include "common/log.h"
 #include "proto/codec.h"
 
@@ -35,10 +37,14 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
   request.update_layout = &prepared.job->update_layout;
   if (prepared.vectors != nullptr) {
     const size_t each = VectorBytes(*prepared.job);
+    // In the model's place the one vector comes first.
     for (size_t k = 0; k < prepared.job->version_vectors.size(); ++k) {
       request.vectors[prepared.job->version_vectors[k]] = prepared.vectors->bytes().subspan(k * each, each);
     }
   }
+  request.state = prepared.state.get();
+  request.state_epoch = prepared.task.state_epoch;
+  if (prepared.initial != nullptr) request.initial = prepared.initial->bytes();
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
@@ -77,6 +83,12 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
         job->summary.problem = "this client cannot read the job's update groups: " + MessageOf(update.status());
       }
     }
+    job->vectors_in_model = info.vectors_in_model();
+    job->client_state = info.client_state();
+    job->mirrored_state = info.mirrored_state();
+    if (job->vectors_in_model && job->version_vectors.size() != 1) {
+      job->summary.problem = fmt::format("this client cannot read the job: {} vectors in the place of one model", job->version_vectors.size());
+    }
     job->layout_fingerprint = job->update_layout.Fingerprint();
     if (!data_path_.empty() && !job->spec.data.source.empty()) job->spec.data.path = data_path_;
     job->summary.torchscript = !job->spec.model.torchscript.empty();
@@ -108,19 +120,76 @@ absl::StatusOr<PreparedTask> Work::Prepare(const WorkContext& context, const Tas
     TRIB_ASSIGN_OR_RETURN(prepared.artifact_path, artifacts_.Get(context.identity, task.job, prepared.job->artifact_sha256,
                                                                  prepared.job->artifact_bytes, cancelled));
   }
-  TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, prepared.job->layout.total_bytes(), cancelled));
-  if (!prepared.job->version_vectors.empty() && task.kind == Task::Kind::kTrain) {
-    TRIB_ASSIGN_OR_RETURN(prepared.vectors, vectors_.Get(context.identity, task.job, task.version,
-                                                         VectorBytes(*prepared.job) * prepared.job->version_vectors.size(), cancelled));
+  const bool train = task.kind == Task::Kind::kTrain;
+  const size_t model_bytes = prepared.job->layout.total_bytes();
+  const bool in_place = train && prepared.job->vectors_in_model;
+  if (!in_place) {
+    TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, model_bytes, cancelled));
   }
+  if (!prepared.job->version_vectors.empty() && train) {
+    const size_t bytes = in_place ? model_bytes : VectorBytes(*prepared.job) * prepared.job->version_vectors.size();
+    TRIB_ASSIGN_OR_RETURN(prepared.vectors, vectors_.Get(context.identity, task.job, task.version, bytes, cancelled));
+  }
+  if (in_place) prepared.model = prepared.vectors;
+  if (train) TRIB_RETURN_IF_ERROR(PrepareState(context, cancelled, &prepared));
   return prepared;
+}
+
+absl::StatusOr<std::optional<ClientState>> Work::FetchMirrored(const WorkContext& context, const PreparedTask& prepared, const CancelCheck& cancelled) {
+  const Job& job = *prepared.job;
+  if (job.mirrored_state.empty()) return std::optional<ClientState>();
+  const auto row = FetchObject(connection_, context.identity,
+                               {.job = prepared.task.job, .version = 0, .artifact = false, .client_row = true, .vectors = false, .bytes = VectorBytes(job), .sha256 = ""}, cancelled);
+  if (absl::IsNotFound(row.status())) return std::optional<ClientState>();
+  if (!row.ok()) return row.status();
+  TRIB_LOG(info, "{}: job '{}': takes the server's copy of its state of version {}", context.identity.client, prepared.task.job, prepared.task.state_version);
+  ClientState state;
+  state.version = prepared.task.state_version;
+  state.vectors[job.mirrored_state] = WidenFloats(job.layout.float_dtype(), (*row)->bytes());
+  return std::optional(std::move(state));
+}
+
+absl::Status Work::PrepareState(const WorkContext& context, const CancelCheck& cancelled, PreparedTask* prepared) {
+  const Task& task = prepared->task;
+  const Job& job = *prepared->job;
+  ClientState state;
+  if (context.state != nullptr) {
+    absl::StatusOr<ClientState> kept = ReadClientState(*context.state, task.job);
+    if (kept.ok()) {
+      state = *std::move(kept);
+    } else {
+      TRIB_LOG(warn, "{}: {}", context.identity.client, MessageOf(kept.status()));
+    }
+  }
+  if (job.client_state && state.version != task.state_version) {
+    if (task.state_version != 0) {
+      TRIB_LOG(warn, "{}: job '{}': its state of version {} is lost (there is {}): it begins anew", context.identity.client, task.job, task.state_version,
+               state.version == 0 ? "none" : fmt::format("one of version {}", state.version));
+    }
+    std::erase_if(state.vectors, [](const auto& vector) { return vector.first != kBuffersVector; });  // those concern nobody else
+    state.version = 0;
+    if (task.state_version != 0) {
+      TRIB_ASSIGN_OR_RETURN(std::optional<ClientState> mirrored, FetchMirrored(context, *prepared, cancelled));
+      if (mirrored) state.vectors.merge(mirrored->vectors);
+      if (mirrored) state.version = mirrored->version;
+    }
+  }
+  TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(job.spec.strategy, job.spec.local, context.shard));
+  if (rule.wants_initial() && state.version == 0) {
+    prepared->initial = prepared->model;
+    if (task.version != task.state_epoch) {
+      TRIB_ASSIGN_OR_RETURN(prepared->initial, models_.Get(context.identity, task.job, task.state_epoch, job.layout.total_bytes(), cancelled));
+    }
+  }
+  prepared->state = std::make_shared<const ClientState>(std::move(state));
+  return absl::OkStatus();
 }
 
 absl::StatusOr<TrainResult> Work::Train(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
                                         const DatasetProvider& provide_data, const Progress& progress) {
   if (context.cancelled->load()) return Cancelled("cancelled before training began");
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const Dataset> data, DataOf(context, prepared, provide_data, false));
-  TRIB_ASSIGN_OR_RETURN(TrainResult result, learner.Train(RequestOf(context, prepared, progress), data.get()));
+  TRIB_ASSIGN_OR_RETURN(TrainResult result, TrainLocally(learner, RequestOf(context, prepared, progress), data.get()));
   if (context.cancelled->load()) return Cancelled("cancelled while training");
   if (result.update.size() != prepared.job->update_layout.total_bytes()) {
     return Internal("the learner gave {} bytes, an update of the job has {}", result.update.size(), prepared.job->update_layout.total_bytes());

@@ -9,10 +9,12 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "client/core/session.h"
+#include "client/data/client_state.h"
 #include "client/rpc/client_runtime.h"
 #include "client/rpc/connection.h"
 #include "client/rpc/fetch.h"
@@ -30,6 +32,9 @@ struct Job {
   std::vector<std::string> version_vectors; // what comes with a version besides the model
   std::string layout_fingerprint;           // of update_layout
   UpdateEncoding encoding;                  // of update_layout, as it travels
+  bool vectors_in_model = false;            // as JobInfo says
+  bool client_state = false;
+  std::string mirrored_state;
   std::string artifact_sha256;
   uint64_t artifact_bytes = 0;
 };
@@ -52,7 +57,9 @@ struct PreparedTask {
   Task task;
   std::shared_ptr<const Job> job;
   std::shared_ptr<const FetchedObject> model;
-  std::shared_ptr<const FetchedObject> vectors;  // null: none come with a version
+  std::shared_ptr<const FetchedObject> vectors;  // null: none come with a version; or the same object as `model`
+  std::shared_ptr<const FetchedObject> initial;  // null: the client's first task of a strategy that begins with it is elsewhere
+  std::shared_ptr<const ClientState> state = std::make_shared<ClientState>();  // shared by the stages of the task
   std::string artifact_path;
 };
 
@@ -61,12 +68,13 @@ struct WorkContext {
   int64_t shard = 0;
   int64_t shards = 1;
   std::shared_ptr<std::atomic<bool>> cancelled;  // shared: set by the loop, read by the work
+  const StateFiles* state = nullptr;             // of the identity; null: it keeps none
 };
 
 class Work {
  public:
   Work(Connection& connection, const std::filesystem::path& state, std::string data_path)
-      : jobs_(std::move(data_path)), models_(connection), vectors_(connection, /*vectors=*/true), artifacts_(connection, state) {}
+      : connection_(connection), jobs_(std::move(data_path)), models_(connection), vectors_(connection, /*vectors=*/true), artifacts_(connection, state) {}
   JobBook& jobs() { return jobs_; }
 
   absl::StatusOr<PreparedTask> Prepare(const WorkContext& context, const Task& task);
@@ -79,6 +87,11 @@ class Work {
                                              const DatasetProvider& provide_data, const Progress& progress);
 
  private:
+  absl::Status PrepareState(const WorkContext& context, const CancelCheck& cancelled, PreparedTask* prepared);
+  // The server's copy of a state that is lost here; nothing if it keeps none.
+  absl::StatusOr<std::optional<ClientState>> FetchMirrored(const WorkContext& context, const PreparedTask& prepared, const CancelCheck& cancelled);
+
+  Connection& connection_;
   JobBook jobs_;
   ModelCache models_;
   ModelCache vectors_;

@@ -19,6 +19,7 @@
 #include <set>
 #include <utility>
 
+#include "client/core/widen.h"
 #include "client/torch/batches.h"
 #include "client/torch/guard.h"
 #include "client/torch/local/solver.h"
@@ -170,26 +171,13 @@ class TorchLearner : public Learner {
     const size_t trainable = layout.trainable_count();
     const size_t group_bytes = trainable * DTypeBytes(layout.float_dtype());
     const std::vector<double> x = ToDoubles(model_->trainable());
-    const auto widened = [&](std::span<const std::byte> bytes) {
-      std::vector<double> values(trainable);
-      for (size_t i = 0; i < trainable; ++i) {
-        if (layout.float_dtype() == DType::kF64) {
-          std::memcpy(&values[i], bytes.data() + i * sizeof(double), sizeof(double));
-        } else {
-          float value;
-          std::memcpy(&value, bytes.data() + i * sizeof(float), sizeof(float));
-          values[i] = value;
-        }
-      }
-      return values;
-    };
-    LocalTask task{.x = x, .initial = {}, .vectors = {}, .version = request.version, .state = request.state};
+    LocalTask task{.x = x, .initial = {}, .vectors = {}, .version = request.version, .epoch = request.state_epoch, .state = request.state};
     std::vector<double> initial;
-    if (request.initial.size() == layout.total_bytes()) initial = widened(request.initial);
+    if (request.initial.size() == layout.total_bytes()) initial = WidenFloats(layout.float_dtype(), request.initial.first(group_bytes));
     task.initial = initial;
     for (const auto& [name, bytes] : request.vectors) {
       if (bytes.size() != group_bytes) return InvalidArgument("task: vector '{}': expected {} bytes, got {}", name, group_bytes, bytes.size());
-      task.vectors[name] = widened(bytes);
+      task.vectors[name] = WidenFloats(layout.float_dtype(), bytes);
     }
     TRIB_ASSIGN_OR_RETURN(LocalUplink uplink, rule.Solve(task, [&](const LocalPlan& plan) -> absl::StatusOr<LocalOutcomeVectors> {
       {
@@ -210,20 +198,12 @@ class TorchLearner : public Learner {
     if (result->update.size() != expected) {
       return Internal("strategy '{}': the update has {} vectors, its layout {} bytes", request.spec->strategy.name, uplink.groups.size(), expected);
     }
-    std::byte* to = result->update.data();
+    std::span<std::byte> to(result->update);
     for (const std::vector<double>& group : uplink.groups) {
-      for (size_t i = 0; i < trainable; ++i) {
-        if (layout.float_dtype() == DType::kF64) {
-          std::memcpy(to, &group[i], sizeof(double));
-          to += sizeof(double);
-        } else {
-          const auto value = static_cast<float>(group[i]);
-          std::memcpy(to, &value, sizeof(float));
-          to += sizeof(float);
-        }
-      }
+      NarrowFloats(layout.float_dtype(), group, to);
+      to = to.subspan(group_bytes);
     }
-    std::memcpy(to, values.data() + group_bytes, values.size() - group_bytes);
+    std::memcpy(to.data(), values.data() + group_bytes, values.size() - group_bytes);
     result->state = std::move(uplink.state);
     return absl::OkStatus();
   }

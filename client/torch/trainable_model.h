@@ -45,6 +45,8 @@ class TrainableModel {
 
   at::Tensor& trainable() { return trainable_; }  // [trainable_count], a view
   at::Tensor& gradient() { return gradient_; }    // [trainable_count]
+  at::Tensor buffers() { return floats_.narrow(0, trainable_.size(0), floats_.size(0) - trainable_.size(0)); }  // a view
+  at::Tensor& counters() { return counters_; }
   // A zeroed vector of the gradient's size that outlives one task (momentum and the like).
   at::Tensor& Scratch();
 

@@ -17,7 +17,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAdmm(const StrategySpec& spec, 
   static_cast<void>(reader.Choice("order"));
   const int64_t clients = reader.Integer("clients", 0);
   TRIB_RETURN_IF_ERROR(reader.Finish());
-  return MakeTableStrategy(RowStart::kInitialModel, clients);
+  return MakeTableStrategy(ClientStateKind::kOwn, clients);
 }
 
 }  // namespace tributary::aggregator

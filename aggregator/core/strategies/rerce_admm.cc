@@ -22,7 +22,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeRerceAdmm(const StrategySpec& spec
   if (continual && compat_authors) reader.Fail("compat_authors", "it has no meaning with continual");
   if (!continual && clients != 0) reader.Fail("clients", "it has a meaning with continual only");
   TRIB_RETURN_IF_ERROR(reader.Finish());
-  if (continual) return MakeTableStrategy(RowStart::kZero, clients);
+  if (continual) return MakeTableStrategy(ClientStateKind::kShared, clients);
   return MakeExtrapolatedMean(compat_authors);
 }
 

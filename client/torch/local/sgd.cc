@@ -45,11 +45,13 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
     mean_gradient->add_(gradient, share);
   }
   if (correction.b != 0) {
-    at::Tensor kept;
+    at::Tensor kept, buffers, counters;  // of the model that trains: the pass at x⁻ leaves no trace in its running statistics
     {
       const at::NoGradGuard no_grad;
       fresh = gradient.clone();
       kept = weights.clone();
+      buffers = run.model.buffers().clone();
+      counters = run.model.counters().clone();
       weights.copy_(correction.before);
       gradient.zero_();
     }
@@ -58,6 +60,8 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
     (auxiliary_before.defined() ? loss_before + auxiliary_before : loss_before).backward();
     const at::NoGradGuard no_grad;
     weights.copy_(kept);
+    run.model.buffers().copy_(buffers);
+    run.model.counters().copy_(counters);
     if (noise.defined()) gradient.add_(noise);
     gradient.mul_(correction.b).add_(fresh, correction.a);
   } else if (correction.a != 1) {

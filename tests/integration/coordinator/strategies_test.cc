@@ -2,6 +2,7 @@
 // that commit, vectors that travel. Every one over a restart.
 #include <gmock/gmock.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "common/digest.h"
@@ -214,6 +215,7 @@ TEST_F(StrategiesTest, ScaffoldSendsItsVectorDownAndTakesTwoUp) {
   EXPECT_THAT(info->job().update_groups(), ::testing::ElementsAre("", "control"));
   const auto two = [&](TestClient& client, float delta, float control) {
     Upload upload = MakeUpdate(client, AwaitTask(client), delta);
+    upload.header.scalars = {{"state_version", 0}};
     const TensorLayout wide = *WithGroups(layout_, {"", "control"});
     const std::vector<std::byte> narrow = upload.bytes;
     const size_t trainable = layout_.trainable_count() * 4;
@@ -245,6 +247,163 @@ TEST_F(StrategiesTest, ScaffoldSendsItsVectorDownAndTakesTwoUp) {
   std::memcpy(&c, vectors->bytes.data() + vectors->bytes.size() - 4, 4);
   EXPECT_EQ(c, 2.0f);  // (6 + 2)/4
   EXPECT_GE(vectors->memfd, 0);  // clients of this host can map it
+}
+
+// scaffold with δ alone: c is the mean of the clients' states.
+constexpr char kScaffold[] = "strategy: {name: scaffold, uplink: delta, clients: 2}\nlocal: {steps: 1, lr: 1}";
+
+class ClientStateTest : public StrategiesTest {
+ protected:
+  Upload Control(TestClient& client, const v1::TrainTask& task, float delta, double state_version) {
+    Upload upload = MakeUpdate(client, task, delta);
+    upload.header.layout = WithGroups(layout_, {"control"})->Fingerprint();
+    upload.header.scalars = {{"state_version", state_version}};
+    return upload;
+  }
+  float C(const std::string& job, uint64_t version) {
+    const auto vectors = coordinator_->Vectors("a", job, version);
+    EXPECT_THAT(vectors, IsOk());
+    float c = 0;
+    if (vectors.ok()) std::memcpy(&c, vectors->bytes.data(), 4);
+    return c;
+  }
+};
+
+TEST_F(ClientStateTest, UpdatesStartFromTheStateOfTheLastCountedOneOrFromNone) {
+  const std::string job = Submit(kScaffold, /*cohort=*/2, /*versions=*/3);
+  TestClient a = Attach("a"), b = Attach("b");
+  const v1::TrainTask first = AwaitTask(a);
+  EXPECT_EQ(first.state_version(), 0u);
+  Upload upload = Control(a, first, 6, 0);
+  upload.header.scalars = {};
+  EXPECT_THAT(Send(upload), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'state_version' is missing")));
+  EXPECT_THAT(Send(Control(a, first, 6, .5)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected a version")));
+  EXPECT_THAT(Send(Control(a, first, 6, 3)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("of version 3; expected that of version 0")));
+  const Upload counted = Control(a, first, 6, 0);
+  ASSERT_THAT(Send(counted), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 2, 0)), IsOk());
+  AwaitVersion(job, 1);
+  EXPECT_EQ(C(job, 1), 4.0f);
+  EXPECT_THAT(Send(counted), IsOk());  // a duplicate: counted already
+  const Upload stale = Control(a, first, 100, 0);
+  EXPECT_THAT(Send(stale), StatusIs(absl::StatusCode::kFailedPrecondition, HasSubstr("")));
+  const v1::TrainTask second = AwaitTask(a);
+  EXPECT_EQ(second.state_version(), 1u);
+  EXPECT_THAT(Send(Control(a, second, 1, 2)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected that of version 1")));
+  Upload bad = Control(a, second, std::nanf(""), 1);
+  EXPECT_THAT(Send(bad), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("NaN")));
+  ASSERT_THAT(Send(Control(a, second, 1, 1)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), -3, 1)), IsOk());
+  AwaitVersion(job, 2);
+  EXPECT_EQ(C(job, 2), 4 + (1 - 3) / 2.0f);
+  EXPECT_EQ(Latest(job).state_epoch(), 0u);
+}
+
+TEST_F(ClientStateTest, ALostStateBeginsANewEpochForAllInTheBatchOfItsVersion) {
+  const std::string job = Submit(kScaffold, /*cohort=*/2, /*versions=*/4);
+  TestClient a = Attach("a"), b = Attach("b");
+  ASSERT_THAT(Send(Control(a, AwaitTask(a), 6, 0)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 2, 0)), IsOk());
+  AwaitVersion(job, 1);
+  ASSERT_THAT(Send(Control(a, AwaitTask(a), 1, 1)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 8, 0)), IsOk());  // its state is gone
+  AwaitVersion(job, 2);
+  EXPECT_EQ(C(job, 2), 0.0f);
+  EXPECT_EQ(Latest(job).state_epoch(), 2u);
+  Restart();
+  a = Attach("a");
+  b = Attach("b");
+  const v1::TrainTask task = AwaitTask(a);
+  EXPECT_EQ(task.state_version(), 0u);
+  EXPECT_EQ(task.state_epoch(), 2u);
+  EXPECT_THAT(Send(Control(a, task, 1, 2)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected that of version 0")));
+  ASSERT_THAT(Send(Control(a, task, 4, 0)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 2, 0)), IsOk());
+  AwaitVersion(job, 3);
+  EXPECT_EQ(C(job, 3), 3.0f);
+  EXPECT_EQ(Latest(job).state_epoch(), 2u);
+  EXPECT_EQ(AwaitTask(a).state_version(), 3u);
+}
+
+TEST_F(ClientStateTest, MirroredStatesAreRowsThatAddUpAndAreHandedBack) {
+  const std::string job = Submit("strategy: {name: scaffold, uplink: delta, clients: 2, client_state: mirrored}\nlocal: {steps: 1, lr: 1}", /*cohort=*/2, /*versions=*/4);
+  TestClient a = Attach("a"), b = Attach("b");
+  size_t read = 0;
+  const auto info = a.sink->Await([](const v1::ServerMessage& m) { return m.has_job(); }, &read);
+  ASSERT_TRUE(info.has_value());
+  EXPECT_EQ(info->job().mirrored_state(), "c_i");
+  EXPECT_THAT(coordinator_->ClientRow("a", job), StatusIs(absl::StatusCode::kNotFound));
+  ASSERT_THAT(Send(Control(a, AwaitTask(a), 6, 0)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 2, 0)), IsOk());
+  AwaitVersion(job, 1);
+  ASSERT_THAT(Send(Control(a, AwaitTask(a), 1, 1)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), -8, 1)), IsOk());
+  AwaitVersion(job, 2);
+  EXPECT_EQ(Value(job, "w", 0, 2), -4.0f - (4.0f + -3.5f));  // x − γ(mean δ + c), twice
+  Restart();
+  const auto row = [&](const char* client) {
+    const auto bytes = coordinator_->ClientRow(client, job);
+    EXPECT_THAT(bytes, IsOk());
+    EXPECT_EQ(bytes->bytes.size(), layout_.trainable_count() * 4);
+    float value = 0;
+    std::memcpy(&value, bytes->bytes.data(), 4);
+    return value;
+  };
+  EXPECT_EQ(row("a"), 7.0f);
+  EXPECT_EQ(row("b"), -6.0f);
+  EXPECT_EQ(C(job, 2), 0.5f);  // the mean of the rows
+  a = Attach("a");
+  b = Attach("b");
+  EXPECT_EQ(AwaitTask(a).state_version(), 2u);
+  a.read = 0;
+  // One that has not even its row any more begins anew, and all with it; older rows then count for nothing.
+  ASSERT_THAT(Send(Control(a, AwaitTask(a), 5, 0)), IsOk());
+  ASSERT_THAT(Send(Control(b, AwaitTask(b), 1, 2)), IsOk());
+  AwaitVersion(job, 3);
+  EXPECT_EQ(C(job, 3), 0.0f);
+  EXPECT_THAT(coordinator_->ClientRow("a", job), StatusIs(absl::StatusCode::kNotFound));
+}
+
+TEST_F(ClientStateTest, RerceSendsOneVectorInTheModelsPlace) {
+  const std::string job = Submit("strategy: rerce_admm", /*cohort=*/1, /*versions=*/3);
+  TestClient a = Attach("a");
+  size_t read = 0;
+  const auto info = a.sink->Await([](const v1::ServerMessage& m) { return m.has_job(); }, &read);
+  ASSERT_TRUE(info.has_value());
+  EXPECT_TRUE(info->job().vectors_in_model());
+  EXPECT_TRUE(info->job().client_state());
+  Answer(a, 4, {{"state_version", 0}});
+  AwaitVersion(job, 1);
+  const auto down = coordinator_->Vectors("a", job, 1);
+  ASSERT_THAT(down, IsOk());
+  ASSERT_EQ(down->bytes.size(), layout_.total_bytes());
+  const auto at = [&](const char* name) {
+    float value = 0;
+    std::memcpy(&value, down->bytes.data() + layout_.Find(name)->offset_bytes, 4);
+    return value;
+  };
+  EXPECT_EQ(at("w"), 8.0f);     // 2x − x⁻
+  EXPECT_EQ(at("b"), 8.0f);
+  EXPECT_EQ(at("mean"), 4.0f);  // the model's own
+  Answer(a, 5, {{"state_version", 0}});  // lost: s begins as the model
+  AwaitVersion(job, 2);
+  const auto anew = coordinator_->Vectors("a", job, 2);
+  ASSERT_THAT(anew, IsOk());
+  float s = 0;
+  std::memcpy(&s, anew->bytes.data(), 4);
+  EXPECT_EQ(s, 5.0f);
+}
+
+TEST_F(StrategiesTest, LocalBuffersOfTheModelStayAsTheyAre) {
+  for (const char* strategy : {"{name: fedavg, buffers: local}", "{name: median, buffers: local}"}) {
+    const std::string job = Submit(std::string("strategy: ") + strategy, /*cohort=*/1, /*versions=*/1);
+    TestClient a = Attach("a");
+    Answer(a, 4);
+    AwaitState(job, v1::JOB_STATE_DONE);
+    EXPECT_EQ(Value(job, "w", 1, 1), 4.0f);
+    EXPECT_EQ(Value(job, "mean", 1, 1), 0.0f);
+    coordinator_->Detach(a.session);
+  }
 }
 
 }  // namespace

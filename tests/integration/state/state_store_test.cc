@@ -106,9 +106,9 @@ TEST_F(StateStoreTest, RowsOfClientsAreReplacedByTheCommitThatNamesThemAndSurviv
   EXPECT_EQ(rows[0].participation().client(), "a");
   EXPECT_EQ(rows[0].participation().interval_sum(), 1);
   EXPECT_EQ(rows[1].participation().interval_sum(), 7);
-  EXPECT_EQ(*store_->GetClientVector("job", "a"), one);
-  EXPECT_EQ(*store_->GetClientVector("job", "b"), two);
-  EXPECT_THAT(store_->GetClientVector("job", "c").status(), StatusIs(kNotFound));
+  EXPECT_EQ(*store_->GetClientVector("job", "a", 0), one);
+  EXPECT_EQ(*store_->GetClientVector("job", "b", 0), two);
+  EXPECT_THAT(store_->GetClientVector("job", "c", 0).status(), StatusIs(kNotFound));
   EXPECT_THAT(*store_->ListClientState("job-2"), IsEmpty());
   EXPECT_THAT(Findings(), IsEmpty());
 }

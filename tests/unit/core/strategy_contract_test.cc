@@ -8,6 +8,7 @@
 
 #include "aggregator/core/aggregate.h"
 #include "aggregator/core/strategy.h"
+#include "common/state_version.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/core/core_test_support.h"
 
@@ -246,6 +247,28 @@ TEST_P(StrategyContractTest, DescribesItselfAndItsDefaultsAreValid) {
     spec.params[param.name] = param.default_value;
   }
   EXPECT_THAT(entry.make(spec, {}), tributary::testing::IsOk());
+}
+
+TEST_P(StrategyContractTest, WhatItsClientsKeepGoesWithRoundsAndACountOfThem) {
+  const auto strategy = GetParam().make({.name = std::string(GetParam().name), .params = {}}, {});
+  ASSERT_THAT(strategy, tributary::testing::IsOk());
+  const Strategy& made = **strategy;
+  if (!made.in_place_of_model().empty()) {
+    EXPECT_EQ(made.version_vectors(), std::vector<std::string>{made.in_place_of_model()});
+  }
+  if (made.client_state() == ClientStateKind::kNone) {
+    EXPECT_EQ(CheckScalars(made, {{kStateVersion, 0}}).code(), absl::StatusCode::kInvalidArgument);
+    return;
+  }
+  EXPECT_TRUE(made.weights().keeps_clients());
+  EXPECT_TRUE(made.synchronous());
+  EXPECT_THAT(CheckClientState(made, {{kStateVersion, 0}}, 4), tributary::testing::IsOk());
+  EXPECT_THAT(CheckClientState(made, {{kStateVersion, 4}}, 4), tributary::testing::IsOk());
+  EXPECT_FALSE(CheckClientState(made, {{kStateVersion, 3}}, 4).ok());
+  EXPECT_FALSE(CheckClientState(made, {}, 4).ok());
+  EXPECT_TRUE(LostClientState(made, {{kStateVersion, 0}}, 4));
+  EXPECT_FALSE(LostClientState(made, {{kStateVersion, 4}}, 4));
+  EXPECT_FALSE(LostClientState(made, {{kStateVersion, 0}}, 0));
 }
 
 TEST_P(StrategyContractTest, RefusesParametersItDoesNotHave) {
