@@ -129,7 +129,7 @@ def what_cannot_be_is_refused_by_name(simulator):
     refused(["cnnn", "cnn"], NOT_FOUND, model={"zoo": "cnnn"})
     refused(["60001", "60000"], REFUSED, flags=("--clients", 60001), data={"source": "fashion-mnist"})
     refused(["/nowhere"], NOT_FOUND, data={"source": "idx", "path": "/nowhere"})
-    refused(["client 'client-", "version 0", "not finite"], FAILED, local={"steps": 20, "lr": 1e30})
+    refused(["client 'client-", "version 0", "lower local.lr"], FAILED, model={"zoo": "mlp"}, local={"steps": 20, "lr": 1e6})
     if not Path("/dev/nvidia0").exists():
         refused(["CUDA"], REFUSED, flags=("--clients", 4, "--device", "cuda"))
 
