@@ -255,7 +255,7 @@ struct YamlReader::Node {
     for (const Value::Entry& entry : from.entries) {
       if (only_rest && std::find(consumed.begin(), consumed.end(), entry.key) != consumed.end()) continue;
       if (only_rest) consumed.push_back(entry.key);
-      if (entry.value.type != Value::kScalar && TakeFlattened(entry, out)) continue;
+      if ((only_rest || entry.value.type == Value::kMap) && TakeFlattened(entry, out)) continue;
       if (entry.value.type != Value::kScalar) {
         FailAt(entry.value.at, path + entry.key, fmt::format("expected a single value, got {}", Described(entry.value)));
         return;

@@ -39,7 +39,7 @@ class YamlReader {
   void StringList(std::string_view key, std::vector<std::string>* out, Presence presence = kOptional);
   // A list of lists of integers.
   void IntLists(std::string_view key, std::vector<std::vector<int64_t>>* out);
-  // All of the map at `key` as text, for parameters whose names the caller checks later; maps and lists in it as RemainingScalars has them.
+  // All of the map at `key` as text, for parameters whose names the caller checks later: single values, and of a map of them each as "key.name".
   void Scalars(std::string_view key, std::map<std::string, std::string>* out);
   // Scalars of *this* map not read so far (consumes them). Of a map of scalars each as "key.name", of a list one text with commas.
   void RemainingScalars(std::map<std::string, std::string>* out);

@@ -9,8 +9,12 @@
 #include <ATen/ops/zeros_like.h>
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <fstream>
 #include <map>
+#include <nlohmann/json.hpp>
 
 #include "client/torch/batches.h"
 #include "client/torch/decoder.h"
@@ -212,6 +216,47 @@ TEST(MoeTransformerTest, TheRoutersBiasTravelsWithTheModelAndMetricsComeWithTheU
   // Equal tasks give equal updates: nothing is left in the learner from the task before.
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult again, learner->Train(RequestFor(spec, model), &data));
   EXPECT_EQ(again.update, result.update);
+}
+
+// transformers' Llama and Mixtral from the same weights and tokens, six steps of plain SGD (tests/golden/transformer_losses.py has the formula).
+// In double, but transformers takes norms, rotary angles and Mixtral's router in single precision whatever the model's: hence the tolerance.
+TEST(LanguageModelGoldenTest, LosesWhatTransformersLosesStepByStep) {
+  const nlohmann::json golden = nlohmann::json::parse(std::ifstream(TRIB_GOLDEN_DIR "/transformer_losses.json"));
+  for (const std::string zoo : {"transformer", "moe_transformer"}) {
+    JobSpec spec = SmallJob(zoo, zoo == "transformer" ? ParamMap{{"hidden", "48"}} : ParamMap{{"experts", "4"}, {"expert_hidden", "24"}, {"z", "0"}});
+    TRIB_ASSERT_OK_AND_ASSIGN(FlatModel model, InitialModel(spec));
+    std::vector<std::string> names;
+    for (const PlacedTensor& tensor : model.layout.tensors()) names.push_back(tensor.spec.name);
+    std::sort(names.begin(), names.end());
+    for (size_t k = 0; k < names.size(); ++k) {
+      const PlacedTensor* tensor = model.layout.Find(names[k]);
+      for (size_t i = 0; i < tensor->elements; ++i) {
+        const double wave = 0.08 * std::sin(0.37 * static_cast<double>(i) + static_cast<double>(k));
+        const double value = names[k].find("norm") != std::string::npos ? 1 + wave : wave;
+        std::memcpy(model.bytes.data() + tensor->offset_bytes + i * sizeof(double), &value, sizeof(value));
+      }
+    }
+    auto all = std::make_shared<Examples>();
+    all->example_shape = {16};
+    all->labels.assign(3, 0);
+    for (size_t s = 0; s < 3; ++s) {
+      for (size_t i = 0; i < 16; ++i) all->x.push_back(static_cast<float>((i * i + 7 * i + 13 * s) % 64));
+    }
+    Dataset data;
+    data.all = all;
+    data.indices = {0, 1, 2};
+    spec.local.steps = 1;
+    spec.local.batch = 3;
+    spec.local.lr = golden["rate"];
+    const auto learner = CpuLearner();
+    size_t step = 0;
+    for (const auto& expected : golden[zoo]) {
+      TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
+      EXPECT_NEAR(result.metrics.at("train_loss"), expected.get<double>(), 1e-5) << zoo << ", step " << ++step;
+      model = Applied<double>(model, result.update);
+    }
+    EXPECT_EQ(golden[zoo].size(), 6u);
+  }
 }
 
 TEST(LanguageModelErrorsTest, NameWhatIsWrong) {

@@ -110,6 +110,15 @@ TEST(JobSpecTest, HierarchyReadsShortAndLongForms) {
   }
 }
 
+TEST(JobSpecTest, AMapAmongAModelsParametersIsReadAsItsKeys) {
+  const auto spec = ParseJobSpec("name: n\nmodel: {zoo: moe_transformer, params: {layers: 2, router: {name: bip, iterations: 8}}}\ncohort: {size: 1}\n", "j");
+  ASSERT_THAT(spec, IsOk());
+  EXPECT_EQ(spec->model.params, (ParamMap{{"layers", "2"}, {"router.name", "bip"}, {"router.iterations", "8"}}));
+  const auto again = ParseJobSpec(CanonicalYaml(*spec), "again");
+  ASSERT_THAT(again, IsOk());
+  EXPECT_EQ(again->model, spec->model);
+}
+
 TEST(JobSpecTest, EveryCombinationOfTheFourSwitchesIsRead) {
   for (const std::string timing : {"eager", "lazy", "batch:4", "jit"}) {
     for (const std::string placement : {"bestfit", "worstfit", "firstfit", "roundrobin"}) {
@@ -200,8 +209,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"model: {zoo: ''}", "model.zoo"}, Refusal{"model: cnn", "expected a map"},
         Refusal{"model: {tensors: t, params: {a: 1}}", "model.params"}, Refusal{"model: {tensors: t, init: i}", "model.init"},
         Refusal{"model: {zoo: cnn, params: {a: [1]}}", "model.params.a"}, Refusal{"model: {zo: cnn}", "one of zoo"},
-        Refusal{"data: {source: mnist}", "expected fashion-mnist, idx, safetensors or csv"},
-        Refusal{"data: {source: fashion-mnsit}", "did you mean 'fashion-mnist'?"}, Refusal{"data: {source: text}", "not supported yet"},
+        Refusal{"data: {source: mnist}", "expected fashion-mnist, idx, safetensors, csv or text"},
+        Refusal{"data: {source: fashion-mnsit}", "did you mean 'fashion-mnist'?"}, Refusal{"data: {source: text}", "data.path: required"},
         Refusal{"data: {source: csv}", "data.path"}, Refusal{"data: {path: x}", "without data.source"},
         Refusal{"data: {source: idx, path: x, label: y}", "only for source csv"},
         Refusal{"data: {source: fashion-mnist, partition: {kind: pie}}", "data.partition.kind"},
