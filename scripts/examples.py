@@ -2,14 +2,15 @@
 """The examples: makes their data, runs them, compares those of one claim, and records what came out.
 
 usage: examples.py data                          writes the analytic problems to examples/data (seeded; not kept in git)
-       examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml through `tributary simulate`, then `tributary compare`
+       examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml as their headers say, then `tributary compare`
          --bin DIR       folder of `tributary` (build/release/bin, else build/dev/bin)
          --out DIR       stores and curves (build/examples)
          --versions N    at most N versions of each job: a smoke test
          --no-torch      leaves out jobs whose model needs LibTorch
          --record        writes results into the jobs' headers, and tables and curves into examples/README.md
 
-A job's header has a line "# Run: tributary simulate FILE [flags]", whose flags are used here too, and a line "# Result: …".
+A job's header has a line "# Run: tributary simulate FILE [flags]" (or `run`: through daemons), whose flags are used here too, and a line
+"# Result: …". The demo (fashion-fedavg.yaml) is left to scripts/demo.sh.
 """
 import argparse
 import json
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DEMO = "fashion-fedavg.yaml"
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(ROOT / "tests/support"))
 from harness import write_safetensors  # noqa: E402
@@ -98,11 +100,17 @@ class Job:
         self.path.write_text(re.sub(r"^# Result: .*$", lambda _: f"# Result: {result}", self.text, flags=re.M))
 
 
+def store_of(job, out):
+    """Simulations of a claim share one; daemons make one of their own in a folder."""
+    return out / job.claim if job.command == "simulate" else out / job.claim / job.name / "store"
+
+
 def run_job(program, job, out, versions):
     """What came out of one job, in words."""
     begin = time.time()
-    store = out / job.claim
-    done = subprocess.run([program, "simulate", str(job.shortened(versions, out)), *job.flags, "--out", str(store), "--json"], cwd=ROOT,
+    folder = store_of(job, out) if job.command == "simulate" else store_of(job, out).parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run([program, job.command, str(job.shortened(versions, out)), *job.flags, "--out", str(folder), "--json"], cwd=ROOT,
                           capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{job.path.name}: exit {done.returncode}: {done.stdout}{done.stderr}")
@@ -111,14 +119,20 @@ def run_job(program, job, out, versions):
     result = f"loss {last['loss']:.5g}"
     if last.get("accuracy") is not None:
         result += f", accuracy {last['accuracy']:.4f}"
-    result += f" after {document['version']} versions and {document['virtual_s']:.6g} s of virtual time"
+    result += f" after {document['version']} versions"
+    if "virtual_s" in document:
+        result += f" and {document['virtual_s']:.6g} s of virtual time"
+    if document.get("privacy"):
+        epsilon = document["privacy"]["epsilon"]
+        result += f", epsilon {'infinite' if epsilon is None else format(epsilon, '.3g')}"
     print(f"{job.name:<28} {result} ({time.time() - begin:.1f} s)", flush=True)
     return result
 
 
 def compare(program, claim, jobs, out):
     plot = out / f"{claim}.svg"
-    call = [program, "compare", *(job.name for job in jobs), "--store", str(out / claim), "--plot", str(plot)]
+    stores = dict.fromkeys(str(store_of(job, out)) for job in jobs)
+    call = [program, "compare", *(job.name for job in jobs), *(word for store in stores for word in ("--store", store)), "--plot", str(plot)]
     shown = subprocess.run(call, capture_output=True, text=True, cwd=ROOT)
     if shown.returncode != 0:
         sys.exit(f"compare {claim}: {shown.stdout}{shown.stderr}")
@@ -157,7 +171,8 @@ def main():
     if program is None:
         sys.exit(f"examples.py: no program 'tributary' in {', '.join(map(str, folders))}: build it, or name its folder with --bin")
     a.out.mkdir(parents=True, exist_ok=True)
-    jobs = [job for job in map(Job, sorted(EXAMPLES.glob("*.yaml"))) if job.command == "simulate" and not (a.no_torch and job.torch)]
+    files = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != DEMO]
+    jobs = [job for job in map(Job, files) if not (a.no_torch and job.torch)]
     claims = sorted({job.claim for job in jobs})
     unknown = set(a.claims) - set(claims)
     if unknown:
