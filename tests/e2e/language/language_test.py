@@ -1,0 +1,62 @@
+"""A mixture of experts learns four clients' texts, one file each, through `tributary run` with the LibTorch client; its updates travel as int8.
+And a router that looks ahead in a causal model is refused when the job is submitted.
+
+usage: language_test.py BIN_DIR
+"""
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+TEXTS = {"de": "der hund lief durch den wald und die katze ", "en": "the cat sat on the mat and the dog ran ",
+         "fr": "le chat dort sur le tapis et le chien court ", "pl": "kot spi na macie a pies biega po lesie "}
+VERSIONS = 3
+
+JOB = """
+name: languages
+model: {{zoo: moe_transformer, params: {{layers: 2, width: 64, heads: 4, experts: 4, expert_hidden: 64, router: {router}}}}}
+data: {{source: text, path: {texts}, partition: {{kind: by_file}}}}
+cohort: {{size: 4}}
+local: {{solver: sgd, steps: 20, batch: 8, lr: 0.3}}
+codec: int8
+stop: {{versions: {versions}}}
+"""
+
+
+def run(bin_dir, job):
+    # One thread each: four processes share the machine.
+    environment = dict(os.environ, OMP_NUM_THREADS="1")
+    command = [str(bin_dir / "tributary"), "run", str(job), "--clients", "4", "--out", str(job.with_suffix(".out")), "--json"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+
+
+def main():
+    bin_dir = Path(sys.argv[1])
+    with tempfile.TemporaryDirectory(prefix="tributary-language-") as work:
+        texts = Path(work) / "texts"
+        texts.mkdir()
+        for name, text in TEXTS.items():
+            (texts / f"{name}.txt").write_text(text * 400)
+        job = Path(work) / "job.yaml"
+        job.write_text(JOB.format(router="{name: alf, step: 0.05}", texts=texts, versions=VERSIONS))
+        done = run(bin_dir, job)
+        assert done.returncode == 0, done.stdout + done.stderr
+        shown = json.loads(done.stdout)
+        assert shown["state"] == "done" and shown["updates_committed"] == 4 * VERSIONS and not shown["updates_rejected"], shown
+        losses = {m["version"]: m["loss"] for m in shown["metrics"]}
+        # 256 bytes at random lose 5.55, the letters' frequencies alone about 2.8.
+        assert losses[VERSIONS] < 3.3 < math.log(256), losses
+        assert losses[VERSIONS] < losses[1], losses
+
+        job = Path(work) / "refused.yaml"
+        job.write_text(JOB.format(router="expert_choice", texts=texts, versions=VERSIONS))
+        refused = run(bin_dir, job)
+        assert refused.returncode == 5 and "looks ahead" in refused.stdout + refused.stderr, (refused.returncode, refused.stdout, refused.stderr)
+        print(f"losses {losses}")
+
+
+if __name__ == "__main__":
+    main()
