@@ -25,6 +25,7 @@ struct AggregateFlags {
   std::string model;
   std::vector<std::string> updates;
   double lr = LocalSpec().lr;
+  int64_t steps = 0;
   bool reproducible = false;
   std::string out;
 };
@@ -138,6 +139,7 @@ aggregator::RoundContributor ContributorOf(const UpdateFile& update, size_t plac
 absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpec& spec, const std::vector<UpdateFile>& updates) {
   LocalSpec local;
   local.lr = flags.lr;
+  local.steps = flags.steps;
   auto made = aggregator::MakeStrategy(spec, local);
   // A name given on the command line is an input like any other: refused, not "not found".
   if (absl::IsNotFound(made.status())) return InvalidArgument("--strategy: {}", MessageOf(made.status()));
@@ -148,6 +150,7 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   if (!model.ok()) return Annotate(model.status(), flags.model);
   const TensorLayout& layout = model->layout;
   TRIB_RETURN_IF_ERROR(CheckFinite(flags.model, layout, model->bytes));
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout update_layout, aggregator::UpdateLayout(strategy, layout));
 
   std::vector<aggregator::RoundContributor> contributors;
   aggregator::ClientTable clients;
@@ -170,9 +173,9 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
     const UpdateFile& update = updates[i];
     aggregator::RoundContributor& contributor = contributors[i];
     TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(update.path));
-    const auto flat = ToFlat(file.view(), layout);
+    const auto flat = ToFlat(file.view(), update_layout);
     if (!flat.ok()) return Annotate(flat.status(), update.path);
-    TRIB_RETURN_IF_ERROR(CheckFinite(update.path, layout, *flat));
+    TRIB_RETURN_IF_ERROR(CheckFinite(update.path, update_layout, *flat));
     aggregator::AddMeasured(strategy, layout, *flat, &contributor.scalars);
     const auto weight = strategy.weights().Weight(
         {.client = contributor.key.client, .claimed = contributor.claimed, .scalars = contributor.scalars, .round = 1, .clients = &clients});
@@ -183,7 +186,7 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
     weights.push_back(contributor.weight);
     const absl::Status folded = sum.Fold(contributor, *flat);
     if (!folded.ok()) {
-      return Annotate(folded, fmt::format("{}: tensor '{}'", update.path, LargestTensor(layout, *flat)));
+      return Annotate(folded, fmt::format("{}: tensor '{}'", update.path, LargestTensor(update_layout, *flat)));
     }
     if (strategy.server_step().needs_base()) {
       if (updates.size() > 1) return InvalidArgument("strategy '{}' commits single updates, got {}", spec.name, updates.size());
@@ -251,12 +254,14 @@ void AddAggregateCommand(CLI::App& app, Context& context) {
   command->add_option("--model", flags->model, "The model before, safetensors (F32 or F64, counters I64)")->required();
   command->add_option("--update", flags->updates,
                       "FILE.safetensors:WEIGHT[,NAME=VALUE...], repeatable; tensors are new - old, by the model's names. NAME: client (breaks "
-                      "ties, names p), staleness, base (fedasync: the model it starts from), step_norm (fednova), initial_loss (qfedavg)")
+                      "ties, names p), staleness, base (fedasync: the model it starts from), step_norm (fednova), initial_loss (qfedavg). With control "
+                      "variates the change of c_i is in tensors control/NAME")
       ->required()
       ->allow_extra_args(false);
   command->add_option("--local-lr", flags->lr, "The clients' learning rate, for defaults that follow from it (qfedavg's lipschitz)")
       ->capture_default_str()
       ->check(CLI::PositiveNumber);
+  command->add_option("--local-steps", flags->steps, "The clients' number of local steps (the momentum family and SCAFFOLD's uplink)")->check(CLI::PositiveNumber);
   command->add_flag("--reproducible", flags->reproducible, "Fixed-point sums: the same bytes in any order of --update");
   command->add_option("--out", flags->out, "Where the new model goes (replaced as a whole, or not at all)")->required();
   command->footer(

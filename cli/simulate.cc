@@ -39,6 +39,7 @@ struct SimulateFlags {
   std::string plot;
   std::string tensorboard;
   std::string trajectory;
+  std::string client_state;
   std::string device = "auto";
   int64_t threads = 0;
   bool contributors = false;
@@ -152,7 +153,8 @@ class ProgressLinePrinter {
   bool open_ = false;
 };
 
-v1::Job JobOf(const simulate::SimulationResult& result, const JobSpec& spec) {
+v1::Job JobOf(const simulate::SimulationResult& result) {
+  const JobSpec& spec = result.spec;
   v1::Job job;
   job.set_id(result.id);
   job.set_name(spec.name);
@@ -172,6 +174,7 @@ v1::Job JobOf(const simulate::SimulationResult& result, const JobSpec& spec) {
   job.set_spec_yaml(CanonicalYaml(spec));
   job.set_clients_expected(static_cast<uint64_t>(spec.cohort.size));
   job.set_elapsed_s(result.virtual_s);
+  if (result.privacy) *job.mutable_privacy() = *result.privacy;
   return job;
 }
 
@@ -209,6 +212,7 @@ nlohmann::json HistoryJson(const std::vector<simulate::SimulatedVersion>& histor
       contributors.push_back({{"client", c.key.client}, {"staleness", c.staleness}, {"weight", c.weight}});
     }
     list.push_back({{"version", version.version}, {"virtual_or_wall_s", version.virtual_s}, {"trigger", version.trigger}, {"contributors", contributors}});
+    if (version.privacy) list.back()["privacy"] = PrivacyJson(*version.privacy);
   }
   return list;
 }
@@ -233,12 +237,34 @@ void PrintResult(const SimulateFlags& flags, const simulate::SimulationResult& r
   }
   fmt::print("simulated  {} clients, {:.6g} s, {} updates in {} versions\n", clients, result.virtual_s, result.updates_committed, result.version);
   for (const auto& [reason, count] : result.updates_rejected) fmt::print("refused    {}: {}\n", count, reason);
+  if (result.privacy) {
+    fmt::print("privacy    epsilon {:.6g} at delta {:.3g} ({}, q {:.4g}); simulated noise follows from the seed\n", result.privacy->epsilon(),
+               result.privacy->delta(), result.privacy->sampling(), result.privacy->sample_rate());
+  }
   fmt::print("took       {:.2f} s: {:.0f} clients trained a second, {:.0f} engine events a second\n", wall_s,
              static_cast<double>(result.clients_trained) / wall_s, static_cast<double>(result.engine_events) / wall_s);
   fmt::print("model      sha256 {}\n", result.model_sha256);
   if (!flags.out.empty()) fmt::print("store      {}\n  tributary state ls {} --store {}\n", flags.out, result.id, flags.out);
   if (!flags.plot.empty()) fmt::print("curves     {}\n", flags.plot);
   if (!flags.tensorboard.empty()) fmt::print("events     {}\n", flags.tensorboard);
+}
+
+// "client-3/c_i" and so on, in F64.
+absl::Status WriteClientState(const std::string& file, const std::vector<std::string>& clients, const simulate::SimulationResult& result) {
+  std::vector<TensorSpec> specs;
+  std::map<std::string, const std::vector<double>*> values;
+  for (size_t i = 0; i < clients.size(); ++i) {
+    for (const auto& [name, vector] : result.client_states[i]->vectors) {
+      const std::string key = fmt::format("{}/{}", clients[i], name);
+      specs.push_back({.name = key, .shape = {static_cast<int64_t>(vector.size())}, .dtype = DType::kF64});
+      values[key] = &vector;
+    }
+  }
+  if (specs.empty()) return FailedPrecondition("--client-state: the clients of this job keep nothing between their updates");
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout layout, TensorLayout::Create(std::move(specs)));
+  std::vector<std::byte> flat(layout.total_bytes());
+  for (const PlacedTensor& tensor : layout.tensors()) std::memcpy(flat.data() + tensor.offset_bytes, values.at(tensor.spec.name)->data(), tensor.bytes);
+  return WriteSafetensors(file, layout, flat);
 }
 
 absl::Status WriteCurves(const SimulateFlags& flags, const std::string& name, const simulate::SimulationResult& result) {
@@ -302,8 +328,9 @@ absl::StatusOr<int> Simulate(const Context& context, const SimulateFlags& flags,
   const double wall_s = std::max(1e-9, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   prepared.store.reset();
   TRIB_RETURN_IF_ERROR(WriteCurves(flags, spec.name, result));
+  if (!flags.client_state.empty()) TRIB_RETURN_IF_ERROR(WriteClientState(flags.client_state, prepared.options.clients, result));
   if (context.json) {
-    nlohmann::json document = JobJson(JobOf(result, spec));
+    nlohmann::json document = JobJson(JobOf(result));
     document["clients"] = prepared.options.clients.size();
     document["seed"] = spec.seed;
     document["virtual_s"] = result.virtual_s;
@@ -334,6 +361,7 @@ void AddSimulateCommand(CLI::App& app, Context& context, ZooSeam seam) {
   simulate->add_option("--plot", flags->plot, "Draw loss and accuracy over versions and seconds (SVG)");
   simulate->add_option("--tensorboard", flags->tensorboard, "Folder for TensorBoard's event files");
   simulate->add_option("--trajectory", flags->trajectory, "The models of all versions as one safetensors file (models, virtual_s), in F64");
+  simulate->add_option("--client-state", flags->client_state, "What each client keeps after its last counted update, as one safetensors file, in F64");
   simulate->add_option("--device", flags->device, "Device of LibTorch models")->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
   simulate->add_option("--threads", flags->threads, "Clients trained side by side (default: one a core; 1 for analytic models and TorchScript)")->check(CLI::PositiveNumber);
   simulate->add_flag("--contributors", flags->contributors, "With --json: who contributed to each version, with staleness and weight");

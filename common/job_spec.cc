@@ -175,11 +175,10 @@ void ReadCohort(YamlReader& top, CohortSpec* cohort) {
   map.Double("rate", &cohort->rate, "in (0, 1]", [](double v) { return v > 0 && v <= 1; });
   if (cohort->poisson) {
     if (!map.Has("rate")) map.Fail("sampling", "poisson needs the probability with which each client takes part: rate");
-    if (!map.Has("population")) map.Fail("sampling", "poisson needs the number of clients that each version is drawn among: population");
     for (const std::string_view key : {"size", "over_select"}) {
       if (map.Has(key)) map.Fail(key, "not with sampling poisson: how many take part is chance");
     }
-    cohort->size = std::max<int64_t>(1, static_cast<int64_t>(std::ceil(cohort->rate * static_cast<double>(cohort->population) - 1e-9)));
+    cohort->size = cohort->PoissonSize();
   } else {
     if (map.Has("rate")) map.Fail("rate", "only with sampling poisson, not fixed");
     map.Int("size", &cohort->size, 1, kMaxCohort, YamlReader::kRequired);
@@ -420,6 +419,10 @@ absl::StatusOr<LocalSpec> LocalSpec::Of(int64_t client) const {
   if (!client_steps.empty()) own.steps = client_steps[index];
   if (!client_lr.empty()) own.lr = client_lr[index];
   return own;
+}
+
+int64_t CohortSpec::PoissonSize() const {
+  return std::max<int64_t>(1, static_cast<int64_t>(std::ceil(rate * static_cast<double>(population) - 1e-9)));
 }
 
 int64_t JobSpec::ClientsAsked() const {

@@ -59,12 +59,14 @@ struct CohortSpec {
   int64_t size = 0;           // >= 1: updates wanted per version. Required; with Poisson sampling rate × population, rounded up
   bool poisson = false;       // sampling: fixed | poisson. Poisson: each client by itself, with probability `rate`
   double rate = 0;            // poisson: in (0, 1]
-  // Clients among which cohorts are drawn: no version opens before so many are attached. 0: whoever comes first (no sampling at all).
+  // Clients among which cohorts are drawn: no version opens before so many are attached. 0: whoever comes first (no sampling at all); with
+  // Poisson sampling all clients of a simulation, and refused by a daemon, which does not know how many will come.
   int64_t population = 0;
   uint64_t draw_key = 0;      // what they are drawn from: `seed`, or in a job with real privacy noise a secret of the aggregator's
   int64_t quorum = 0;         // 0: = size. After the deadline a version commits with at least this many
   absl::Duration deadline = absl::InfiniteDuration();  // deadline_s; counted from the version's start
   double over_select = 1.0;   // >= 1: clients asked = ceil(size × over_select)
+  int64_t PoissonSize() const;  // rate × population, rounded up, at least 1
   bool operator==(const CohortSpec&) const = default;
 };
 

@@ -26,6 +26,13 @@ void ReadChoice(YamlReader& map, std::string_view key, std::string* out, const s
   map.Fail(key, fmt::format("expected {}, got '{}'{}", fmt::join(known, " or "), *out, DidYouMean(*out, known)));
 }
 
+void ReadAdaptiveClip(YamlReader& top, AdaptiveClipSpec* spec) {
+  YamlReader map = top.Map("adaptive_clip", &spec->enabled);
+  ReadDouble(map, "quantile", &spec->quantile, "in (0, 1)", [](double v) { return v > 0 && v < 1; });
+  ReadDouble(map, "rate", &spec->rate, "in (0, 10]", [](double v) { return v > 0 && v <= 10; });
+  ReadDouble(map, "count_stddev", &spec->count_stddev, "in (0, 1e9]", [](double v) { return v > 0 && v <= 1e9; });
+}
+
 }  // namespace
 
 std::string_view NoisePlacementName(NoisePlacement placement) {
@@ -54,14 +61,21 @@ void ReadPrivacy(YamlReader& top, std::string_view key, bool poisson, PrivacySpe
   const auto positive = [](double v) { return v > 0 && v <= 1e9; };
   ReadDouble(map, "clip", &spec->clip, "in (0, 1e9]", positive);
   if (!map.Has("clip")) map.Fail("clip", "required: without a bound on an update's norm no noise protects it");
-  ReadDouble(map, "noise_multiplier", &spec->noise_multiplier, "in (0, 1e6]", [](double v) { return v > 0 && v <= kMaxNoiseMultiplier; });
+  ReadDouble(map, "noise_multiplier", &spec->noise_multiplier, "in [0, 1e6]", [](double v) { return v >= 0 && v <= kMaxNoiseMultiplier; });
   ReadDouble(map, "epsilon", &spec->epsilon, "in (0, 1e9]", positive);
   // Both: the aggregator has found the multiplier.
   if (!map.Has("noise_multiplier") && !map.Has("epsilon")) map.Fail("noise_multiplier", "expected noise_multiplier, or epsilon to find it by");
+  if (map.Has("noise_multiplier") && spec->noise_multiplier == 0 && (map.Has("epsilon") || map.Has("epsilon_budget"))) {
+    map.Fail("noise_multiplier", "without noise epsilon is infinite: expected a number greater than 0 beside epsilon or epsilon_budget, got 0");
+  }
   ReadDouble(map, "delta", &spec->delta, "in (0, 1)", [](double v) { return v > 0 && v < 1; });
   if (!map.Has("delta")) map.Fail("delta", "required: a number in (0, 1), well under one over the number of clients");
   ReadDouble(map, "epsilon_budget", &spec->epsilon_budget, "in (0, 1e9]", positive);
   map.Bool("insecure_seed", &spec->insecure_seed);
+  ReadAdaptiveClip(map, &spec->adaptive);
+  if (spec->adaptive.enabled && spec->placement != NoisePlacement::kCentral) {
+    map.Fail("adaptive_clip", fmt::format("whether an update was within the norm goes to the server without noise: expected placement central, got {}", placement));
+  }
   spec->replace = !poisson;
   if (map.Has("adjacency")) {
     ReadChoice(map, "adjacency", &adjacency, {"add_remove", "replace"});
@@ -78,10 +92,15 @@ void ReadPrivacy(YamlReader& top, std::string_view key, bool poisson, PrivacySpe
 
 std::string CanonicalPrivacy(const PrivacySpec& spec) {
   std::string text = fmt::format("{{mechanism: gaussian, placement: {}, clip: {}", NoisePlacementName(spec.placement), spec.clip);
-  if (spec.noise_multiplier > 0) text += fmt::format(", noise_multiplier: {}", spec.noise_multiplier);
+  if (spec.noise_multiplier > 0 || spec.epsilon == 0) text += fmt::format(", noise_multiplier: {}", spec.noise_multiplier);
   if (spec.epsilon > 0) text += fmt::format(", epsilon: {}", spec.epsilon);
   text += fmt::format(", delta: {}", spec.delta);
   if (spec.epsilon_budget > 0) text += fmt::format(", epsilon_budget: {}", spec.epsilon_budget);
+  if (spec.adaptive.enabled) {
+    text += fmt::format(", adaptive_clip: {{quantile: {}, rate: {}", spec.adaptive.quantile, spec.adaptive.rate);
+    if (spec.adaptive.count_stddev > 0) text += fmt::format(", count_stddev: {}", spec.adaptive.count_stddev);
+    text += "}";
+  }
   return text + fmt::format(", adjacency: {}, insecure_seed: {}}}", spec.replace ? "replace" : "add_remove", spec.insecure_seed);
 }
 

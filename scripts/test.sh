@@ -2,6 +2,7 @@
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
 #   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
+#   scripts/test.sh gates      the gates of the algorithms at their full length (optimised build; minutes)
 #   scripts/test.sh transports the debug suite once more with every aggregator on skmsg, on skmsg-inline, and on ring as a plain user
 # TRIBUTARY_REQUIRE=bpf,mount,root (what .ci/run sets): tests that need eBPF, a mount or root fail instead of being skipped where they find none.
 set -euo pipefail
@@ -19,6 +20,13 @@ case ${1:-} in
     cmake --build --preset "$1"
     step "test: $1"
     exec ctest --preset "$1" -j "$(nproc)" -LE 'torch|tidy' ;;
+  gates)
+    scripts/deps.sh
+    step "configure and build: release"
+    cmake --preset release >/dev/null
+    cmake --build --preset release --target tributary
+    step "test: gates"
+    TRIBUTARY_GATES=full exec ctest --preset release -L gate --verbose ;;
   transports)
     scripts/deps.sh --no-torch
     step "configure and build: dev"
@@ -39,7 +47,7 @@ case ${1:-} in
     step "all tests passed"
     exit 0 ;;
   "") ;;
-  *) sed -n '2,6p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
+  *) sed -n '2,7p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2 ;;
 esac
 
 step "dependencies"
@@ -54,7 +62,7 @@ cmake --preset release >/dev/null
 cmake --build --preset release --target tributary tributary-simulate tributary-aggregator tributary-worker tributary-client \
   trib-scripted-client client_torch_test
 step "test: release (what needs LibTorch or an optimised build)"
-ctest --preset release -j "$(nproc)" -L 'torch|demo'
+ctest --preset release -j "$(nproc)" -L 'torch|demo|gate'
 # Without a GPU the kernels are compiled, for every card they are meant for, and their tests linked; with one they are run too.
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   step "configure and build: release-cuda (CUDA kernels and their tests)"

@@ -10,7 +10,8 @@
 namespace tributary::simulate {
 
 absl::StatusOr<Recorder> Recorder::Begin(aggregator::StateStore* store, const std::string& id, const JobSpec& spec, const TensorLayout& layout,
-                                         const std::string& artifact, std::span<const std::byte> model, const std::string& sha256) {
+                                         const std::string& artifact, std::span<const std::byte> model, const std::string& sha256,
+                                         const std::optional<v1::PrivacySpend>& privacy) {
   if (store->GetJob(id).ok()) return AlreadyExists("the store has a job '{}'", id);
   Recorder recorder(store);
   v1::JobRow& row = recorder.row_;
@@ -35,6 +36,7 @@ absl::StatusOr<Recorder> Recorder::Begin(aggregator::StateStore* store, const st
   info.set_bytes(model.size());
   info.set_committed_us(row.submitted_us());
   info.set_trigger("submitted");
+  if (privacy) *info.mutable_privacy() = *privacy;
   info.set_epoch(store->epoch());
   TRIB_RETURN_IF_ERROR(store->CommitVersion(std::move(commit)));
   recorder.parent_sha256_ = sha256;
@@ -49,6 +51,7 @@ absl::Status Recorder::Commit(const Version& version) {
   batch.tensors = version.model;
   for (const auto& [name, values] : version.state->vectors) batch.strategy_state.push_back({name, values});
   batch.version.set_format_version(1);
+  batch.version.set_registered(static_cast<uint64_t>(commit.registered));
   batch.version.set_since_start_ns(absl::ToInt64Nanoseconds(commit.since_start));
   v1::VersionInfo& info = *batch.version.mutable_info();
   info.set_job(row_.id());
@@ -58,16 +61,17 @@ absl::Status Recorder::Commit(const Version& version) {
   info.set_bytes(version.model.size());
   info.set_committed_us(MicrosAt(version.now_ns));
   info.set_trigger(commit.trigger);
+  if (version.privacy) *info.mutable_privacy() = *version.privacy;
   info.set_epoch(store_->epoch());
   for (const auto& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   for (const aggregator::RoundContributor& contributor : commit.contributors) {
-    *info.add_contributors() = aggregator::ContributorRow(contributor);
+    *info.add_contributors() = aggregator::CommittedRow(contributor);
     v1::UpdateRow update;
     update.set_format_version(1);
     update.set_version(commit.version);
     if (version.updates != nullptr) {
       const LargeBytes& payload = version.updates->at(contributor.key.update);
-      update.set_payload(payload.data(), payload.size());
+      TRIB_RETURN_IF_ERROR(store_->PutRecord(row_.id(), contributor.key.update, payload));
       update.set_xxh3_128(Xxh3Digest(payload));
     }
     batch.updates.emplace_back(contributor.key.update, std::move(update));

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,7 +22,8 @@ namespace tributary::simulate {
 class Recorder {
  public:
   static absl::StatusOr<Recorder> Begin(aggregator::StateStore* store, const std::string& id, const JobSpec& spec, const TensorLayout& layout,
-                                        const std::string& artifact, std::span<const std::byte> model, const std::string& sha256);
+                                        const std::string& artifact, std::span<const std::byte> model, const std::string& sha256,
+                                        const std::optional<v1::PrivacySpend>& privacy);
 
   struct Version {
     const aggregator::Commit* commit = nullptr;
@@ -30,6 +32,7 @@ class Recorder {
     const aggregator::StrategyState* state = nullptr;
     std::vector<std::pair<std::string, std::span<const std::byte>>> client_vectors;
     const std::map<UpdateId, LargeBytes>* updates = nullptr;   // of the contributors, to be kept for replay; null: not kept
+    std::optional<v1::PrivacySpend> privacy{};                 // spent up to this version
     int64_t now_ns = 0;
   };
   absl::Status Commit(const Version& version);

@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <deque>
 #include <map>
+#include <set>
 #include <utility>
 
-#include "aggregator/core/aggregate.h"
 #include "aggregator/core/round.h"
 #include "common/digest.h"
 #include "proto/codec.h"
+#include "simulate/commit_maker.h"
 
 namespace tributary::simulate {
 namespace {
@@ -25,41 +26,56 @@ class Replayer {
       : store_(store), job_(std::move(job)), spec_(std::move(spec)), strategy_(std::move(strategy)), layout_(std::move(layout)) {}
 
   absl::StatusOr<ReplayResult> Run() {
-    TRIB_ASSIGN_OR_RETURN(update_layout_, aggregator::UpdateLayout(*strategy_, layout_));
-    model_.resize(layout_.total_bytes());
-    TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, 0, model_, /*verify=*/true));
-    TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, model_, &memory_.strategy));
+    auto first = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
+    TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, 0, *first, /*verify=*/true));
+    model_ = std::move(first);
+    TRIB_ASSIGN_OR_RETURN(maker_, CommitMaker::Make(spec_, *strategy_, layout_, *model_));
     TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> versions, store_.ListVersions(job_));
     spec_.stop = {.versions = static_cast<int64_t>(versions.size()) + 1'000'000, .accuracy = 0};  // it ends with the record
     aggregator::RoundOptions options;
     options.epoch = kReplayEpoch;
     options.recorded = true;
     round_.emplace(spec_, *strategy_, std::move(options), now_);
-    TRIB_RETURN_IF_ERROR(RegisterAll(versions));
+    TRIB_RETURN_IF_ERROR(FindClients(versions));
     for (const v1::VersionRow& row : versions) {
       recorded_[row.info().version()] = row.info().sha256();
       if (row.info().version() > 0) TRIB_RETURN_IF_ERROR(Fold(row));
     }
     for (ReplayedVersion& version : result_.versions) version.recorded_sha256 = recorded_[version.version];
     result_.strategy = spec_.strategy;
-    result_.model = {.layout = layout_, .bytes = model_};
+    result_.model = {.layout = layout_, .bytes = *model_};
     return std::move(result_);
   }
 
  private:
-  // Every client is known from the start: N counts them all.
-  absl::Status RegisterAll(const std::vector<v1::VersionRow>& versions) {
-    aggregator::ClientsRegistered event;
+  // Everybody, in the order in which they first contributed; those that never did come last.
+  absl::Status FindClients(const std::vector<v1::VersionRow>& versions) {
+    const auto add = [&](const std::string& client) {
+      if (known_.insert(client).second) to_register_.push_back(client);
+    };
     for (const v1::VersionRow& row : versions) {
-      for (const v1::Contributor& contributor : row.info().contributors()) event.clients.push_back(contributor.client());
+      for (const v1::Contributor& contributor : row.info().contributors()) add(contributor.client());
     }
-    TRIB_ASSIGN_OR_RETURN(const std::vector<v1::ClientStateRow> known, store_.ListClientState(job_));
-    for (const v1::ClientStateRow& row : known) event.clients.push_back(row.participation().client());
-    return Post(std::move(event));
+    TRIB_ASSIGN_OR_RETURN(const std::vector<v1::ClientStateRow> rows, store_.ListClientState(job_));
+    for (const v1::ClientStateRow& row : rows) add(row.participation().client());
+    return absl::OkStatus();
+  }
+
+  // As many as the job had seen by then; all, if the record does not say.
+  absl::Status RegisterFor(const v1::VersionRow& row) {
+    aggregator::ClientsRegistered event;
+    const uint64_t wanted = row.registered() == 0 ? known_.size() : row.registered();
+    while (!to_register_.empty() && registered_ < wanted) {
+      event.clients.push_back(std::move(to_register_.front()));
+      to_register_.pop_front();
+      ++registered_;
+    }
+    return event.clients.empty() ? absl::OkStatus() : Post(std::move(event));
   }
 
   absl::Status Fold(const v1::VersionRow& row) {
     now_ = absl::UnixEpoch() + absl::Nanoseconds(row.since_start_ns());
+    TRIB_RETURN_IF_ERROR(RegisterFor(row));
     const auto& contributors = row.info().contributors();
     if (strategy_->synchronous()) {
       if (contributors.empty()) return Post(aggregator::RoundSkipped{});
@@ -74,14 +90,15 @@ class Replayer {
 
   absl::Status Arrive(const v1::Contributor& row) {
     TRIB_ASSIGN_OR_RETURN(const UpdateId id, UpdateIdFromBytes(row.update_id()));
-    const absl::StatusOr<v1::UpdateRow> stored = store_.GetUpdate(job_, id);
-    if (!stored.ok() || stored->payload().empty()) {
+    absl::StatusOr<std::vector<std::byte>> stored = store_.GetRecord(job_, id);
+    if (absl::IsNotFound(stored.status())) {
       return FailedPrecondition("job '{}': update {} of client '{}' was not kept; a job with `record: true` keeps them", job_, ToHex(id), row.client());
     }
-    const auto payload = std::as_bytes(std::span(stored->payload()));
-    if (payload.size() != update_layout_.total_bytes()) {
+    if (!stored.ok()) return stored.status();
+    const std::vector<std::byte>& payload = *stored;
+    if (payload.size() != maker_->encoding().total_bytes()) {
       return InvalidArgument("job '{}': its updates have {} bytes, those of strategy '{}' have {}", job_, payload.size(), spec_.strategy.name,
-                             update_layout_.total_bytes());
+                             maker_->encoding().total_bytes());
     }
     const uint64_t staleness = strategy_->synchronous() ? 0 : std::min(row.staleness(), round_->version());
     aggregator::UpdateArrived arrived{.key = {.client = row.client(), .task = row.task(), .update = id},
@@ -92,9 +109,8 @@ class Replayer {
       const auto at = row.scalars().find(scalar.name);
       if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
     }
-    TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(*strategy_, arrived.scalars));
-    aggregator::AddMeasured(*strategy_, layout_, payload, &arrived.scalars);
-    payloads_[id].assign(payload.begin(), payload.end());
+    TRIB_RETURN_IF_ERROR(maker_->Check(payload, &arrived.scalars).status());
+    payloads_[id] = *std::move(stored);
     return Post(std::move(arrived));
   }
 
@@ -117,11 +133,7 @@ class Replayer {
 
   absl::Status Do(const aggregator::RoundAction& action) {
     if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
-      if (!aggregate_) {
-        const auto arithmetic = spec_.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
-        aggregate_.emplace(*strategy_, layout_, arithmetic, std::max<int64_t>(1, spec_.ClientsAsked()));
-      }
-      TRIB_RETURN_IF_ERROR(aggregate_->Fold({.key = fold->key, .weight = fold->weight}, payloads_.at(fold->key.update)));
+      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, payloads_.at(fold->key.update)));
       payloads_.erase(fold->key.update);
       return Post(aggregator::UpdateFolded{fold->key.update});
     }
@@ -135,20 +147,13 @@ class Replayer {
   }
 
   absl::Status Make(const aggregator::Commit& commit) {
-    if (!commit.contributors.empty()) {
-      std::vector<std::byte> next(layout_.total_bytes());
-      std::vector<std::byte> base;
-      if (strategy_->server_step().needs_base()) {
-        base.resize(layout_.total_bytes());
-        TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, commit.version - 1 - commit.contributors[0].staleness, base, /*verify=*/true));
-      }
-      const aggregator::CommitFacts facts{
-          .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
-      TRIB_RETURN_IF_ERROR(aggregate_->Step({.facts = facts, .previous = model_, .base = base}, &memory_, next));
-      model_ = std::move(next);
+    std::vector<std::byte> base;
+    if (strategy_->server_step().needs_base() && !commit.contributors.empty()) {
+      base.resize(layout_.total_bytes());
+      TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, commit.version - 1 - commit.contributors[0].staleness, base, /*verify=*/true));
     }
-    aggregate_.reset();
-    result_.versions.push_back({.version = commit.version, .sha256 = Sha256Hex(model_), .recorded_sha256 = "", .updates = commit.contributors.size()});
+    TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base));
+    result_.versions.push_back({.version = commit.version, .sha256 = Sha256Hex(*model_), .recorded_sha256 = "", .updates = commit.contributors.size()});
     return Post(aggregator::VersionCommitted{commit.version});
   }
 
@@ -157,14 +162,15 @@ class Replayer {
   JobSpec spec_;
   const std::unique_ptr<Strategy> strategy_;
   const TensorLayout layout_;
-  TensorLayout update_layout_;
   absl::Time now_ = absl::UnixEpoch();
   std::optional<aggregator::Round> round_;
   std::deque<aggregator::RoundEvent> posted_;
   bool applying_ = false;
-  std::vector<std::byte> model_;
-  aggregator::MemoryState memory_;
-  std::optional<aggregator::Aggregate> aggregate_;
+  ModelRef model_;
+  std::unique_ptr<CommitMaker> maker_;
+  std::set<std::string> known_;                           // clients of the record
+  std::deque<std::string> to_register_;
+  uint64_t registered_ = 0;
   std::map<UpdateId, std::vector<std::byte>> payloads_;   // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version
   ReplayResult result_;

@@ -10,13 +10,14 @@
 #include <unordered_map>
 #include <utility>
 
-#include "aggregator/core/aggregate.h"
 #include "aggregator/core/planners/hierarchy.h"
 #include "aggregator/core/round.h"
+#include "aggregator/state/engine_rows.h"
 #include "client/core/random.h"
 #include "common/digest.h"
 #include "simulate/availability.h"
 #include "simulate/channel.h"
+#include "simulate/commit_maker.h"
 #include "simulate/delays.h"
 #include "simulate/known_rates.h"
 #include "simulate/recorder.h"
@@ -44,6 +45,12 @@ struct Event {
   bool operator>(const Event& other) const { return std::tie(ns, kind, order) > std::tie(other.ns, other.kind, other.order); }
 };
 
+// An update that the engine has not asked to fold yet.
+struct Arrived {
+  LargeBytes bytes;
+  double clip_factor = 1;
+};
+
 class Simulation {
  public:
   Simulation(const SimulationOptions& options, JobSpec spec, std::unique_ptr<Strategy> strategy)
@@ -53,6 +60,11 @@ class Simulation {
   absl::StatusOr<SimulationResult> Run();
 
  private:
+  // What of the job a simulation cannot do.
+  absl::Status CheckJob() const;
+  absl::Status PrepareClients();
+  // After `version` versions; nothing without privacy.
+  std::optional<v1::PrivacySpend> Spend(uint64_t version) const;
   absl::Time Now() const { return absl::UnixEpoch() + absl::Nanoseconds(now_ns_); }
   bool synchronous() const { return synchronous_; }
   bool traced() const { return !trace_.empty(); }
@@ -75,7 +87,6 @@ class Simulation {
   absl::Status Step(const Event& event);
   absl::Status Arrive(uint64_t task);
   absl::Status Follow(const TraceEvent& event);
-  absl::Status MakeModel(const aggregator::Commit& commit, std::vector<std::byte>* next);
   void Push(int64_t ns, Kind kind, uint64_t task, size_t place = 0) { queue_.push({ns, kind, order_++, task, place}); }
   void Fail(const absl::Status& status);
 
@@ -83,7 +94,7 @@ class Simulation {
   const JobSpec spec_;
   const std::unique_ptr<Strategy> strategy_;
   const TensorLayout& layout_;
-  TensorLayout update_layout_;
+  std::unique_ptr<CommitMaker> maker_;
   bool synchronous_ = true;
   std::unique_ptr<Availability> availability_;
   std::unique_ptr<Delays> delays_;
@@ -111,64 +122,92 @@ class Simulation {
   std::vector<std::shared_ptr<const client::ClientState>> states_;  // of each client; shared with the tasks that start from them
   std::unordered_map<UpdateId, std::shared_ptr<client::ClientState>> staged_;
   std::string sha256_;
-  aggregator::MemoryState memory_;
-  std::optional<aggregator::Aggregate> aggregate_;         // of the open round, once something is folded
-  std::unordered_map<UpdateId, LargeBytes> arrived_;       // handed to the engine, not folded yet
+  std::unordered_map<UpdateId, Arrived> arrived_;          // handed to the engine, not folded yet
   std::map<UpdateId, LargeBytes> kept_;                    // folded, of a job that records them
   std::unordered_map<UpdateId, ModelRef> bases_;           // what they started from, for steps that need it
   SimulationResult result_;
 };
 
-absl::Status Simulation::Prepare() {
-  const auto clients = static_cast<int64_t>(options_.clients.size());
-  const auto seed = static_cast<uint64_t>(spec_.seed);
-  synchronous_ = strategy_->synchronous();
+absl::Status Simulation::CheckJob() const {
   const SimulateSpec& simulate = spec_.simulate;
+  const auto clients = static_cast<int64_t>(options_.clients.size());
   if (!synchronous_ && simulate.participation.kind != "all") {
     return InvalidArgument("simulate.participation: kind {} is for synchronous strategies; in {} a client that is away is one with a long delay",
                            simulate.participation.kind, spec_.strategy.name);
   }
-  if (!simulate.delay.events.empty()) {
-    if (synchronous_) return InvalidArgument("simulate.delay.events: for asynchronous strategies, not {}", spec_.strategy.name);
-    TRIB_ASSIGN_OR_RETURN(trace_, ParseTraceEvents(simulate.delay.events, clients));
+  if (!simulate.delay.events.empty() && synchronous_) {
+    return InvalidArgument("simulate.delay.events: for asynchronous strategies, not {}", spec_.strategy.name);
   }
-  TRIB_ASSIGN_OR_RETURN(availability_, Availability::Make(simulate.participation, clients, seed));
-  TRIB_ASSIGN_OR_RETURN(delays_, Delays::Make(simulate.delay, clients, seed));
-  TRIB_RETURN_IF_ERROR(strategy_->CheckJob(spec_));
   TRIB_RETURN_IF_ERROR(aggregator::ResolveHierarchy(spec_.hierarchy, spec_.strategy.name, aggregator::FindStrategy(spec_.strategy.name)->trait).status());
   if (spec_.record && options_.store == nullptr) return InvalidArgument("record: true keeps the updates in a state store: name one (--out DIR)");
-  channel_ = Channel(simulate.channel, &layout_, seed);
-  if (spec_.privacy.enabled) return InvalidArgument("privacy: a simulation adds no noise and accounts nothing; run the job through daemons, or leave the key out");
-  if (spec_.Encoding(layout_).codec != Codec::kPlain) {
-    return InvalidArgument("codec: a simulation passes updates as they are: expected {}, got {}", spec_.dtype == DType::kF64 ? "f64" : "f32", spec_.codec);
+  const bool all = simulate.participation.kind == "all";
+  if (spec_.cohort.population > 0 && !all) {
+    return InvalidArgument("cohort.population: cohorts are drawn among all clients: expected simulate.participation all, got {}", simulate.participation.kind);
   }
-  if (spec_.cohort.population > 0) return InvalidArgument("cohort.population: a simulation draws from those that simulate.participation lets take part");
+  if (spec_.cohort.population > clients) {
+    return InvalidArgument("cohort.population: expected at most the {} clients of the simulation, got {}", clients, spec_.cohort.population);
+  }
+  if (spec_.privacy.enabled && spec_.privacy.placement == NoisePlacement::kDistributed && !(all && clients >= spec_.EffectiveQuorum())) {
+    return InvalidArgument("privacy: placement distributed: each adds a share for {} that take part: expected as many clients and simulate.participation all, "
+                           "got {} clients and {}", spec_.EffectiveQuorum(), clients, simulate.participation.kind);
+  }
+  if (spec_.codec != "f32" && spec_.codec != "f64" && (simulate.channel.has_snr || simulate.channel.uplink_var > 0)) {
+    return InvalidArgument("simulate.channel: noise on the uplink is for numbers, not for codes: expected codec f32, got {}", spec_.codec);
+  }
   if (layout_.trainable_count() == 0) return InvalidArgument("the model has no trainable element");
   if (layout_.float_dtype() != spec_.dtype) {
     return InvalidArgument("dtype: the job says {}, the model's tensors are {}", DTypeName(spec_.dtype), DTypeName(layout_.float_dtype()));
   }
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::PrepareClients() {
+  const auto clients = static_cast<int64_t>(options_.clients.size());
+  const auto seed = static_cast<uint64_t>(spec_.seed);
+  const SimulateSpec& simulate = spec_.simulate;
+  if (!simulate.delay.events.empty()) {
+    TRIB_ASSIGN_OR_RETURN(trace_, ParseTraceEvents(simulate.delay.events, clients));
+  }
+  TRIB_ASSIGN_OR_RETURN(availability_, Availability::Make(simulate.participation, clients, seed));
+  TRIB_ASSIGN_OR_RETURN(delays_, Delays::Make(simulate.delay, clients, seed));
+  channel_ = Channel(simulate.channel, &layout_, seed);
   index_.reserve(options_.clients.size());
   for (uint32_t i = 0; i < options_.clients.size(); ++i) index_.emplace(options_.clients[i], i);
   tasks_of_.resize(options_.clients.size());
   task_of_.resize(options_.clients.size());
   latest_.resize(options_.clients.size());
   states_.assign(options_.clients.size(), std::make_shared<const client::ClientState>());
-  TRIB_ASSIGN_OR_RETURN(update_layout_, aggregator::UpdateLayout(*strategy_, layout_));
+  return absl::OkStatus();
+}
+
+absl::Status Simulation::Prepare() {
+  synchronous_ = strategy_->synchronous();
+  TRIB_RETURN_IF_ERROR(CheckJob());
+  TRIB_RETURN_IF_ERROR(PrepareClients());
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
-  training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &update_layout_, .initial = model_, .clients = &options_.clients, .learners = options_.learners,
-                                    .data = options_.data, .artifact_path = spec_.model.torchscript,
+  TRIB_ASSIGN_OR_RETURN(maker_, CommitMaker::Make(spec_, *strategy_, layout_, *model_));
+  training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &maker_->update_layout(), .encoding = maker_->encoding(), .initial = model_,
+                                    .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.torchscript,
                                     .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model()});
   sha256_ = Sha256Hex(*model_);
-  TRIB_RETURN_IF_ERROR(aggregator::PrepareState(*strategy_, layout_, *model_, &memory_.strategy));
   TRIB_RETURN_IF_ERROR(MakeVectors());
   const std::string canonical = CanonicalYaml(spec_);
   result_.id = fmt::format("{}-{}", spec_.name, Sha256Hex(std::as_bytes(std::span(canonical))).substr(0, 6));
+  result_.spec = spec_;
+  result_.privacy = Spend(0);
   if (options_.store != nullptr) {
-    TRIB_ASSIGN_OR_RETURN(recorder_, Recorder::Begin(options_.store, result_.id, spec_, layout_, options_.artifact, *model_, sha256_));
+    TRIB_ASSIGN_OR_RETURN(recorder_, Recorder::Begin(options_.store, result_.id, spec_, layout_, options_.artifact, *model_, sha256_, Spend(0)));
   }
   cohort_ = spec_.cohort;
-  round_ = std::make_unique<aggregator::Round>(spec_, *strategy_, aggregator::RoundOptions{}, Now());
+  JobSpec of_round = spec_;
+  if (maker_->privacy() != nullptr) of_round.stop.versions = std::min(of_round.stop.versions, maker_->privacy()->versions());
+  round_ = std::make_unique<aggregator::Round>(of_round, *strategy_, aggregator::RoundOptions{}, Now());
   return absl::OkStatus();
+}
+
+std::optional<v1::PrivacySpend> Simulation::Spend(uint64_t version) const {
+  if (maker_->privacy() == nullptr) return std::nullopt;
+  return aggregator::PrivacyRow(*maker_->privacy(), version, maker_->clip());
 }
 
 absl::Status Simulation::Post(aggregator::RoundEvent event) {
@@ -217,7 +256,7 @@ absl::Status Simulation::TellPresence() {
 
 absl::Status Simulation::MakeVectors() {
   for (const std::string& name : strategy_->version_vectors()) {
-    const std::vector<double>& values = memory_.strategy.vectors.at(name);
+    const std::vector<double>& values = maker_->state().strategy.vectors.at(name);
     auto bytes = std::make_shared<std::vector<std::byte>>(values.size() * DTypeBytes(layout_.float_dtype()));
     if (!aggregator::StoreFloats(layout_.float_dtype(), values, *bytes)) return DataLoss("the strategy's vector '{}' is not finite", name);
     // In the model's place it comes with the model's buffers and counters.
@@ -266,6 +305,7 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   for (const auto& [name, values] : vectors_) task.vectors[name] = channel_.Down(values, client, action.version, task.repeat, part++);
   if (!in_place.empty()) task.model = task.vectors.at(in_place);
   task.state = states_[client];
+  task.clip = maker_->clip();
   task_of_[client] = action.task;
   const size_t beside_model = vectors_.size() - (in_place.empty() ? 0 : 1);
   result_.bytes_down += layout_.total_bytes() + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
@@ -291,30 +331,21 @@ absl::Status Simulation::Arrive(uint64_t task_id) {
                                     .version = task.version,
                                     .weight = trained.weight,
                                     .examples = trained.examples};
-  for (const aggregator::ScalarInfo& scalar : strategy_->scalars()) {
-    const auto at = trained.scalars.find(scalar.name);
-    if (at != trained.scalars.end()) arrived.scalars.insert(*at);
-  }
-  TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(*strategy_, arrived.scalars));
-  const aggregator::ScanResult scan = aggregator::Scan(std::span(trained.update).first(update_layout_.float_bytes()), layout_.float_dtype());
-  if (!scan.finite) return Internal("client '{}', version {}: the update is not finite", arrived.key.client, task.version);
-  aggregator::AddMeasured(*strategy_, layout_, trained.update, &arrived.scalars);
+  arrived.scalars = std::move(trained.scalars);
+  const absl::StatusOr<double> clip_factor = maker_->Check(trained.update, &arrived.scalars);
+  if (!clip_factor.ok()) return Annotate(clip_factor.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
   result_.bytes_up += trained.update.size();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
   if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
-  arrived_[arrived.key.update] = std::move(trained.update);
+  arrived_[arrived.key.update] = {.bytes = std::move(trained.update), .clip_factor = *clip_factor};
   return Post(std::move(arrived));
 }
 
 absl::Status Simulation::Do(const aggregator::Fold& action) {
   const auto at = arrived_.find(action.key.update);
   if (at == arrived_.end()) return Internal("update {} is to be folded but is not here", ToHex(action.key.update));
-  if (!aggregate_) {
-    const auto arithmetic = spec_.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
-    aggregate_.emplace(*strategy_, layout_, arithmetic, std::max<int64_t>(1, spec_.ClientsAsked()));
-  }
-  TRIB_RETURN_IF_ERROR(aggregate_->Fold({.key = action.key, .weight = action.weight}, at->second));
-  if (spec_.record) kept_[action.key.update] = std::move(at->second);
+  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * at->second.clip_factor, at->second.bytes));
+  if (spec_.record) kept_[action.key.update] = std::move(at->second.bytes);
   arrived_.erase(at);
   return Post(aggregator::UpdateFolded{action.key.update});
 }
@@ -327,30 +358,21 @@ absl::Status Simulation::Do(const aggregator::Refuse& action) {
   return absl::OkStatus();
 }
 
-absl::Status Simulation::MakeModel(const aggregator::Commit& commit, std::vector<std::byte>* next) {
-  std::span<const std::byte> base;
-  if (strategy_->server_step().needs_base()) base = *bases_.at(commit.contributors[0].key.update);
-  const aggregator::CommitFacts facts{
-      .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
-  return aggregate_->Step({.facts = facts, .previous = *model_, .base = base}, &memory_, *next);
-}
-
 absl::Status Simulation::Do(const aggregator::Commit& commit) {
+  std::span<const std::byte> base;
+  if (strategy_->server_step().needs_base() && !commit.contributors.empty()) base = *bases_.at(commit.contributors[0].key.update);
+  TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base));
   std::vector<std::pair<std::string, std::span<const std::byte>>> rows;
-  if (!commit.contributors.empty()) {
-    auto next = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
-    TRIB_RETURN_IF_ERROR(MakeModel(commit, next.get()));
-    model_ = std::move(next);
-    for (const aggregator::RoundContributor& contributor : commit.contributors) {
-      const auto row = memory_.rows.find(contributor.key.client);
-      if (row != memory_.rows.end()) rows.emplace_back(row->first, row->second);
-    }
+  for (const aggregator::RoundContributor& contributor : commit.contributors) {
+    const auto row = maker_->state().rows.find(contributor.key.client);
+    if (row != maker_->state().rows.end()) rows.emplace_back(row->first, row->second);
   }
+  result_.privacy = Spend(commit.version);
   if (recorder_) {
     sha256_ = Sha256Hex(*model_);
-    TRIB_RETURN_IF_ERROR(recorder_->Commit({.commit = &commit, .model = *model_, .sha256 = sha256_, .state = &memory_.strategy, .client_vectors = rows, .updates = spec_.record ? &kept_ : nullptr, .now_ns = now_ns_}));
+    TRIB_RETURN_IF_ERROR(recorder_->Commit({.commit = &commit, .model = *model_, .sha256 = sha256_, .state = &maker_->state().strategy, .client_vectors = rows,
+                                            .updates = spec_.record ? &kept_ : nullptr, .privacy = result_.privacy, .now_ns = now_ns_}));
   }
-  aggregate_.reset();
   kept_.clear();
   if (!bases_.empty()) {
     for (const aggregator::RoundContributor& contributor : commit.contributors) bases_.erase(contributor.key.update);
@@ -368,7 +390,7 @@ absl::Status Simulation::Do(const aggregator::Commit& commit) {
   TRIB_RETURN_IF_ERROR(KeepModel());
   if (options_.keep_history) {
     result_.history.push_back({.version = commit.version, .virtual_s = static_cast<double>(now_ns_) * kSecondsPerNs, .trigger = commit.trigger,
-                               .contributors = commit.contributors});
+                               .contributors = commit.contributors, .privacy = result_.privacy});
   }
   if (options_.progress) {
     const double nan = std::numeric_limits<double>::quiet_NaN();
@@ -407,6 +429,9 @@ absl::Status Simulation::Do(const aggregator::Finish& action) {
                   : action.outcome == aggregator::Outcome::kCancelled ? SimulationState::kCancelled
                                                                       : SimulationState::kFailed;
   result_.reason = action.reason;
+  if (maker_->privacy() != nullptr && action.outcome == aggregator::Outcome::kDone) {
+    result_.reason = maker_->privacy()->EndedByBudget(result_.version).value_or(action.reason);
+  }
   return absl::OkStatus();
 }
 
@@ -474,6 +499,7 @@ absl::StatusOr<SimulationResult> Simulation::Run() {
   result_.model = {.layout = layout_, .bytes = *model_};
   result_.model_sha256 = Sha256Hex(*model_);
   result_.clients_trained = training_->trained();
+  result_.client_states = states_;
   if (recorder_) {
     const v1::JobState state = result_.state == SimulationState::kDone        ? v1::JOB_STATE_DONE
                                : result_.state == SimulationState::kCancelled ? v1::JOB_STATE_CANCELLED
@@ -489,6 +515,13 @@ absl::StatusOr<SimulationResult> Simulation::Run() {
 absl::StatusOr<SimulationResult> RunSimulation(const SimulationOptions& options) {
   if (options.clients.empty() || options.learners.empty()) return InvalidArgument("a simulation needs a client and a learner");
   JobSpec spec = options.spec;
+  spec.privacy.insecure_seed = spec.privacy.enabled;
+  spec.cohort.draw_key = static_cast<uint64_t>(spec.seed);
+  if (spec.cohort.poisson && spec.cohort.population == 0) {
+    spec.cohort.population = static_cast<int64_t>(options.clients.size());
+    spec.cohort.size = spec.cohort.PoissonSize();
+  }
+  TRIB_RETURN_IF_ERROR(aggregator::ResolveNoise(&spec));
   TRIB_RETURN_IF_ERROR(FillKnownRates(options.clients, &spec));
   auto strategy = aggregator::MakeStrategy(spec.strategy, spec.local);
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));

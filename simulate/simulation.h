@@ -7,7 +7,9 @@
 // Time is whole nanoseconds from 0; training, folding and commits take none. Arrivals of a moment come before its ticks. Equal specs,
 // seeds and data give equal models, versions and records, whatever the number of learners.
 // Synchronous strategies: at the start of each round those who take part are told to the engine, which draws min(cohort.size, available)
-// of them; a round of nobody counts and leaves the model alone. Asynchronous strategies: everybody takes part, all start at time 0.
+// of them; a round of nobody counts and leaves the model alone. With cohort.population the engine draws among everybody instead.
+// Asynchronous strategies: everybody takes part, all start at time 0.
+// Privacy noise, rounding and draws follow from the seed, so a simulation's noise protects nobody: its spend says insecure_seed.
 // Source: the framework of Fraboni et al., JMLR 2023; algorithms.md §4.
 // Threads: thread-compatible. Errors: INVALID_ARGUMENT (what cannot be simulated, named), the learner's, DATA_LOSS (a model that is not
 // finite); Run() reports a job that fails in its result.
@@ -56,6 +58,7 @@ struct SimulatedVersion {
   double virtual_s = 0;
   std::string trigger;
   std::vector<aggregator::RoundContributor> contributors;
+  std::optional<v1::PrivacySpend> privacy;   // up to it
 };
 
 enum class SimulationState { kDone, kFailed, kCancelled };
@@ -68,8 +71,11 @@ struct SimulationResult {
   double virtual_s = 0;
   FlatModel model;
   std::string model_sha256;
+  JobSpec spec;               // as it ran: the noise that an epsilon asked for, rates that the simulate: block implies
+  std::optional<v1::PrivacySpend> privacy;
   std::vector<v1::Metric> metrics;
   std::vector<SimulatedVersion> history;
+  std::vector<std::shared_ptr<const client::ClientState>> client_states;  // of each client, as of its last counted update
   std::vector<double> models;     // trainable elements of versions 0, 1, …, one after the other
   std::vector<double> model_times_s;
   uint64_t updates_committed = 0;

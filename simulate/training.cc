@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "client/core/local_buffers.h"
+#include "client/core/private_update.h"
 #include "client/core/random.h"
 #include "client/core/train_seed.h"
 
@@ -47,9 +48,30 @@ absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, c
   request.shard = task->client;
   request.gradient_noise = options_.spec->simulate.gradient_noise;
   request.progress = Progress();
+  const std::string who = fmt::format("client '{}', version {}", name, task->version);
   auto result = client::TrainLocally(*learner, std::move(request), data);
-  if (!result.ok()) return Annotate(result.status(), fmt::format("client '{}', version {}", name, task->version));
+  if (!result.ok()) return Annotate(result.status(), who);
+  TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
   task->result = *std::move(result);
+  return absl::OkStatus();
+}
+
+absl::Status Training::Encode(const SimulatedTask& task, client::TrainResult* result) const {
+  client::UpdateRequest request{.spec = options_.spec, .encoding = options_.encoding, .client = (*options_.clients)[task.client], .version = task.version,
+                                .repeat = task.repeat, .clip = task.clip, .noise_key = {}, .feedback = {}};
+  std::vector<float> feedback;
+  const bool keeps = client::KeepsFeedback(options_.encoding);
+  if (keeps && task.state != nullptr) {
+    const auto kept = task.state->vectors.find(client::kErrorFeedback);
+    if (kept != task.state->vectors.end()) feedback.assign(kept->second.begin(), kept->second.end());
+  }
+  request.feedback = feedback;
+  TRIB_ASSIGN_OR_RETURN(client::EncodedUpdate encoded, client::MakeUpdate(request, std::move(result->update), &result->scalars));
+  result->update = std::move(encoded.bytes);
+  if (keeps) {
+    if (!result->state) result->state = client::ClientState{};
+    result->state->vectors[client::kErrorFeedback].assign(encoded.residual.begin(), encoded.residual.end());
+  }
   return absl::OkStatus();
 }
 

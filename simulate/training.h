@@ -29,13 +29,15 @@ struct SimulatedTask {
   ModelRef model;
   std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements (but one, see below)
   std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
-  std::optional<client::TrainResult> result;
+  double clip = 0;            // C of the version, of jobs with privacy
+  std::optional<client::TrainResult> result;       // its update as it travels
 };
 
 struct TrainingOptions {
   const JobSpec* spec = nullptr;
   const TensorLayout* layout = nullptr;
   const TensorLayout* update_layout = nullptr;
+  UpdateEncoding encoding{};
   ModelRef initial;                                   // version 0
   const std::vector<std::string>* clients = nullptr;  // ids in shard order
   std::vector<client::Learner*> learners;             // at least one
@@ -63,6 +65,8 @@ class Training {
   absl::Status SideBySide(size_t count, const std::function<absl::Status(size_t, client::Learner*)>& call) const;
   std::function<bool(float)> Progress() const;
   absl::Status TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const;
+  // What leaves the client of what it has trained: clipped, noised, encoded.
+  absl::Status Encode(const SimulatedTask& task, client::TrainResult* result) const;
 
   const TrainingOptions options_;
   std::unordered_map<uint64_t, SimulatedTask> tasks_;

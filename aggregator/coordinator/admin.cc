@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/state/engine_rows.h"
 #include "aggregator/transport/transport.h"
 #include "common/digest.h"
 #include "common/log.h"
@@ -50,6 +51,16 @@ void SetLane(const LaneStats& from, v1::LaneCounters* to) {
 
 }  // namespace
 
+absl::Status Coordinator::CheckRecordSize(const JobSpec& spec, const JobRuntime& runtime) const {
+  // A version takes no more updates than its cohort has clients, or its buffer places.
+  const int64_t most = std::max({spec.cohort.size, spec.cohort.poisson ? spec.cohort.population : 0, runtime.strategy->MakePolicies(spec.cohort).trigger->target()});
+  const double bytes = static_cast<double>(spec.stop.versions) * static_cast<double>(most) * static_cast<double>(runtime.encoding.total_bytes());
+  if (bytes <= static_cast<double>(options_.record_bytes)) return absl::OkStatus();
+  return InvalidArgument("record: true: {} versions of up to {} updates of {} bytes may come to {:.0f} MiB, and this server keeps at most {} MiB of a job (record_mb); "
+                         "expected fewer versions, a smaller codec, or record: false",
+                         spec.stop.versions, most, runtime.encoding.total_bytes(), bytes / (1 << 20), options_.record_bytes >> 20);
+}
+
 absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHeader& header, std::unique_ptr<ByteSource> tensors,
                                                                std::string artifact) {
   {
@@ -59,7 +70,6 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   TRIB_RETURN_IF_ERROR(store_->Writable());
   TRIB_ASSIGN_OR_RETURN(JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
   TRIB_RETURN_IF_ERROR(ResolveNoise(&spec));
-  if (spec.record) return InvalidArgument("record: true: a daemon does not keep updates; `tributary simulate --out DIR` does");
   if (tensors->size() != header.tensors_bytes()) {
     return InvalidArgument("tensors: expected the {} bytes that the header says, got {}", header.tensors_bytes(), tensors->size());
   }
@@ -115,6 +125,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
                              spec.strategy.name, spec.cohort.size, all >> 20, options_.pool_bytes >> 20);
     }
   }
+  if (spec.record) TRIB_RETURN_IF_ERROR(CheckRecordSize(spec, *runtime));
   const size_t needed = SlabMemory(*runtime) + runtime->encoding.total_bytes();
   if (needed > options_.pool_bytes) {
     response.add_warnings(fmt::format("one update and its sums need {} MiB, more than the pool of {} MiB: updates are taken one at a time",
@@ -150,7 +161,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   info.set_committed_us(WallMicros());
   info.set_trigger("submitted");
   info.set_epoch(store_->epoch());
-  if (runtime->privacy != nullptr) *info.mutable_privacy() = runtime->privacy->SpendAfter(0);
+  if (runtime->privacy != nullptr) *info.mutable_privacy() = PrivacyRow(*runtime->privacy, 0, spec.privacy.clip);
   TRIB_RETURN_IF_ERROR(PrepareState(*runtime->strategy, runtime->layout, first->bytes(), &runtime->state));
   for (const auto& [name, values] : runtime->state.vectors) {
     info.add_strategy_state(name);

@@ -78,12 +78,14 @@ void Coordinator::RunCommit(CommitWork& work) {
   absl::Time first_task;
   std::shared_ptr<NodeSums> from_nodes;
   bool own_updates = false;
+  double clip = 0;
   std::vector<ObjectKey> kept;  // of the contributors in their order, where updates are kept whole
   {
     absl::MutexLock lock(&mutex_);
     previous = job->model;
     first_task = job->first_task == absl::InfinitePast() ? begin : job->first_task;
     from_nodes = job->nodes.sums;
+    clip = ClipOf(*job);
     for (const RoundContributor& contributor : commit.contributors) {
       const auto entry = job->updates.find(contributor.key.update);
       own_updates = own_updates || entry == job->updates.end() || entry->second.node.empty();
@@ -139,7 +141,7 @@ void Coordinator::RunCommit(CommitWork& work) {
       return;
     }
   }
-  absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model);
+  absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model, &clip);
   // A client without its state trained as one that has none: its step counts, and what is a sum over all states begins with this version.
   const bool anew = !work.lost.empty() && runtime.strategy->client_state() == ClientStateKind::kShared;
   if (stepped.ok() && anew) stepped = BeginClientsAnew(*runtime.strategy, runtime.layout, model->bytes(), &runtime.state);
@@ -174,15 +176,16 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_trigger(commit.trigger);
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
-  if (runtime.privacy != nullptr) *info.mutable_privacy() = runtime.privacy->SpendAfter(commit.version);
+  if (runtime.privacy != nullptr) *info.mutable_privacy() = PrivacyRow(*runtime.privacy, commit.version, clip);
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
   for (size_t i = 0; i < rows.size(); ++i) batch.client_vectors.emplace_back(whole[i].client, rows[i]);
+  row.set_registered(static_cast<uint64_t>(commit.registered));
   row.set_since_start_ns(absl::ToInt64Nanoseconds(commit.since_start));
   previous.reset();
   {
     absl::MutexLock lock(&mutex_);
     for (const RoundContributor& contributor : commit.contributors) {
-      *info.add_contributors() = ContributorRow(contributor);
+      *info.add_contributors() = CommittedRow(contributor);
       v1::UpdateRow update;
       update.set_format_version(1);
       update.set_version(commit.version);
@@ -230,18 +233,36 @@ void Coordinator::RunCommit(CommitWork& work) {
 }
 
 absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
-                                    std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next) {
+                                    std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip) {
+  const JobPrivacy* privacy = runtime.privacy.get();
+  const double noise_stddev = privacy != nullptr && privacy->central() ? privacy->SumStddev(*clip) : 0;
+  std::span<const StatePiece> pieces = sums.pieces;
+  std::vector<std::byte> nothing;
+  StatePiece zero;
+  if (commit.contributors.empty()) {
+    if (noise_stddev == 0) {
+      std::copy_n(previous.bytes().begin(), next.writable().size(), next.writable().begin());
+      return absl::OkStatus();
+    }
+    // That nobody was drawn is as secret as who was: the sum of nobody gets its noise too.
+    nothing.resize(runtime.layout.float_count() * runtime.reducer->state_bytes_per_element());
+    zero = {0, runtime.layout.float_count(), nothing.data()};
+    pieces = {&zero, 1};
+  }
   // What a private job divides by, and the noise that its sums get before anything is made of them.
   const Reducer* reducer = runtime.reducer.get();
   double sum_weight = commit.sum_weight;
   std::unique_ptr<RandomWords> noise;
   std::optional<NoisySums> noisy;
-  if (const JobPrivacy* privacy = runtime.privacy.get(); privacy != nullptr) {
+  if (privacy != nullptr) {
     sum_weight = privacy->Denominator(sum_weight);
-    if (privacy->central()) {
-      TRIB_ASSIGN_OR_RETURN(noise, privacy->NoiseOf(commit.version));
-      reducer = &noisy.emplace(*reducer, sums.pieces, runtime.layout.trainable_count(), privacy->sum_stddev(), *noise);
+    std::optional<ChaChaKey> key;
+    if (privacy->secret()) {
+      TRIB_ASSIGN_OR_RETURN(key, SecretKey());
     }
+    noise = privacy->NoiseOf(commit.version, key);
+    if (noise_stddev > 0) reducer = &noisy.emplace(*reducer, pieces, runtime.layout.trainable_count(), noise_stddev, *noise);
+    *clip = privacy->NextClip(*clip, commit.contributors, runtime.layout.trainable_count(), noise.get());
   }
   const CommitFacts facts{.version = commit.version, .sum_weight = sum_weight, .registered = commit.registered, .contributors = commit.contributors};
   if (runtime.keeps_updates()) {
@@ -253,9 +274,22 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
     TRIB_ASSIGN_OR_RETURN(base, Model("", job->id, from));
   }
   return ApplyServerStep(runtime.strategy->server_step(),
-                         {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = sums.pieces, .counters = sums.counters,
+                         {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = pieces, .counters = sums.counters,
                           .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers()},
                          runtime.state, next.writable());
+}
+
+absl::Status Coordinator::DropUncounted(const std::string& job) {
+  TRIB_ASSIGN_OR_RETURN(const std::vector<UpdateId> recorded, store_->ListRecords(job));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> versions, store_->ListVersions(job));
+  std::set<std::string> counted;
+  for (const v1::VersionRow& row : versions) {
+    for (const v1::Contributor& contributor : row.info().contributors()) counted.insert(contributor.update_id());
+  }
+  for (const UpdateId& id : recorded) {
+    if (!counted.contains(ToBytes(id))) TRIB_RETURN_IF_ERROR(store_->DropRecord(job, id));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Coordinator::NextRows(const JobPtr& job, const JobRuntime& runtime, std::span<const WholeUpdate> whole, std::vector<std::vector<std::byte>>* rows) {
@@ -288,6 +322,16 @@ bool Coordinator::TidyJob(const JobPtr& job) {
       },
       WallMicros());
   if (!more.ok()) TRIB_LOG(warn, "job {}: what the store could forget stays: {}", job->id, MessageOf(more.status()));
+  bool over = false;
+  {
+    absl::MutexLock lock(&mutex_);
+    over = job->spec.record && job->Final() && !std::exchange(job->records_tidied, true);
+  }
+  if (over) {
+    if (const absl::Status dropped = DropUncounted(job->id); !dropped.ok()) {
+      TRIB_LOG(warn, "job {}: recorded updates that no version counts stay: {}", job->id, MessageOf(dropped));
+    }
+  }
   return more.ok() && *more;
 }
 

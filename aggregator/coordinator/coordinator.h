@@ -46,6 +46,7 @@ namespace tributary::aggregator {
 struct CoordinatorOptions {
   StateStore::Options store;
   RetentionOptions retention;
+  uint64_t record_bytes = uint64_t{4} << 30;  // that the recorded updates of one job may take in the store
   WorkerPool::Options workers;
   size_t pool_bytes = size_t{512} << 20;       // slabs and object pools of all jobs together
   absl::Duration heartbeat = absl::Seconds(5);  // a client is gone after three without a message
@@ -206,9 +207,13 @@ class Coordinator {
   void Do(const JobPtr& job, const WakeAt& action) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void SendFold(const JobPtr& job, const UpdateId& update, const ObjectKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void ReleaseWhole(const Job& job, UpdateEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // On the commit thread: the sums of the workers and nodes, or the updates kept whole, into the next model.
+  // On the commit thread: the sums of the workers and nodes, or the updates kept whole, into the next model. `clip`: of the version that the
+  // updates start from; becomes that of the next one.
   absl::Status MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
-                         std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next) ABSL_LOCKS_EXCLUDED(mutex_);
+                         std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip) ABSL_LOCKS_EXCLUDED(mutex_);
+  // Recorded updates of a job that is over which are in no version.
+  absl::Status DropUncounted(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
+  absl::Status CheckRecordSize(const JobSpec& spec, const JobRuntime& runtime) const;
   void LoseAggregate(const JobPtr& job, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // clients.cc: sessions, tasks, evaluations

@@ -187,12 +187,7 @@ void Coordinator::Do(const JobPtr& job, const Finish& action) {
   }
   job->finishing = true;
   const JobPrivacy* privacy = job->runtime->privacy.get();
-  if (privacy != nullptr && privacy->budget_ends_it() && job->latest.info().version() >= static_cast<uint64_t>(privacy->versions())) {
-    job->row.set_state_reason(fmt::format("the privacy budget is spent: epsilon {:.6g} of {} after version {}, one more would exceed it",
-                                          job->latest.info().privacy().epsilon(), job->spec.privacy.epsilon_budget, job->latest.info().version()));
-  } else {
-    job->row.set_state_reason(action.reason);
-  }
+  job->row.set_state_reason(privacy == nullptr ? action.reason : privacy->EndedByBudget(job->latest.info().version()).value_or(action.reason));
   job->finish_by = clock_->Now() + options_.evaluation_wait;
   MaybeEndEvaluation(*job);
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "aggregator/core/aggregate.h"
+#include "aggregator/core/job_check.h"
 #include "aggregator/core/planners/hierarchy.h"
 #include "common/clock.h"
 #include "common/digest.h"
@@ -142,7 +143,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
-  TRIB_RETURN_IF_ERROR(runtime->strategy->CheckJob(spec));
+  TRIB_RETURN_IF_ERROR(CheckJob(spec, *runtime->strategy, layout));
   TRIB_ASSIGN_OR_RETURN(runtime->update_layout, UpdateLayout(*runtime->strategy, layout));
   runtime->fingerprint = runtime->update_layout.Fingerprint();
   TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
@@ -156,11 +157,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   TRIB_ASSIGN_OR_RETURN(const Hierarchy hierarchy, ResolveHierarchy(wanted, spec.strategy.name, trait));
   runtime->reducer = runtime->strategy->MakeReducer(layout.float_dtype(), runtime->arithmetic);
   runtime->encoding = spec.Encoding(runtime->update_layout);
-  // Whoever reads updates other than by the fold reads them as they are.
-  const bool as_they_are = runtime->keeps_updates() || !runtime->strategy->norm_scalar().empty() || runtime->update_layout != layout;
-  if (runtime->encoding.codec != Codec::kPlain && as_they_are) {
-    return InvalidArgument("codec: strategy '{}' needs its updates as they are: expected f32, got {}", spec.strategy.name, spec.codec);
-  }
+  runtime->scalars = UpdateScalars(*runtime->strategy, spec);
   if (spec.privacy.enabled) {
     TRIB_ASSIGN_OR_RETURN(runtime->privacy, JobPrivacy::Create(spec, layout, *runtime->strategy));
   }

@@ -27,10 +27,10 @@
 
 #include "aggregator/coordinator/api.h"
 #include "aggregator/coordinator/capacity_book.h"
-#include "aggregator/coordinator/job_privacy.h"
 #include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
+#include "aggregator/core/privacy/job_privacy.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/strategy.h"
@@ -131,6 +131,7 @@ struct JobRuntime {
   Arithmetic arithmetic = Arithmetic::kFloat64;
   std::unique_ptr<Strategy> strategy;
   std::unique_ptr<Reducer> reducer;
+  std::vector<ScalarInfo> scalars;         // that every update carries
   UpdateEncoding encoding{};               // of its updates as they travel and lie in objects
   std::unique_ptr<JobPrivacy> privacy;     // null: the job has none
   std::unique_ptr<RoundPlanner> planner;   // how the workers share the work; under the mutex once the job is open
@@ -203,6 +204,7 @@ struct Job {
   std::deque<v1::RoundTiming> timings;     // the last 100
   std::deque<std::pair<int64_t, uint64_t>> commits;  // wall time and updates of the last versions
   absl::Duration fold_time = absl::Milliseconds(50);  // smoothed, from admission to folded
+  bool records_tidied = false;             // recorded updates that no version counts are gone
   bool finishing = false;                  // done, waiting for the last evaluation
   absl::Time finish_by;
 
@@ -216,6 +218,9 @@ using JobPtr = std::shared_ptr<Job>;
 
 // "queued", "running", "done", …
 std::string StateText(v1::JobState state);
+
+// Of a job with privacy: the norm that updates from its current version are clipped to.
+inline double ClipOf(const Job& job) { return job.latest.info().privacy().clip(); }
 
 // What a person sees. `waiting_for` is computed by the caller.
 v1::Job ToProto(const Job& job);

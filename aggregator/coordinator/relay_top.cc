@@ -197,6 +197,9 @@ bool Coordinator::NodesMayServe(const Job& job) const {
   if (job.row.relayed() || options_.relay_nodes.empty()) return false;
   const StrategyEntry* const entry = options_.find_strategy(job.spec.strategy.name);
   if (job.Open() && !ServesNodes(*job.runtime->strategy)) return false;
+  // What a version costs is known of cohorts that one node draws, and clips by one norm.
+  if (job.spec.privacy.enabled || job.spec.cohort.population > 0) return false;
+  if (job.spec.record) return false;  // a partial holds no updates
   return entry != nullptr && entry->trait == StrategyTrait::kMergeable;
 }
 

@@ -34,7 +34,7 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
     return InvalidArgument("update {}: weight must be in (0, {}], got {}", ToHex(header.key.update), job.spec.max_weight, header.weight);
   }
   const std::string update = fmt::format("update {}", ToHex(header.key.update));
-  TRIB_RETURN_IF_ERROR(Annotate(CheckScalars(*runtime.strategy, header.scalars), update));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckScalars(*runtime.strategy, runtime.scalars, header.scalars), update));
   TRIB_RETURN_IF_ERROR(Annotate(CheckClientState(*runtime.strategy, header.scalars, ExpectedState(job, header.key.client)), update));
   return Annotate(runtime.round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()).status(), update);
 }
@@ -169,10 +169,18 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
 absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObject object, const ScanResult& scan) {
   Scalars scalars = header.scalars;
   std::shared_ptr<JobRuntime> runtime;
+  bool record = false;
   {
     absl::MutexLock lock(&mutex_);
-    if (const JobPtr job = FindJob(header.job); job != nullptr) runtime = job->runtime;
+    if (const JobPtr job = FindJob(header.job); job != nullptr) {
+      runtime = job->runtime;
+      record = job->spec.record;
+    }
   }
+  // Before it counts anywhere: what is folded can be folded again. If the disk is full, the client sends it again later.
+  if (record && scan.finite) TRIB_RETURN_IF_ERROR(store_->PutRecord(header.job, header.key.update, object.payload()));
+  double sum_squares = scan.sum_squares;
+  if (runtime != nullptr && runtime->privacy != nullptr) sum_squares = TrainableSquares(runtime->encoding, object.payload(), scan);
   if (runtime != nullptr) AddMeasured(*runtime->strategy, runtime->layout, object.payload(), &scalars);  // a pass over the update: without the mutex
   absl::MutexLock lock(&mutex_);
   if (draining_) return Unavailable("this server is shutting down");
@@ -188,7 +196,7 @@ absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObjec
   if (!scan.finite) return InvalidArgument("update {}: not every value is finite", ToHex(header.key.update));
 
   known->second.state = v1::UPDATE_STATE_ACCEPTED;
-  if (job->runtime->privacy != nullptr) known->second.clip_factor = job->runtime->privacy->ClipFactor(scan.sum_squares);
+  if (job->runtime->privacy != nullptr) known->second.clip_factor = job->runtime->privacy->ClipFactor(sum_squares, ClipOf(*job));
   job->arriving.insert_or_assign(header.key.update, std::move(object));
   job->row.set_bytes_up(job->row.bytes_up() + header.bytes);
   ForgetTask(*job, header.key.client, header.key.task);

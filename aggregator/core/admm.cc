@@ -78,7 +78,8 @@ std::unique_ptr<Strategy> MakeTableStrategy(ClientStateKind state, int64_t clien
   return Assemble({.step = std::make_unique<TableStep>(state),
                    .weights = MakeClientCountingWeight(),
                    .whole = std::make_unique<TableReducer>(clients),
-                   .client_state = state});
+                   .client_state = state,
+                   .sends_values = true});
 }
 
 std::unique_ptr<Strategy> MakeExtrapolatedMean(bool forget_once) {
@@ -86,7 +87,8 @@ std::unique_ptr<Strategy> MakeExtrapolatedMean(bool forget_once) {
                    .weights = MakeClientCountingWeight(),
                    .version_vectors = {kExtrapolated},
                    .in_place_of_model = kExtrapolated,
-                   .client_state = ClientStateKind::kShared});
+                   .client_state = ClientStateKind::kShared,
+                   .sends_values = true});
 }
 
 ParamInfo RhoParam() {

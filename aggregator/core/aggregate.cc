@@ -1,37 +1,40 @@
 #include "aggregator/core/aggregate.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "aggregator/core/kernels.h"
+#include "aggregator/core/privacy/noisy_sums.h"
 
 namespace tributary::aggregator {
 
 absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model) { return WithGroups(model, strategy.update_groups()); }
 
-Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates)
+Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding)
     : strategy_(strategy),
       layout_(model),
-      partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates) {}
+      partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates,
+               encoding) {}
 
-absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> flat) {
+absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update) {
   if (strategy_.whole_reducer() == nullptr) {
-    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, flat, contributor.weight));
+    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, update, contributor.weight));
     ++count_;
     return absl::OkStatus();
   }
   const std::string name = ToHex(contributor.key.update);
   const TensorLayout& layout = partial_.layout();  // of an update
-  if (flat.size() != layout.total_bytes()) {
-    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout.total_bytes(), flat.size());
+  if (update.size() != layout.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout.total_bytes(), update.size());
   }
-  if (!Scan(flat.first(layout.float_bytes()), layout.float_dtype()).finite) {
+  if (!Scan(update.first(layout.float_bytes()), layout.float_dtype()).finite) {
     return InvalidArgument("update {}: it has a NaN or an infinity", name);
   }
   for (const auto& [key, bytes] : whole_) {
     if (key.update == contributor.key.update) return AlreadyExists("update {} is already counted", name);
   }
-  whole_.emplace_back(contributor.key, std::vector<std::byte>(flat.begin(), flat.end()));
+  whole_.emplace_back(contributor.key, std::vector<std::byte>(update.begin(), update.end()));
   ++count_;
   return absl::OkStatus();
 }
@@ -40,8 +43,13 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
   const WholeReducer* whole = strategy_.whole_reducer();
   if (whole == nullptr) {
     const StatePiece piece{.first = 0, .count = partial_.layout().float_count(), .state = partial_.state().data()};
+    const Reducer* reducer = &partial_.reducer();
+    std::optional<NoisySums> noisy;
+    if (input.noise_stddev > 0) {
+      reducer = &noisy.emplace(*reducer, std::span(&piece, 1), layout_.trainable_count(), input.noise_stddev, *input.noise);
+    }
     return ApplyServerStep(strategy_.server_step(),
-                           {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = &partial_.reducer(), .pieces = {&piece, 1}, .counters = partial_.counters(),
+                           {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
                             .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers()},
                            state->strategy, next);
   }

@@ -12,6 +12,7 @@
 
 #include "aggregator/core/partial.h"
 #include "aggregator/core/strategy.h"
+#include "common/random_words.h"
 #include "common/tensor_layout.h"
 
 namespace tributary::aggregator {
@@ -28,17 +29,19 @@ absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const Tensor
 
 class Aggregate {
  public:
-  // `strategy` must outlive it. `expected_updates`: of one commit, bounds |w·x| in fixed point.
-  // A model for which UpdateLayout fails takes no update.
-  Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates);
+  // `strategy` must outlive it. `expected_updates`: of one commit, bounds |w·x| in fixed point. `encoding`: how updates come; the default:
+  // as they are. A model for which UpdateLayout fails takes no update.
+  Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
-  // `contributor.weight` is the one that the engine has set. After an error nothing is changed.
-  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> flat);
+  // `contributor.weight` is the one that the engine has set, times what the server clips by. After an error nothing is changed.
+  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update);
 
   struct Input {
     CommitFacts facts;
     std::span<const std::byte> previous;
     std::span<const std::byte> base;   // for a step that needs it
+    double noise_stddev = 0;           // on each element of the sums: central privacy noise
+    RandomWords* noise = nullptr;      // with noise_stddev > 0
   };
   // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.
   absl::Status Step(const Input& input, MemoryState* state, std::span<std::byte> next) const;

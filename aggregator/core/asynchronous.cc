@@ -22,6 +22,15 @@ class AsynchronousWeight final : public WeightRule {
     }
     return Plain(input);
   }
+  absl::StatusOr<double> Most() const override {
+    if (weights_.frequency != Frequency::kNone) {
+      return InvalidArgument("weight: expected none: the correction for how often a client contributes is a weight without bound");
+    }
+    if (weights_.plain != PlainWeight::kOne && !weights_.uniform) {
+      return InvalidArgument("strategy.weighting: expected uniform, got weights that the client sets: no bound on what one client adds to the sum");
+    }
+    return 1.0;
+  }
   bool keeps_clients() const override { return true; }
   uint64_t RoundAt(uint64_t version, absl::Duration since_start) const override {
     if (weights_.interval <= absl::ZeroDuration()) return version + 1;

@@ -362,5 +362,17 @@ absl::StatusOr<ScanResult> CheckEncoded(const UpdateEncoding& encoding, std::spa
                     .max_abs = std::fmax(trainable.max_abs, buffers.max_abs)};
 }
 
+absl::StatusOr<ScanResult> ScanUpdate(const UpdateEncoding& encoding, std::span<const std::byte> update) {
+  if (encoding.codec != Codec::kPlain) return CheckEncoded(encoding, update);
+  return Scan(update.first(encoding.counters_offset()), encoding.dtype);
+}
+
+double TrainableSquares(const UpdateEncoding& encoding, std::span<const std::byte> update, const ScanResult& scan) {
+  if (encoding.floats == encoding.trainable) return scan.sum_squares;
+  if (encoding.codec == Codec::kPlain) return Scan(update.first(encoding.trainable_bytes()), encoding.dtype).sum_squares;
+  const size_t buffers = encoding.buffers_offset();
+  return std::max(0.0, scan.sum_squares - Scan(update.subspan(buffers, encoding.counters_offset() - buffers), encoding.dtype).sum_squares);
+}
+
 }  // namespace tributary::aggregator
 #endif  // HWY_ONCE

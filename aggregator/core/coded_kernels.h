@@ -31,4 +31,9 @@ bool FoldCodedFixed(int64_t* acc, const CodedRange& range, std::span<const std::
 // Precondition: update.size() == encoding.total_bytes().
 absl::StatusOr<ScanResult> CheckEncoded(const UpdateEncoding& encoding, std::span<const std::byte> update);
 
+// The same of an update in any encoding, kPlain included: there nothing but its numbers can be wrong.
+absl::StatusOr<ScanResult> ScanUpdate(const UpdateEncoding& encoding, std::span<const std::byte> update);
+// Of `scan`'s Σ x² the part of the trainable elements: buffers are not clipped.
+double TrainableSquares(const UpdateEncoding& encoding, std::span<const std::byte> update, const ScanResult& scan);
+
 }  // namespace tributary::aggregator

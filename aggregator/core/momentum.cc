@@ -98,6 +98,10 @@ class MomentumStrategy final : public Strategy {
     if (spec.local.momentum != 0) {
       return InvalidArgument("local.momentum: strategy '{}' has its own correction of the steps; expected 0, got {}", name, spec.local.momentum);
     }
+    if (settings_.delta && spec.local.weight_decay != 0) {
+      return InvalidArgument("strategy '{}': uplink delta is exact for plain SGD steps only: expected local.weight_decay 0 or uplink full, got {}", name,
+                             spec.local.weight_decay);
+    }
     if ((settings_.family.momentum || settings_.delta) && spec.local.steps <= 0) {
       return InvalidArgument("local.steps: strategy '{}' needs the same number of steps of every client: expected steps, not epochs", name);
     }

@@ -42,11 +42,12 @@ class Reader {
 Partial::Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates)
     : Partial(layout, MakeMeanReducer(layout.float_dtype(), arithmetic), arithmetic, expected_updates) {}
 
-Partial::Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates)
+Partial::Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding)
     : layout_(std::move(layout)),
       arithmetic_(arithmetic),
       expected_updates_(expected_updates),
-      reducer_(std::move(reducer)),
+      encoding_(encoding.codec == Codec::kPlain ? UpdateEncoding::Of(Codec::kPlain, 1, layout_) : encoding),
+      reducer_(WithCodec(std::move(reducer), encoding_)),
       state_(layout_.float_count() * reducer_->state_bytes_per_element()),
       counters_(layout_.counter_count()) {}
 
@@ -54,15 +55,17 @@ double Partial::sum_weight() const { return OrderFreeSum(weights_); }
 
 double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoint ? 0.999 * FixedPointLimit(1) : 1e307; }
 
-absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight) {
-  if (flat.size() != layout_.total_bytes()) {
-    return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), layout_.total_bytes(), flat.size());
+absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight) {
+  if (update.size() != encoding_.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), encoding_.total_bytes(), update.size());
   }
   if (!std::isfinite(weight) || weight <= 0) {
     return InvalidArgument("update {}: weight must be finite and > 0, got {}", ToHex(id), weight);
   }
   if (contributors_.contains(id)) return AlreadyExists("update {} is already counted", ToHex(id));
-  const ScanResult scan = Scan(flat.first(layout_.float_bytes()), layout_.float_dtype());
+  const absl::StatusOr<ScanResult> checked = ScanUpdate(encoding_, update);
+  if (!checked.ok()) return Annotate(checked.status(), fmt::format("update {}", ToHex(id)));
+  const ScanResult scan = *checked;
   if (!scan.finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
   if (arithmetic_ == Arithmetic::kFixedPoint) {
     const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1));
@@ -75,7 +78,7 @@ absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> 
   const double bound = bound_ + scan.max_abs * weight;
   const bool may_overflow = !(bound < SafeBound());
   const bool fresh = contributors_.empty();
-  const UpdateView view{.flat = flat.data(), .weight = weight};
+  const UpdateView view{.flat = update.data(), .weight = weight};
   const size_t bytes_per_element = reducer_->state_bytes_per_element();
   std::vector<std::byte> before;
   if (may_overflow) before = state_;
@@ -87,7 +90,7 @@ absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> 
                              first + count);
     }
   }
-  FoldCounters(counters_.data(), flat.data() + layout_.float_bytes(), layout_.counter_count(), fresh);
+  FoldCounters(counters_.data(), update.data() + encoding_.counters_offset(), layout_.counter_count(), fresh);
   contributors_.insert(id);
   weights_.push_back(weight);
   bound_ = bound;

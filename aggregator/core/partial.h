@@ -19,6 +19,7 @@
 #include "common/ids.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
+#include "common/update_codec.h"
 
 namespace tributary::aggregator {
 
@@ -26,10 +27,11 @@ class Partial {
  public:
   // `expected_updates` bounds one update's |w·x| in fixed point (FixedPointLimit).
   Partial(TensorLayout layout, Arithmetic arithmetic, int64_t expected_updates);
-  // The same with a strategy's own reducer, which must use `arithmetic`.
-  Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates);
+  // The same with a strategy's own reducer, which must use `arithmetic`, and for updates that come encoded.
+  Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
-  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> flat, double weight);
+  // `update`: in the encoding.
+  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight);
   absl::Status Merge(Partial&& other);
 
   double sum_weight() const;  // OrderFreeSum of the weights
@@ -50,6 +52,7 @@ class Partial {
   TensorLayout layout_;
   Arithmetic arithmetic_;
   int64_t expected_updates_;
+  UpdateEncoding encoding_;
   std::unique_ptr<Reducer> reducer_;
   std::vector<std::byte> state_;
   std::vector<int64_t> counters_;

@@ -132,6 +132,7 @@ class SampledTrigger final : public CommitTrigger {
     const absl::Time end = view.opened + spec_.deadline;
     return end > view.now ? end : absl::InfiniteFuture();
   }
+  bool NobodyDrawn(uint64_t version) const override { return cohort_->Of(version) && cohort_->clients.empty(); }
   // Before the first draw it is clients that are missing, not updates.
   int64_t target() const override { return cohort_->drawn ? static_cast<int64_t>(cohort_->clients.size()) : spec_.population; }
 

@@ -62,6 +62,11 @@ class CommitTrigger {
   virtual std::optional<std::string> ShouldClose(const RoundView& view) const = 0;
   // When ShouldClose may change by time alone; InfiniteFuture if never.
   virtual absl::Time NextCheck(const RoundView& view) const = 0;
+  // Whether a cohort was drawn for `version` and nobody is in it: then it is committed without updates.
+  virtual bool NobodyDrawn(uint64_t version) const {
+    static_cast<void>(version);
+    return false;
+  }
   // How many updates the open aggregate waits for in all ("clients expected").
   virtual int64_t target() const = 0;
 };

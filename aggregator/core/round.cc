@@ -74,6 +74,7 @@ std::vector<RoundAction> Round::OnEvent(const RoundEvent& event, absl::Time now)
     Admit(Moment::kVersionOpened, now, &out);
   }
   std::visit([&](const auto& e) { On(e, now, &out); }, event);
+  MaybeCommitNobody(now, &out);
   if (!finished_) Wake(now, &out);
   return out;
 }
@@ -439,6 +440,13 @@ void Round::On(const ClientsRegistered& event, absl::Time, Actions*) {
 void Round::On(const RoundSkipped&, absl::Time now, Actions* out) {
   if (phase_ != Phase::kCollecting || !taken_.empty()) return;
   trigger_ = "nobody took part";
+  closed_at_ = now;
+  AskForCommit(out);
+}
+
+void Round::MaybeCommitNobody(absl::Time now, Actions* out) {
+  if (finished_ || phase_ != Phase::kCollecting || !taken_.empty() || expected_from_nodes_ > 0 || !policies_.trigger->NobodyDrawn(version_)) return;
+  trigger_ = "nobody was drawn";
   closed_at_ = now;
   AskForCommit(out);
 }

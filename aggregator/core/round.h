@@ -11,7 +11,7 @@
 //
 // Invariants: a task admits one update, and in a synchronous job a client contributes at most once to a version; an update is
 // folded at most once (again only after AggregateLost); Commit's contributors are exactly the folded ones, at least one (none only
-// after RoundSkipped); after Finish no action is produced.
+// after RoundSkipped, and of a cohort that was drawn and is empty); after Finish no action is produced.
 // The engine knows no strategy by name: who starts when, when to commit and what staleness costs is the policies' say, what an update
 // weighs the weight rule's. For that rule it keeps a few numbers a client (ClientTable); what a commit changes in them is part of the
 // Commit, to be stored with the version, and holds from VersionCommitted on.
@@ -191,6 +191,7 @@ class Round {
   std::optional<std::string> ClosingReason(absl::Time now) const;
   bool MustWait(const std::string& client) const;
   void AskForCommit(Actions* out);
+  void MaybeCommitNobody(absl::Time now, Actions* out);
   void Release(const std::string& client);     // its task is over; idle again if attached
   // The client has this task from now on, in place of any other.
   void SetOutstanding(const std::string& client, uint64_t task, uint64_t version, absl::Time now);

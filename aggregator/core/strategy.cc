@@ -75,8 +75,7 @@ bool ServesNodes(const Strategy& strategy) {
          strategy.scalars().empty() && !strategy.weights().keeps_clients();
 }
 
-absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars) {
-  const std::vector<ScalarInfo> wanted = strategy.scalars();
+absl::Status CheckScalars(const Strategy& strategy, std::span<const ScalarInfo> wanted, const Scalars& scalars) {
   for (const auto& [name, value] : scalars) {
     if (name == kStateVersion && strategy.client_state() != ClientStateKind::kNone) {
       if (std::isfinite(value) && value >= 0 && value == std::floor(value)) continue;
@@ -85,6 +84,7 @@ absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars) {
     const auto info = std::find_if(wanted.begin(), wanted.end(), [&](const ScalarInfo& one) { return one.name == name; });
     if (info == wanted.end()) return InvalidArgument("scalar '{}': the job's strategy has none of this name", name);
     const bool above = info->low_open ? value > info->low : value >= info->low;
+    if (info->binary && value != 0 && value != 1) return InvalidArgument("scalar '{}': expected 0 or 1, got {}", name, value);
     if (!std::isfinite(value) || !above) {
       return InvalidArgument("scalar '{}': expected a finite number {} {}, got {}", name, info->low_open ? ">" : ">=", info->low, value);
     }

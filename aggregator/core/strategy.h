@@ -41,6 +41,7 @@ struct ScalarInfo {
   std::string name;
   double low = 0;      // > low (low_open) or >= low, finite
   bool low_open = false;
+  bool binary = false;  // 0 or 1 and nothing else
   std::string help;
 };
 
@@ -63,6 +64,9 @@ class Strategy {
   virtual bool synchronous() const { return true; }
   // Vectors over the trainable elements that an update carries, as groups of WithGroups: {""} is Δ alone.
   virtual std::vector<std::string> update_groups() const { return {""}; }
+  // Whether an update holds values (ADMM's w, u) in place of a difference of models: then it has no norm that a clip could bound, and no
+  // element that may be left out.
+  virtual bool sends_values() const { return false; }
   // Those of the strategy's vectors that go down with a version, in this order.
   virtual std::vector<std::string> version_vectors() const { return {}; }
   // That one of them which goes down in the place of the model's trainable elements; "": the model itself goes down.
@@ -83,8 +87,10 @@ class Strategy {
 
 // Whether other nodes can fold for it: the weight follows from the client's claim alone, and so does the commit from sums and weights.
 bool ServesNodes(const Strategy& strategy);
-// INVALID_ARGUMENT naming the scalar: missing, not the strategy's, out of range.
-absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars);
+// INVALID_ARGUMENT naming the scalar: missing, not among the wanted ones, out of range.
+absl::Status CheckScalars(const Strategy& strategy, std::span<const ScalarInfo> wanted, const Scalars& scalars);
+// The same where they are the strategy's own.
+inline absl::Status CheckScalars(const Strategy& strategy, const Scalars& scalars) { return CheckScalars(strategy, strategy.scalars(), scalars); }
 // Whether an update starts from the client state that its client should have: that of its last counted update, `expected`
 // (StateVersionOf), or none, then the client has lost it. INVALID_ARGUMENT naming both otherwise, or if the update does not say.
 absl::Status CheckClientState(const Strategy& strategy, const Scalars& scalars, uint64_t expected);

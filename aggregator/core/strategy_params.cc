@@ -151,6 +151,7 @@ class AssembledStrategy final : public Strategy {
   std::string in_place_of_model() const override { return parts_.in_place_of_model; }
   ClientStateKind client_state() const override { return parts_.client_state; }
   bool synchronous() const override { return !parts_.asynchronous.has_value(); }
+  bool sends_values() const override { return parts_.sends_values; }
   absl::Status CheckJob(const JobSpec& spec) const override {
     if (parts_.whole != nullptr) TRIB_RETURN_IF_ERROR(Annotate(parts_.whole->CheckCount(spec.EffectiveQuorum()), "cohort"));
     for (const std::string& name : parts_.required) {
@@ -163,6 +164,10 @@ class AssembledStrategy final : public Strategy {
     }
     if (spec.cohort.quorum != 0 || spec.cohort.over_select != 1.0) {
       return InvalidArgument("cohort: strategy '{}' is asynchronous: quorum and over_select have no meaning", spec.strategy.name);
+    }
+    if (spec.cohort.poisson || spec.cohort.population > 0) {
+      return InvalidArgument("cohort: strategy '{}' is asynchronous: clients start when they can, nobody is drawn; expected size alone, got sampling or population",
+                             spec.strategy.name);
     }
     return absl::OkStatus();
   }

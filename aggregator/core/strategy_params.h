@@ -67,6 +67,7 @@ struct StrategyParts {
   std::vector<std::string> version_vectors{};
   std::string in_place_of_model{};
   ClientStateKind client_state = ClientStateKind::kNone;
+  bool sends_values = false;
   std::vector<std::string> required{};  // parameters that a job must state, whatever their default
 };
 std::unique_ptr<Strategy> Assemble(StrategyParts parts);

@@ -4,7 +4,9 @@
 #include <absl/strings/str_split.h>
 #include <absl/strings/strip.h>
 
+#include <algorithm>
 #include <iterator>
+#include <limits>
 
 namespace tributary::aggregator {
 namespace {
@@ -13,6 +15,10 @@ class ClaimedWeight final : public WeightRule {
  public:
   explicit ClaimedWeight(bool uniform) : uniform_(uniform) {}
   absl::StatusOr<double> Weight(const WeightInput& input) const override { return uniform_ ? 1.0 : input.claimed; }
+  absl::StatusOr<double> Most() const override {
+    if (uniform_) return 1.0;
+    return InvalidArgument("strategy.weighting: expected uniform, got weights that the client sets: no bound on what one client adds to the sum");
+  }
 
  private:
   bool uniform_;
@@ -21,10 +27,15 @@ class ClaimedWeight final : public WeightRule {
 class ClientCountingWeight final : public WeightRule {
  public:
   absl::StatusOr<double> Weight(const WeightInput&) const override { return 1.0; }
+  absl::StatusOr<double> Most() const override { return 1.0; }
   bool keeps_clients() const override { return true; }
 };
 
 }  // namespace
+
+absl::StatusOr<double> WeightRule::Most() const {
+  return InvalidArgument("what one update weighs has no bound that the job states");
+}
 
 std::unique_ptr<WeightRule> MakeClientCountingWeight() { return std::make_unique<ClientCountingWeight>(); }
 
@@ -54,6 +65,13 @@ absl::StatusOr<PerClient> PerClient::Parse(const std::string& text, double high)
   }
   if (!values.in_order_.empty() && !values.by_name_.empty()) return InvalidArgument("expected values by order or by name, got both");
   return values;
+}
+
+double PerClient::Smallest() const {
+  double smallest = std::numeric_limits<double>::infinity();
+  for (const double value : in_order_) smallest = std::min(smallest, value);
+  for (const auto& [name, value] : by_name_) smallest = std::min(smallest, value);
+  return smallest;
 }
 
 absl::StatusOr<double> PerClient::Find(const std::string& client, const ClientTable& clients) const {

@@ -30,6 +30,9 @@ class WeightRule {
  public:
   virtual ~WeightRule() = default;
   virtual absl::StatusOr<double> Weight(const WeightInput& input) const = 0;
+  // What no update weighs more than, for bounds on what one client adds to a sum. INVALID_ARGUMENT with the reason where the job states
+  // no such number.
+  virtual absl::StatusOr<double> Most() const;
   // Whether it reads the table: then the table is kept with the versions. Otherwise the weight follows from what came with the update.
   virtual bool keeps_clients() const { return false; }
   // Cutoff of the interval estimator.
@@ -54,6 +57,7 @@ class PerClient {
   static absl::StatusOr<PerClient> Parse(const std::string& text, double high);
   // FAILED_PRECONDITION: as many clients are not registered yet; INVALID_ARGUMENT: it has no value.
   absl::StatusOr<double> Find(const std::string& client, const ClientTable& clients) const;
+  double Smallest() const;
 
  private:
   std::vector<double> in_order_;

@@ -105,6 +105,7 @@ std::vector<Setting> BuiltInSettings() {
       {"journal_s", SettingKind::kNumber, "seconds between two journals of an open version of a durable job, at least", "2"},
       {"worker_hang_s", SettingKind::kNumber, "seconds after which a worker that has work, gets nothing done and does not answer is replaced", "10"},
       {"min_free_mb", SettingKind::kInteger, "MiB that must stay free on the store's disk; below, updates and jobs are refused until there is room", "256"},
+      {"record_mb", SettingKind::kInteger, "MiB that the recorded updates of one job (record: true) may take in the store; a job that may need more is refused", "4096"},
       {"keep_versions", SettingKind::kInteger, "newest versions of a job whose tensors stay in the store, besides its first; 0: all", "0"},
       {"keep_every", SettingKind::kInteger, "besides those of keep_versions, the tensors of every N-th version stay; 0: no others", "0"},
       {"dedupe_days", SettingKind::kNumber, "days that a client can still ask what became of an update that was counted", "7"},
@@ -221,6 +222,8 @@ absl::StatusOr<DaemonConfig> MakeConfig(const std::vector<Setting>& settings) {
   }
   TRIB_ASSIGN_OR_RETURN(const int64_t keep_every, Integer(Find(settings, "keep_every"), 0, int64_t{1} << 40));
   TRIB_ASSIGN_OR_RETURN(const double dedupe_days, Number(Find(settings, "dedupe_days"), 0, 36500));
+  TRIB_ASSIGN_OR_RETURN(const int64_t record_mb, Integer(Find(settings, "record_mb"), 0, int64_t{1} << 30));
+  config.record_bytes = static_cast<uint64_t>(record_mb) << 20;
   config.retention = {.newest = static_cast<uint64_t>(keep_versions), .every = static_cast<uint64_t>(keep_every),
                       .dedupe_rows = absl::Hours(24 * dedupe_days)};
   const absl::StatusOr<LogFormat> format = ParseLogFormat(Find(settings, "log_format").value);

@@ -51,6 +51,7 @@ struct DaemonConfig {
   absl::Duration worker_hang;
   uint64_t min_free_bytes = 0;
   RetentionOptions retention;
+  uint64_t record_bytes = 0;   // of one job
   LogFormat log_format = LogFormat::kText;
   std::string log_level;
 };

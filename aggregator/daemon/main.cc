@@ -123,6 +123,7 @@ int Serve(const DaemonConfig& config) {
   options.heartbeat = config.heartbeat;
   options.journal_every = config.journal_every;
   options.retention = config.retention;
+  options.record_bytes = config.record_bytes;
   options.software = "tributary-aggregator " TRIBUTARY_VERSION;
   options.node_capacity = config.node_capacity;
   options.relay_nodes = config.relay_nodes;

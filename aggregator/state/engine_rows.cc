@@ -1,5 +1,7 @@
 #include "aggregator/state/engine_rows.h"
 
+#include <limits>
+
 #include "proto/codec.h"
 
 namespace tributary::aggregator {
@@ -15,6 +17,31 @@ v1::Contributor ContributorRow(const RoundContributor& contributor) {
   row.set_claimed(contributor.claimed);
   row.mutable_scalars()->insert(contributor.scalars.begin(), contributor.scalars.end());
   return row;
+}
+
+v1::Contributor CommittedRow(const RoundContributor& contributor) {
+  v1::Contributor row = ContributorRow(contributor);
+  row.mutable_scalars()->erase(kWithinClip);
+  return row;
+}
+
+v1::PrivacySpend PrivacyRow(const JobPrivacy& privacy, uint64_t version, double clip) {
+  const PrivacySpend spend = privacy.SpendAfter(version);
+  const JobSpec& spec = privacy.spec();
+  v1::PrivacySpend out;
+  out.set_epsilon(spend.epsilon());
+  out.set_delta(spec.privacy.delta);
+  out.set_epsilon_rdp(spend.rdp);
+  out.set_epsilon_pld(spend.pld.value_or(std::numeric_limits<double>::quiet_NaN()));
+  out.set_epsilon_budget(spec.privacy.epsilon_budget);
+  out.set_noise_multiplier(spec.privacy.noise_multiplier);
+  out.set_clip(clip);
+  out.set_sampling(std::string(SamplingEventName(privacy.event().sampling)));
+  out.set_sample_rate(privacy.event().sample_rate);
+  out.set_adjacency(spec.privacy.replace ? "replace" : "add_remove");
+  out.set_placement(std::string(NoisePlacementName(spec.privacy.placement)));
+  out.set_insecure_seed(spec.privacy.insecure_seed);
+  return out;
 }
 
 v1::ClientStateRow ParticipationRow(const std::string& client, const ClientScalars& scalars) {

@@ -6,11 +6,16 @@
 
 #include "aggregator/core/client_table.h"
 #include "aggregator/core/contribution.h"
+#include "aggregator/core/privacy/job_privacy.h"
 #include "tributary/v1/store.pb.h"
 
 namespace tributary::aggregator {
 
 v1::Contributor ContributorRow(const RoundContributor& contributor);
+// The same for a version: whose update was within the clip is not kept, the version's clip tells how many were, with noise.
+v1::Contributor CommittedRow(const RoundContributor& contributor);
+// `clip`: of updates that start from this version.
+v1::PrivacySpend PrivacyRow(const JobPrivacy& privacy, uint64_t version, double clip);
 v1::ClientStateRow ParticipationRow(const std::string& client, const ClientScalars& scalars);
 
 }  // namespace tributary::aggregator

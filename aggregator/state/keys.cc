@@ -96,7 +96,7 @@ std::string Shard(const std::string& payload, uint16_t piece, uint32_t shard) {
 }
 
 std::optional<ParsedPayload> ParseShard(std::string_view key) {
-  if (key.empty() || (key[0] != 'A' && key[0] != 'P' && key[0] != 'V')) return std::nullopt;
+  if (key.empty() || (key[0] != 'A' && key[0] != 'P' && key[0] != 'U' && key[0] != 'V')) return std::nullopt;
   auto split = SplitJob(key.substr(1), 8 + 2 + 4);
   if (!split) return std::nullopt;
   return ParsedPayload{static_cast<Owner>(key[0]), std::move(split->first), ReadBigEndian64(split->second)};
@@ -105,6 +105,12 @@ std::optional<ParsedPayload> ParseShard(std::string_view key) {
 std::optional<std::pair<std::string, uint64_t>> ParseVersion(std::string_view key) {
   if (key.empty() || key[0] != kVersion) return std::nullopt;
   return SplitNumber(key.substr(1));
+}
+
+std::string Record(const std::string& job, uint64_t number) {
+  std::string key = JobPrefix(kRecord, job);
+  AppendBigEndian(key, number);
+  return key;
 }
 
 std::optional<std::pair<std::string, uint64_t>> ParseEvent(std::string_view key) { return SplitNumber(key); }

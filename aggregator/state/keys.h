@@ -18,12 +18,13 @@ inline constexpr char kArtifact = 'a';
 inline constexpr char kVersion = 'v';
 inline constexpr char kPartial = 'p';
 inline constexpr char kMetric = 'm';
+inline constexpr char kRecord = 'u';
 // In the family strategy_state.
 inline constexpr char kClientState = 'c';
 inline constexpr char kClientVector = 'r';
 
 // What a payload belongs to; upper case, the same bytes in the bulk family and beside the rows.
-enum class Owner : char { kArtifact = 'A', kPartial = 'P', kVersion = 'V' };
+enum class Owner : char { kArtifact = 'A', kPartial = 'P', kRecord = 'U', kVersion = 'V' };
 
 // INVALID_ARGUMENT: empty, over 256 bytes, or with a 0 byte.
 absl::Status ValidateJobId(const std::string& job);
@@ -34,13 +35,14 @@ std::string Metric(const std::string& job, uint64_t version, const std::string& 
 // "<kind><job>\0<client>".
 std::string OfClient(char kind, const std::string& job, const std::string& client);
 std::string Event(const std::string& job, uint64_t sequence);
+std::string Record(const std::string& job, uint64_t number);
 std::string Update(const std::string& job, const UpdateId& update);
 // All keys of a job within one kind (or within a family without kinds): "<kind><job>\0".
 std::string JobPrefix(std::optional<char> kind, const std::string& job);
 // The first key after all that begin with `prefix`.
 std::string PrefixEnd(std::string prefix);
 
-// One payload (a version's tensors and vectors, a partial's sums, an artifact) and one shard of it.
+// One payload (a version's tensors and vectors, a partial's sums, an artifact, a recorded update) and one shard of it.
 std::string Payload(Owner owner, const std::string& job, uint64_t number);
 std::string Shard(const std::string& payload, uint16_t piece, uint32_t shard);
 

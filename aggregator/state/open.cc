@@ -197,6 +197,10 @@ bool RocksStateStore::PayloadIsNamed(const keys::ParsedPayload& payload) const {
       const auto row = GetRow<v1::PartialRow>(kRounds, keys::Row(keys::kPartial, payload.job), "partial");
       return row.ok() ? row->generation() == payload.number : !absl::IsNotFound(row.status());
     }
+    case keys::Owner::kRecord: {
+      const auto row = GetRow<v1::RecordRow>(kRounds, keys::Record(payload.job, payload.number), "recorded update");
+      return !absl::IsNotFound(row.status());
+    }
     case keys::Owner::kVersion: {
       const auto row = GetRow<v1::VersionRow>(kVersions, keys::Version(payload.job, payload.number), "version");
       return row.ok() ? row->info().pruned_us() == 0 : !absl::IsNotFound(row.status());

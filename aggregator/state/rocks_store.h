@@ -56,6 +56,10 @@ class RocksStateStore final : public StateStore {
   absl::Status DropTensors(const std::string& job, uint64_t version, int64_t now_us) override;
   absl::Status ExpireUpdates(const std::string& job, uint64_t version, int64_t now_us) override;
   absl::StatusOr<v1::UpdateRow> GetUpdate(const std::string& job, const UpdateId& update) const override;
+  absl::Status PutRecord(const std::string& job, const UpdateId& id, std::span<const std::byte> update) override;
+  absl::StatusOr<std::vector<std::byte>> GetRecord(const std::string& job, const UpdateId& id) const override;
+  absl::StatusOr<std::vector<UpdateId>> ListRecords(const std::string& job) const override;
+  absl::Status DropRecord(const std::string& job, const UpdateId& id) override;
 
   absl::Status PutMetric(const std::string& job, const v1::Metric& metric) override;
   absl::StatusOr<std::vector<v1::Metric>> ListMetrics(const std::string& job) const override;

@@ -105,4 +105,10 @@ absl::Status CheckRow(const v1::PartialRow& row) {
 
 absl::Status CheckRow(const v1::ArtifactRow& row) { return CheckShards(row.bytes(), row.shards(), row.shard_bytes()); }
 
+absl::Status CheckRow(const v1::RecordRow& row) {
+  TRIB_RETURN_IF_ERROR(CheckShards(row.bytes(), static_cast<uint32_t>(ShardsOf(row.bytes(), row.shard_bytes())), row.shard_bytes()));
+  TRIB_RETURN_IF_ERROR(CheckDigest(row.xxh3_128(), "digest of the update"));
+  return CheckDigest(row.update_id(), "update id");
+}
+
 }  // namespace tributary::aggregator

@@ -35,6 +35,7 @@ absl::Status CheckRow(const v1::MetricRow& row);
 absl::Status CheckRow(const v1::EventRow& row);
 absl::Status CheckRow(const v1::PartialRow& row);
 absl::Status CheckRow(const v1::ArtifactRow& row);
+absl::Status CheckRow(const v1::RecordRow& row);
 
 absl::Status DecodeInto(google::protobuf::MessageLite& row, std::string_view bytes, std::string_view what);
 absl::Status UnknownFormat(uint32_t format, std::string_view what);

@@ -87,6 +87,12 @@ class StateStore {
   virtual absl::Status DropTensors(const std::string& job, uint64_t version, int64_t now_us) = 0;
   // The dedupe rows of a version's contributors.
   virtual absl::Status ExpireUpdates(const std::string& job, uint64_t version, int64_t now_us) = 0;
+  // Updates kept for replay, as they came. PutRecord replaces one that was sent again; it is on the disk when the
+  // version that counts it is. NOT_FOUND: not kept. DATA_LOSS: other bytes than were written.
+  virtual absl::Status PutRecord(const std::string& job, const UpdateId& id, std::span<const std::byte> update) = 0;
+  virtual absl::StatusOr<std::vector<std::byte>> GetRecord(const std::string& job, const UpdateId& id) const = 0;
+  virtual absl::StatusOr<std::vector<UpdateId>> ListRecords(const std::string& job) const = 0;
+  virtual absl::Status DropRecord(const std::string& job, const UpdateId& id) = 0;
   // NOT_FOUND: never counted.
   virtual absl::StatusOr<v1::UpdateRow> GetUpdate(const std::string& job, const UpdateId& update) const = 0;
 

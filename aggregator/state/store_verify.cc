@@ -13,6 +13,7 @@ class Auditor {
     for (const v1::JobRow& job : jobs) {
       CheckVersions(job);
       CheckUpdates(job.id());
+      CheckRecords(job.id());
       CheckPartial(job.id());
       CheckArtifact(job);
     }
@@ -96,6 +97,12 @@ class Auditor {
         Find(fmt::format("{}: the dedupe row of update {} says version {}", what, ToHex(*id), dedupe->version()));
       }
     }
+  }
+
+  void CheckRecords(const std::string& job) {
+    const auto ids = store_.ListRecords(job);
+    if (!Sound(ids.status())) return;
+    for (const UpdateId& id : *ids) Sound(store_.GetRecord(job, id).status());
   }
 
   void CheckUpdates(const std::string& job) {

@@ -66,6 +66,7 @@ struct Task {
   absl::Time deadline = absl::InfiniteFuture();
   uint64_t state_version = 0;  // kTrain: whose client state it starts from (TrainTask of federation.proto)
   uint64_t state_epoch = 0;
+  double clip = 0;            // of jobs with adaptive clipping: C of this version; 0: the job's
 };
 
 struct Evaluation {

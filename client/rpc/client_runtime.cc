@@ -89,7 +89,7 @@ class Runtime {
   void Execute(size_t index, const WorkContext& context, const PreparedTask& prepared, Learner& learner);
   void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
   // Stages what the update changes in the client's state, then puts the update into the outbox.
-  static absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, const OutboxHeader& header, TrainResult& result);
+  static absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
   double SecondsSince(absl::Time begin) const { return absl::ToDoubleSeconds(clock_.Now() - begin); }
@@ -253,7 +253,7 @@ void Runtime::Receive(size_t index, const v1::ServerMessage& message) {
     case v1::ServerMessage::kTrain:
       ReceiveTask(index,
                   {.kind = Task::Kind::kTrain, .job = message.train().job(), .task = message.train().task(), .version = message.train().version(),
-                   .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch()},
+                   .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch(), .clip = message.train().clip()},
                   message.train().deadline_ms());
       break;
     case v1::ServerMessage::kEvaluate:
@@ -394,14 +394,15 @@ void Runtime::Execute(size_t index, const WorkContext& context, const PreparedTa
   uploads_->Submit([this, index, prepared, shared](int) { Store(index, prepared, *shared); });
 }
 
-absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, const OutboxHeader& header, TrainResult& result) {
+absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result) {
   // A learner that keeps nothing still has a state as far as the server is concerned: it says which update came last.
   if (prepared.job->client_state && !result.state) result.state.emplace();
   if (result.state) {
     const std::string state = EncodeClientState(*result.state);
     TRIB_RETURN_IF_ERROR(host.state->Stage(header.job, kStrategyState, header.update, std::as_bytes(std::span(state))));
   }
-  TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded, Privatise(*prepared.job, host.identity.client, header, *host.state, std::move(result.update)));
+  TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded,
+                        Privatise(*prepared.job, host.identity.client, prepared.task.clip, *host.state, std::move(result.update), &header));
   return host.outbox->Put(header, encoded);
 }
 

@@ -1,8 +1,6 @@
-// From what a learner gave to what the outbox keeps: the job's privacy and codec settings turned into stages of client/core's pipeline,
-// with the keys and the client state they need.
-// Real privacy noise is keyed from the operating system, anew for every update; under `insecure_seed` from the job's seed. Rounding is
-// always from the seed: of noised values it is post-processing.
-// Errors: those of EncodeUpdate, and of the state's files. Threads: one call at a time for a client and job.
+// From what a learner gave to what the outbox keeps: client/core's private_update.h with a key of the operating system for real noise, new
+// for every update, and with the client state that the codec keeps.
+// Errors: those of MakeUpdate, and of the state's files. Threads: one call at a time for a client and job.
 #pragma once
 
 #include <string>
@@ -15,7 +13,8 @@
 
 namespace tributary::client {
 
-// `header`: of the update, its id and version set. State that the update changes is staged under its id.
-absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, const OutboxHeader& header, const StateFiles& state, LargeBytes flat);
+// `header`: of the update, its id and version set; gets the numbers that the job's privacy wants. `clip`: C of that version; 0: the job's.
+// State that the update changes is staged under its id.
+absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, double clip, const StateFiles& state, LargeBytes flat, OutboxHeader* header);
 
 }  // namespace tributary::client

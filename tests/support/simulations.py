@@ -1,5 +1,6 @@
 """`tributary simulate` for tests: problem files, jobs from dictionaries, results with their models as NumPy arrays."""
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ import numpy as np
 from harness import read_safetensors, write_safetensors
 
 FAILED, REFUSED = 1, 5
+FULL = os.environ.get("TRIBUTARY_GATES") == "full"  # scripts/test.sh gates: the gates at their full length
 
 
 def check(condition, what):
@@ -106,11 +108,14 @@ class Simulator:
         return np.frombuffer(data, "<f8" if dtype == "F64" else "<f4").astype(float)
 
 
-def main(bin_dir, tests):
-    """Runs the functions, each with a Simulator; prints what passes."""
+def main(bin_dir, tests, long=()):
+    """Runs the functions, each with a Simulator; prints what passes. `long`: those that an optimised build runs (--long: only those,
+    --without-long: only the others); names of functions: only these."""
     import time
-    wanted = sys.argv[2:]
-    for test in tests:
+    flags = [a for a in sys.argv[2:] if a.startswith("--")]
+    wanted = [a for a in sys.argv[2:] if not a.startswith("--")]
+    chosen = list(long) if flags == ["--long"] else list(tests) if flags == ["--without-long"] else [*tests, *long]
+    for test in chosen:
         if wanted and test.__name__ not in wanted:
             continue
         begin = time.time()

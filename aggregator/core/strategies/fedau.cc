@@ -15,6 +15,10 @@ class IntervalWeight final : public WeightRule {
   absl::StatusOr<double> Weight(const WeightInput& input) const override {
     return MeanInterval(BeforeRound(input.clients->Find(input.client), input.round, cutoff_));
   }
+  absl::StatusOr<double> Most() const override {
+    if (std::isfinite(cutoff_)) return cutoff_;
+    return InvalidArgument("cutoff: expected a finite number: with inf a client that was long away weighs without bound");
+  }
   bool keeps_clients() const override { return true; }
   double cutoff() const override { return cutoff_; }
 

@@ -12,6 +12,7 @@ class InverseProbability final : public WeightRule {
     TRIB_ASSIGN_OR_RETURN(const double p, p_.Find(input.client, *input.clients));
     return 1.0 / p;
   }
+  absl::StatusOr<double> Most() const override { return 1.0 / p_.Smallest(); }
   bool keeps_clients() const override { return true; }  // their names give the order of the values, their number divides
 
  private:

@@ -124,11 +124,41 @@ def main():
         assert secret[0] != secret[1]
         assert seeded[0]["model_sha256"] == seeded[1]["model_sha256"] and seeded[0]["privacy"]["insecure_seed"] is True
 
+        # Cohorts of nobody count, and their version has the noise of every other.
+        z, rate = 1.0, 0.01
+        shown = rig.run(f"cohort: {{sampling: poisson, rate: {rate}, population: 30}}\nstop: {{versions: 8}}\n"
+                        f"privacy: {{clip: 0.001, noise_multiplier: {z}, delta: 1e-5}}\n")
+        versions = [federation.cli("state", "get", shown["id"], "--version", v) for v in range(1, 9)]
+        empty = [v["version"] for v in versions if not v["contributors"]]
+        assert len(empty) >= 2, [len(v["contributors"]) for v in versions]
+        moved = [b - a for a, b in zip(rig.model(shown, empty[0] - 1), rig.model(shown, empty[0]))]
+        stddev, _ = deviation(moved)
+        assert abs(stddev / (z * 0.001 / (rate * 30)) - 1) < 0.5, stddev   # 64 elements
+        print(f"nobody drawn in versions {empty}: their noise {stddev:.5f}")
+
+        # Adaptive clipping: all updates from a version have one norm; the clip grows towards it, and clients clip to the version's.
+        norm = lambda version: math.sqrt(64) * (1 + version / 1000)
+        shown = rig.run("cohort: {size: 10}\nstop: {versions: 30}\nreproducible: true\n"
+                        "privacy: {clip: 1.0, noise_multiplier: 0, delta: 1e-5, adaptive_clip: {quantile: 0.5, rate: 0.5}}\n")
+        versions = [federation.cli("state", "get", shown["id"], "--version", v) for v in range(0, 31)]
+        clips = [v["privacy"]["clip"] for v in versions]
+        expected = [1.0]
+        for version in range(30):
+            expected.append(expected[-1] * math.exp(-0.5 * ((1 if norm(version) <= expected[-1] else 0) - 0.5)))
+        assert max(abs(a / b - 1) for a, b in zip(clips, expected)) < 1e-12, (clips, expected)
+        assert all("within_clip" not in c["scalars"] for v in versions for c in v["contributors"]), "whose update was within is not kept"
+        for version in (1, 3, 20):
+            moved = [b - a for a, b in zip(rig.model(shown, version - 1), rig.model(shown, version))]
+            assert abs(math.sqrt(sum(x * x for x in moved)) / min(norm(version - 1), clips[version - 1]) - 1) < 1e-4, (version, clips[version - 1])
+        print(f"adaptive clipping: {clips[0]:.2f} to {clips[-1]:.2f}, norms of {norm(0):.2f} to {norm(29):.2f}")
+
         privacy = "privacy: {clip: 1.0, noise_multiplier: 1.0, delta: 1e-5}\n"
         rig.refused("cohort: {size: 3}\n" + privacy, "weighting", "uniform", weighting="examples")
         rig.refused("cohort: {size: 3, population: 10, over_select: 1.5}\n" + privacy, "over_select")
         rig.refused("cohort: {size: 3}\n" + privacy.replace("1e-5}", "1e-5, adjacency: add_remove}"), "adjacency")
-        rig.refused("cohort: {sampling: poisson, rate: 0.1, population: 30}\n" + privacy, "rate × population")
+        rig.refused("cohort: {sampling: poisson, rate: 0.1, population: 30}\n" + privacy.replace("clip", "placement: distributed, clip"), "rate × population")
+        rig.refused("cohort: {sampling: poisson, rate: 0.1}\n" + privacy, "cohort.population")
+        rig.refused("cohort: {size: 3}\nrecord: true\n" + privacy, "record: true")
         rig.refused("cohort: {size: 3}\n" + privacy.replace("1e-5}", "1e-5, epsilon_budget: 0.001}"), "does not pay for one version")
         rig.refused("cohort: {size: 3}\n" + privacy, "counters", model="buffered")
         rig.refused("cohort: {size: 3}\n" + privacy.replace("1.0, delta", "1.0, epsilon: 3, delta"), "both")

@@ -45,5 +45,18 @@ def daemons_and_simulation_agree_bit_for_bit(simulator):
         same_bits(simulator, federation, "unequal steps", problem, strategy={"name": "fednova"}, local={"steps": [1, 2, 3, 4, 5], "lr": .1})
 
 
+def noise_codes_and_draws_agree_bit_for_bit(simulator):
+    """Under insecure_seed a daemon's noise follows from the seed, as a simulation's always does."""
+    g = reference.g(6, 300)
+    uniform = {"strategy": {"name": "fedavg", "weighting": "uniform"}, "local": {"steps": 3, "lr": .1}, "dtype": "float32"}
+    private = {"clip": .5, "noise_multiplier": .4, "delta": 1e-5, "insecure_seed": True}
+    for what, keys in [("central int8", {"codec": "int8", "privacy": private, "cohort": {"size": 3, "population": 6}}),
+                       ("poisson adaptive", {"privacy": {**private, "adaptive_clip": {"count_stddev": 1}}, "cohort": {"sampling": "poisson", "rate": .4, "population": 6}}),
+                       ("local int4", {"codec": "int4", "privacy": {**private, "placement": "local"}}),
+                       ("distributed", {"privacy": {**private, "placement": "distributed"}}),
+                       ("topk", {"codec": {"kind": "topk", "fraction": .1}, "cohort": {"size": 2, "population": 6}})]:
+        same_bits(simulator, what, g, 6, **uniform, **keys)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], [daemons_and_simulation_agree_bit_for_bit])
+    main(sys.argv[1], [daemons_and_simulation_agree_bit_for_bit, noise_codes_and_draws_agree_bit_for_bit])

@@ -27,8 +27,9 @@ def fedavg_ends_at_its_fixed_point(simulator):
             expected = reference.fixed_point(problem, LR, steps)
             close(limit(simulator, problem, {"name": "fedavg"}, steps), expected, 1e-9, f"fedavg on {name}, K = {steps}")
         close(reference.fixed_point(problem, LR, 1), reference.optimum(*problem), 1e-9, f"{name}: the fixed point at K = 1 is the optimum")
-    steps = [1, 2, 5, 10]
-    close(limit(simulator, Q4, {"name": "fedavg"}, steps), reference.fixed_point(Q4, LR, steps), 1e-9, "fedavg with unequal steps")
+    for name, problem in PROBLEMS.items():
+        steps = ([1, 2, 5, 10] * 3)[:len(problem[0])]
+        close(limit(simulator, problem, {"name": "fedavg"}, steps), reference.fixed_point(problem, LR, steps), 1e-9, f"fedavg with unequal steps on {name}")
     close(limit(simulator, Q4, {"name": "fedavg"}, options={"weights": [1, 2, 3, 4]}), reference.fixed_point(Q4, LR, 5, [1, 2, 3, 4]), 1e-9,
           "fedavg with weights")
 
@@ -39,9 +40,12 @@ def fedprox_shrinks_the_bias_and_keeps_some(simulator):
 
 
 def fednova_divides_by_the_steps_and_ends_nearer(simulator):
+    for name, problem in PROBLEMS.items():
+        steps = ([1, 2, 5, 10] * 3)[:len(problem[0])]
+        got = limit(simulator, problem, {"name": "fednova"}, steps)
+        close(got, reference.fixed_point(problem, LR, steps, [1 / k for k in steps]), 1e-9, f"fednova on {name}")
     steps = [1, 2, 5, 10]
     got = limit(simulator, Q4, {"name": "fednova"}, steps)
-    close(got, reference.fixed_point(Q4, LR, steps, [1 / k for k in steps]), 1e-9, "fednova")
     best = reference.optimum(*Q4)
     averaged = limit(simulator, Q4, {"name": "fedavg"}, steps)
     check(np.linalg.norm(averaged - best) >= 2 * np.linalg.norm(got - best), f"fedavg ends at {averaged}, fednova at {got}, the optimum is {best}")
@@ -52,10 +56,11 @@ def server_optimizers_change_the_path_not_the_limit(simulator):
         expected = reference.fixed_point(problem, LR, 5)
         close(limit(simulator, problem, {"name": "fedavgm", "beta": .5}), expected, 1e-9, f"fedavgm on {name}")
     # Adaptive rates keep v: with a small rate they settle where the mean update is zero.
-    expected = reference.fixed_point(Q4, LR, 5)
-    for strategy in [{"name": "fedadagrad", "server_lr": .3}, {"name": "fedadam", "server_lr": .05, "tau": .5},
-                     {"name": "fedyogi", "server_lr": .05, "tau": .5}]:
-        close(limit(simulator, Q4, strategy, versions=20000), expected, 1e-9, strategy["name"])
+    for name, problem in PROBLEMS.items():
+        expected = reference.fixed_point(problem, LR, 5)
+        for strategy in [{"name": "fedadagrad", "server_lr": .3}, {"name": "fedadam", "server_lr": .05, "tau": .5},
+                         {"name": "fedyogi", "server_lr": .05, "tau": .5}]:
+            close(limit(simulator, problem, strategy, versions=20000), expected, 1e-9, f"{strategy['name']} on {name}")
 
 
 def qfedavg_trades_the_sum_for_fairness(simulator):
@@ -88,6 +93,19 @@ def momentum_ends_at_fedavgs_limit_and_control_variates_at_the_optimum(simulator
     check(np.linalg.norm(biased - best) > 1e-3, f"fedavg_m under partial participation must not end at the optimum, got {biased}")
 
 
+def control_variates_survive_unequal_steps_and_dropped_updates(simulator):
+    """Of gate T20: clients with other numbers of steps, and updates that come too late, whose staged c_i must not count."""
+    best = reference.optimum(*Q4)
+    two = {"participation": {"kind": "fixed", "size": 2}}
+    close(limit(simulator, Q4, {"name": "scaffold"}, [1, 2, 5, 10], simulate=two), best, 1e-9, "scaffold with unequal steps")
+    late = {"delay": {"kind": "exponential", "mean": [1, 2, 3, 4]}}
+    document = simulator.run(Q4, strategy={"name": "scaffold"}, local={"steps": 5, "lr": LR}, cohort={"size": 4, "quorum": 1, "deadline_s": 2},
+                             stop={"versions": 4000}, simulate=late)
+    dropped = document["clients_trained"] - document["updates_committed"]
+    check(dropped > 500, f"updates must come too late: {dropped} of {document['clients_trained']} did")
+    close(document["x"], best, 1e-9, f"scaffold with {dropped} dropped updates")
+
+
 def halving_the_uplink_changes_nothing(simulator):
     """Gate T4."""
     for simulate in [{}, {"participation": {"kind": "bernoulli", "p": .5}}]:
@@ -110,5 +128,6 @@ def admm_with_a_table_is_exact_under_partial_participation(simulator):
 
 if __name__ == "__main__":
     main(sys.argv[1], [fedavg_ends_at_its_fixed_point, fedprox_shrinks_the_bias_and_keeps_some, fednova_divides_by_the_steps_and_ends_nearer,
-                       server_optimizers_change_the_path_not_the_limit, momentum_ends_at_fedavgs_limit_and_control_variates_at_the_optimum,
-                       halving_the_uplink_changes_nothing, admm_with_a_table_is_exact_under_partial_participation, qfedavg_trades_the_sum_for_fairness])
+                       momentum_ends_at_fedavgs_limit_and_control_variates_at_the_optimum,
+                       control_variates_survive_unequal_steps_and_dropped_updates, halving_the_uplink_changes_nothing, admm_with_a_table_is_exact_under_partial_participation, qfedavg_trades_the_sum_for_fairness],
+         long=[server_optimizers_change_the_path_not_the_limit])

@@ -109,8 +109,6 @@ def wrong_jobs_are_refused_with_the_reason(simulator):
     refused("for asynchronous strategies", simulate={"delay": {"kind": "trace", "events": "D0 U0"}})
     refused("one file for each client", data={"source": "safetensors", "path": str(folder), "partition": {"kind": "iid"}})
     refused("did you mean 'fednova'?", strategy={"name": "fednava"})
-    # What a simulation would leave out silently.
-    refused("codec: a simulation passes updates as they are", codec="int8", dtype="float32")
     refused("no parameter 'depth'", model={"zoo": "quadratic", "params": {"depth": 3}})
     document = json.loads(simulator.command("simulate", simulator.job(folder, 4), "--clients", 9, "--json", code=REFUSED).stdout)
     check("has 4 files" in document["error"]["message"], f"too many clients: {document}")

@@ -53,6 +53,27 @@ def steps_and_rates_differ_by_client(simulator):
         compare(simulator, name, reference.trajectory(name, Q4, VERSIONS, lr, steps), strategy={"name": name}, local={"steps": steps, "lr": lr})
 
 
+def odd_but_legal_problems_follow_the_reference(simulator):
+    """One unknown, one client, three hundred clients; everything that can differ by client differs."""
+    for clients, d in [(1, 1), (1, 7), (3, 1), (300, 2)]:
+        problem = reference.random_spd(clients, d, 10 * clients + d)
+        steps, lr = [1 + i % 4 for i in range(clients)], [.02 + .01 * (i % 5) for i in range(clients)]
+        weights = [1 + .5 * (i % 3) for i in range(clients)]
+        keys = {"local": {"steps": steps, "lr": lr}, "options": {"weights": weights}}
+        for name in ["fedavg", "fednova", "fedprox", "fedavgm"]:
+            expected = reference.trajectory(name, problem, 8, lr, steps, weights=weights)
+            models, _ = simulator.trajectory(problem, strategy={"name": name}, stop={"versions": 8}, **keys)
+            for version, (got, want) in enumerate(zip(models, expected), 1):
+                close(got, want, 1e-9, f"{name}, {clients} clients, d = {d}, version {version}")
+        for name in ["scaffold", "fedavg_m", "scaffold_m_vr"]:
+            warm = name.endswith("_vr")
+            expected = reference.momentum_trajectory(name, problem, 8, .05, 3, 1.0 if name == "scaffold" else .3, warm)
+            strategy = {"name": name, **({} if name == "scaffold" else {"beta": .3})}
+            models, _ = simulator.trajectory(problem, strategy=strategy, local={"steps": 3, "lr": .05}, stop={"versions": 8})
+            for version, (got, want) in enumerate(zip(models, expected), 1):
+                close(got, want, 1e-9, f"{name}, {clients} clients, d = {d}, version {version}")
+
+
 def weights_of_the_files_count_unless_the_job_says_uniform(simulator):
     weights = [1, 2, 3, 10]
     for weighting, n in [("examples", weights), ("uniform", None)]:
@@ -115,5 +136,6 @@ def fedbuff_follows_the_golden_events(simulator):
 
 if __name__ == "__main__":
     main(sys.argv[1], [fedavg_gives_the_worked_values, scaffold_gives_the_worked_values, the_momentum_family_follows_the_reference, admm_follows_the_reference, every_server_side_strategy_follows_the_reference, steps_and_rates_differ_by_client,
+                       odd_but_legal_problems_follow_the_reference,
                        weights_of_the_files_count_unless_the_job_says_uniform, a_job_starts_where_the_first_file_says,
                        the_exact_solver_averages_the_minimisers, fedbuff_follows_the_golden_events])

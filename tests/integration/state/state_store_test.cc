@@ -113,6 +113,34 @@ TEST_F(StateStoreTest, RowsOfClientsAreReplacedByTheCommitThatNamesThemAndSurviv
   EXPECT_THAT(Findings(), IsEmpty());
 }
 
+// Small ones lie beside their row, large ones in a file; both survive an open, are replaced by the same update sent again, and go singly.
+TEST_F(StateStoreTest, RecordedUpdatesAreKeptUntilTheyAreDropped) {
+  const std::vector<std::byte> small = TestTensors(1, 1000), large = TestTensors(2, 600'000), other = TestTensors(3, 1000);
+  Commit("job", 0);
+  ASSERT_THAT(store_->PutRecord("job", TestUpdate(1, 0), other), IsOk());
+  ASSERT_THAT(store_->PutRecord("job", TestUpdate(1, 0), small), IsOk());
+  ASSERT_THAT(store_->PutRecord("job", TestUpdate(1, 1), other), IsOk());
+  ASSERT_THAT(store_->PutRecord("job", TestUpdate(1, 1), large), IsOk());
+  ASSERT_THAT(store_->PutRecord("job-2", TestUpdate(1, 0), other), IsOk());
+  Commit("job", 1);
+  Open();
+  EXPECT_EQ(*store_->GetRecord("job", TestUpdate(1, 0)), small);
+  EXPECT_EQ(*store_->GetRecord("job", TestUpdate(1, 1)), large);
+  EXPECT_EQ(*store_->GetRecord("job-2", TestUpdate(1, 0)), other);
+  EXPECT_THAT(store_->GetRecord("job", TestUpdate(9, 9)).status(), StatusIs(kNotFound));
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto kept, store_->ListRecords("job"));
+  EXPECT_THAT(kept, ::testing::UnorderedElementsAre(TestUpdate(1, 0), TestUpdate(1, 1)));
+  EXPECT_THAT(Findings(), IsEmpty());
+  for (const uint64_t index : {0, 1}) {
+    ASSERT_THAT(store_->DropRecord("job", TestUpdate(1, index)), IsOk());
+    ASSERT_THAT(store_->DropRecord("job", TestUpdate(1, index)), IsOk()) << "dropping what is gone changes nothing";
+    EXPECT_THAT(store_->GetRecord("job", TestUpdate(1, index)).status(), StatusIs(kNotFound));
+  }
+  EXPECT_THAT(*store_->ListRecords("job"), IsEmpty());
+  EXPECT_THAT(FilesOver(500'000), IsEmpty());
+  EXPECT_EQ(*store_->GetRecord("job-2", TestUpdate(1, 0)), other);
+}
+
 TEST_F(StateStoreTest, EpochRisesByOneAtEachWritableOpen) {
   const uint64_t first = store_->epoch();
   Open();

@@ -161,6 +161,9 @@ TEST(JobSpecTest, CodecsPrivacyAndSamplingSurviveTheCanonicalText) {
         "cohort: {size: 2, population: 10}\nprivacy: {clip: 0.5, epsilon: 3, delta: 1e-6, epsilon_budget: 8}\n",
         "cohort: {sampling: poisson, rate: 0.3, population: 100}\nprivacy: {clip: 2, noise_multiplier: 1.5, delta: 1e-6, insecure_seed: true}\n",
         "cohort: {size: 2}\nprivacy: {mechanism: gaussian, placement: local, clip: 1, noise_multiplier: 1, delta: 1e-5, adjacency: replace}\n",
+        "cohort: {sampling: poisson, rate: 0.3}\nprivacy: {clip: 2, noise_multiplier: 0, delta: 1e-6}\n",
+        "cohort: {size: 2}\nprivacy: {clip: 2, noise_multiplier: 1, delta: 1e-6, adaptive_clip: {quantile: 0.7, rate: 0.1, count_stddev: 3}}\n",
+        "cohort: {size: 2}\nprivacy: {clip: 2, noise_multiplier: 1, delta: 1e-6, adaptive_clip: {}}\n",
         "cohort: {size: 2}\nprivacy: {placement: distributed, clip: 1, noise_multiplier: 1, delta: 1e-5}\ncodec: int4\n"}) {
     TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec("name: n\nmodel: {zoo: cnn}\n" + rest, "j"));
     TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
@@ -229,7 +232,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"cohort: {size: 2, deadline_s: .inf}", "finite"}, Refusal{"cohort: {size: 2, over_select: 0.9}", "over_select"},
         Refusal{"cohort: {size: 2, over_select: 11}", "over_select"}, Refusal{"cohort: {siez: 2, size: 2}", "did you mean 'size'?"},
         Refusal{"cohort: {size: 5, population: 4}", "at least cohort.size = 5"}, Refusal{"cohort: {size: 5, rate: 0.1}", "only with sampling poisson"},
-        Refusal{"cohort: {sampling: poisson, population: 9}", "rate"}, Refusal{"cohort: {sampling: poisson, rate: 0.1}", "population"},
+        Refusal{"cohort: {sampling: poisson, population: 9}", "rate"},
         Refusal{"cohort: {sampling: poisson, rate: 0.1, population: 9, size: 3}", "how many take part is chance"},
         Refusal{"cohort: {sampling: bernoulli, size: 2}", "fixed or poisson"},
         Refusal{"cohort: {size: 5, population: 9, over_select: 1.2}", "no longer a uniform draw"},

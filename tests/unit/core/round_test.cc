@@ -811,5 +811,24 @@ TEST_F(RoundTest, SaysNothingWhileItFoldsOrCommits) {
   EXPECT_EQ(Waiting(), "");
 }
 
+// Poisson sampling may take nobody: the version counts, and so does what it costs.
+TEST_F(RoundTest, CommitsWithoutUpdatesWhenNobodyIsDrawn) {
+  spec_.cohort = {.size = 1, .poisson = true, .rate = 1e-9, .population = 2};
+  Open();
+  Idle("a");
+  EXPECT_THAT(All<Commit>(), IsEmpty()) << "nobody is drawn among fewer than the population";
+  Idle("b");
+  ASSERT_THAT(All<Commit>(), SizeIs(1));
+  EXPECT_THAT(All<Commit>()[0].contributors, IsEmpty());
+  EXPECT_EQ(All<Commit>()[0].trigger, "nobody was drawn");
+  EXPECT_THAT(All<IssueTask>(), IsEmpty());
+  for (uint64_t version = 1; version <= 2; ++version) {
+    Send(VersionCommitted{version});
+    ASSERT_THAT(All<Commit>(), SizeIs(1)) << version;
+  }
+  Send(VersionCommitted{3});
+  EXPECT_THAT(All<Finish>(), SizeIs(1));
+}
+
 }  // namespace
 }  // namespace tributary::aggregator

@@ -1,0 +1,46 @@
+#include "aggregator/core/job_check.h"
+
+#include "aggregator/core/aggregate.h"
+#include "common/update_codec.h"
+
+namespace tributary::aggregator {
+namespace {
+
+// Whoever reads updates other than by the fold reads them as they are.
+absl::Status CheckCodec(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout update, UpdateLayout(strategy, model));
+  const bool as_they_are = strategy.whole_reducer() != nullptr || !strategy.norm_scalar().empty() || update != model;
+  if (as_they_are && spec.Encoding(update).codec != Codec::kPlain) {
+    return InvalidArgument("codec: strategy '{}' needs its updates as they are: expected f32, got {}", spec.strategy.name, spec.codec);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckValues(const JobSpec& spec, const Strategy& strategy) {
+  if (!strategy.sends_values()) return absl::OkStatus();
+  const std::string& name = spec.strategy.name;
+  if (spec.privacy.enabled) {
+    return InvalidArgument("privacy: with strategy '{}' an update is a model, not a difference: clipping it would pull the model to 0, and its dual variable is not "
+                           "covered", name);
+  }
+  if (spec.codec == "topk") {
+    return InvalidArgument("codec: with strategy '{}' an update is a model, not a difference: what topk leaves out would be 0; expected another codec, got topk", name);
+  }
+  if (spec.local.momentum != 0) {
+    return InvalidArgument("local.momentum: strategy '{}' has its own correction of the steps; expected 0, got {}", name, spec.local.momentum);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
+  if (spec.cohort.poisson && spec.cohort.population == 0) {
+    return InvalidArgument("cohort.sampling: poisson needs the number of clients that each version is drawn among: cohort.population");
+  }
+  TRIB_RETURN_IF_ERROR(strategy.CheckJob(spec));
+  TRIB_RETURN_IF_ERROR(CheckValues(spec, strategy));
+  return CheckCodec(spec, strategy, model);
+}
+
+}  // namespace tributary::aggregator

@@ -1,0 +1,64 @@
+#include "simulate/commit_maker.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "aggregator/core/coded_kernels.h"
+#include "aggregator/core/job_check.h"
+
+namespace tributary::simulate {
+
+absl::StatusOr<std::unique_ptr<CommitMaker>> CommitMaker::Make(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout,
+                                                               std::span<const std::byte> initial) {
+  TRIB_RETURN_IF_ERROR(aggregator::CheckJob(spec, strategy, layout));
+  std::unique_ptr<CommitMaker> maker(new CommitMaker(spec, strategy, layout));
+  TRIB_ASSIGN_OR_RETURN(maker->update_layout_, aggregator::UpdateLayout(strategy, layout));
+  maker->encoding_ = spec.Encoding(maker->update_layout_);
+  maker->scalars_ = aggregator::UpdateScalars(strategy, spec);
+  if (spec.privacy.enabled) {
+    TRIB_ASSIGN_OR_RETURN(maker->privacy_, aggregator::JobPrivacy::Create(spec, layout, strategy));
+    maker->clip_ = spec.privacy.clip;
+  }
+  TRIB_RETURN_IF_ERROR(aggregator::PrepareState(strategy, layout, initial, &maker->state_.strategy));
+  return maker;
+}
+
+absl::StatusOr<double> CommitMaker::Check(std::span<const std::byte> update, aggregator::Scalars* scalars) const {
+  if (update.size() != encoding_.total_bytes()) return InvalidArgument("the update has {} bytes, one of this job {}", update.size(), encoding_.total_bytes());
+  TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(strategy_, scalars_, *scalars));
+  TRIB_ASSIGN_OR_RETURN(const aggregator::ScanResult scan, aggregator::ScanUpdate(encoding_, update));
+  if (!scan.finite) return InvalidArgument("the update is not finite");
+  aggregator::AddMeasured(strategy_, layout_, update, scalars);
+  return privacy_ == nullptr ? 1.0 : privacy_->ClipFactor(aggregator::TrainableSquares(encoding_, update, scan), clip_);
+}
+
+aggregator::Aggregate& CommitMaker::Open() {
+  if (aggregate_) return *aggregate_;
+  const auto arithmetic = spec_.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
+  return aggregate_.emplace(strategy_, layout_, arithmetic, std::max<int64_t>(1, spec_.ClientsAsked()), encoding_);
+}
+
+absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update) {
+  return Open().Fold({.key = key, .weight = weight}, update);
+}
+
+absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base) {
+  aggregator::CommitFacts facts{
+      .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
+  aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base};
+  std::unique_ptr<RandomWords> noise;
+  if (privacy_ != nullptr) {
+    noise = privacy_->NoiseOf(commit.version, std::nullopt);  // simulations have no secrets
+    input.facts.sum_weight = privacy_->Denominator(commit.sum_weight);
+    input.noise_stddev = privacy_->central() ? privacy_->SumStddev(clip_) : 0;
+    input.noise = noise.get();
+  }
+  if (commit.contributors.empty() && input.noise_stddev == 0) return previous;
+  auto next = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
+  TRIB_RETURN_IF_ERROR(Open().Step(input, &state_, *next));
+  aggregate_.reset();
+  if (privacy_ != nullptr) clip_ = privacy_->NextClip(clip_, commit.contributors, layout_.trainable_count(), noise.get());
+  return next;
+}
+
+}  // namespace tributary::simulate

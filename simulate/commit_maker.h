@@ -1,0 +1,56 @@
+// A node's arithmetic in one process: updates are checked as ingress checks them, clipped and folded as workers fold them, and models are
+// made as the commit thread makes them, by the same code. What simulation and replay have in place of daemons.
+//
+// Keeps the strategy's state, rows of clients and, of jobs with adaptive clipping, the clip of the current version.
+// Borrows spec, strategy and layout. Threads: thread-compatible. Errors: those of Aggregate, JobPrivacy and CheckScalars.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "aggregator/core/aggregate.h"
+#include "aggregator/core/privacy/job_privacy.h"
+#include "aggregator/core/round.h"
+#include "common/job_spec.h"
+#include "simulate/training.h"
+
+namespace tributary::simulate {
+
+class CommitMaker {
+ public:
+  // `initial`: version 0.
+  static absl::StatusOr<std::unique_ptr<CommitMaker>> Make(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout,
+                                                           std::span<const std::byte> initial);
+  const TensorLayout& update_layout() const { return update_layout_; }
+  const UpdateEncoding& encoding() const { return encoding_; }
+  const aggregator::JobPrivacy* privacy() const { return privacy_.get(); }  // null: the job has none
+  double clip() const { return clip_; }
+  const aggregator::MemoryState& state() const { return state_; }
+
+  // What the server's clip makes of the update's weight: a factor in (0, 1]. INVALID_ARGUMENT for another size, codes that mean nothing,
+  // values that are not finite, or numbers that are missing; those that the server measures are added to `scalars`.
+  absl::StatusOr<double> Check(std::span<const std::byte> update, aggregator::Scalars* scalars) const;
+  // `weight`: the engine's, times Check's factor.
+  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update);
+  // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
+  absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base);
+
+ private:
+  CommitMaker(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout) : spec_(spec), strategy_(strategy), layout_(layout) {}
+  aggregator::Aggregate& Open();
+
+  const JobSpec& spec_;
+  const aggregator::Strategy& strategy_;
+  const TensorLayout& layout_;
+  TensorLayout update_layout_;
+  UpdateEncoding encoding_;
+  std::vector<aggregator::ScalarInfo> scalars_;
+  std::unique_ptr<aggregator::JobPrivacy> privacy_;
+  double clip_ = 0;
+  aggregator::MemoryState state_;
+  std::optional<aggregator::Aggregate> aggregate_;   // of the open version, once something is folded
+};
+
+}  // namespace tributary::simulate
