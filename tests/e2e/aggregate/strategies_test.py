@@ -132,7 +132,8 @@ def every_order(folder):
     check(len(rules) >= 15, f"mergeable strategies: {rules}")
     extra = {"fednova": [("step_norm", lambda i: 1.5 + i)], "qfedavg": [("initial_loss", lambda i: .3 + i)],
              "fedbuff": [("staleness", lambda i: i)], "async_fedavg": [], "fedfix": []}
-    flags = {"fedfix": ["--param", "interval_s=1"], "fedbuff": ["--param", "buffer=5"], "known_p": ["--param", "p=c0=0.1,c1=0.2,c2=0.3,c3=0.4,c4=0.5"]}
+    flags = {"fedfix": ["--param", "interval_s=1"], "fedbuff": ["--param", "buffer=5"], "known_p": ["--param", "p=c0=0.1,c1=0.2,c2=0.3,c3=0.4,c4=0.5"],
+             **{name: ["--param", "warm_start=false"] for name in ["fedavg_m_vr", "scaffold_m_vr"]}}  # a warm start leaves version 1 where it was
     groups = {name: ("", "control") for name in ["scaffold", "scaffold_m", "scaffold_m_vr"]}
     orders = [*itertools.islice(itertools.permutations(range(5)), 0, 120, 17)]
     for name in rules:

@@ -96,6 +96,14 @@ def the_floors_lie_where_the_note_says(simulator):
     check_floors(Problem(simulator, 50, 32, 13, 22), [10, 25, 50] if FULL else [10, 50], variances)
 
 
+def going_on_between_rounds_pays_at_few_clients(simulator):
+    """4 of 50: the continual form ends at least 3 dB below the plain one."""
+    problem = Problem(simulator, 50, 32, 13, 22)
+    gap = decibels(problem.nmsd(RERCE, 4, 1e-2) / problem.nmsd(CONTINUAL, 4, 1e-2))
+    print(f"   continual lies {gap:.2f} dB below")
+    check(gap >= 3, f"4 of 50: continual lies {gap:.2f} dB below RERCE, expected at least 3")
+
+
 def the_authors_size_too(simulator):
     if not FULL:
         print("   only with TRIBUTARY_GATES=full")
@@ -104,4 +112,4 @@ def the_authors_size_too(simulator):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], [the_floors_lie_where_the_note_says, the_authors_size_too])
+    main(sys.argv[1], [the_floors_lie_where_the_note_says, going_on_between_rounds_pays_at_few_clients, the_authors_size_too])

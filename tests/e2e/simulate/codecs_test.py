@@ -89,8 +89,6 @@ def topk_brings_later_what_it_left_out(simulator):
     for version in [0, 1, 5, 20, 60, 199]:
         close(models[version], expected[version], 1e-4, f"version {version + 1}")
     check(document["bytes_up"] == 8 * document["updates_committed"], f"one index and one value an update: {document['bytes_up']} bytes")
-    limit = reference.fixed_point(problem, .05, 3)
-    check(np.linalg.norm(models[-1] - limit) < .5 * np.linalg.norm(limit), f"error feedback must bring the model near {limit}, got {models[-1]}")
 
 
 def what_reads_updates_as_they_are_refuses_codes(simulator):

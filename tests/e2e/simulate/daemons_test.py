@@ -47,15 +47,20 @@ def daemons_and_simulation_agree_bit_for_bit(simulator):
 
 def noise_codes_and_draws_agree_bit_for_bit(simulator):
     """Under insecure_seed a daemon's noise follows from the seed, as a simulation's always does."""
-    g = reference.g(6, 300)
+    problem = reference.g(CLIENTS, 300)
     uniform = {"strategy": {"name": "fedavg", "weighting": "uniform"}, "local": {"steps": 3, "lr": .1}, "dtype": "float32"}
     private = {"clip": .5, "noise_multiplier": .4, "delta": 1e-5, "insecure_seed": True}
-    for what, keys in [("central int8", {"codec": "int8", "privacy": private, "cohort": {"size": 3, "population": 6}}),
-                       ("poisson adaptive", {"privacy": {**private, "adaptive_clip": {"count_stddev": 1}}, "cohort": {"sampling": "poisson", "rate": .4, "population": 6}}),
-                       ("local int4", {"codec": "int4", "privacy": {**private, "placement": "local"}}),
-                       ("distributed", {"privacy": {**private, "placement": "distributed"}}),
-                       ("topk", {"codec": {"kind": "topk", "fraction": .1}, "cohort": {"size": 2, "population": 6}})]:
-        same_bits(simulator, what, g, 6, **uniform, **keys)
+    with Federation(simulator.bin) as federation:
+        federation.start_aggregator()
+        federation.start_client("client", "--identities", CLIENTS, "--train-threads", 2, program="tributary-client")
+        federation.start_client("evaluator", "--evaluator", program="tributary-client")
+        for what, keys in [("central int8", {"codec": "int8", "privacy": private, "cohort": {"size": 3, "population": CLIENTS}}),
+                           ("poisson, adaptive", {"privacy": {**private, "adaptive_clip": {"count_stddev": 1}},
+                                                  "cohort": {"sampling": "poisson", "rate": .4, "population": CLIENTS}}),
+                           ("local int4", {"codec": "int4", "privacy": {**private, "placement": "local"}}),
+                           ("distributed", {"privacy": {**private, "placement": "distributed"}}),
+                           ("topk", {"codec": {"kind": "topk", "fraction": .1}, "cohort": {"size": 2, "population": CLIENTS}})]:
+            same_bits(simulator, federation, what, problem, **uniform, **keys)
 
 
 if __name__ == "__main__":
