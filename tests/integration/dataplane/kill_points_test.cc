@@ -303,7 +303,7 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
       const std::vector<std::byte> reference = federation.Round(undisturbed);
       std::vector<double> ms;
       // Now and then a process passes its point before the round begins, for the round that is over: another try. Slow processes do it more often.
-      constexpr int kMoreTries = testing::kSanitized ? 10 : 2;
+      constexpr int kMoreTries = 10;
       for (int attempt = 0; static_cast<int>(ms.size()) < kills && attempt < kills + kMoreTries; ++attempt) {
         std::string where = scenario.where;
         if (where.ends_with(":*")) where.replace(where.size() - 1, 1, fmt::format("{}", 1 + random() % (scenario.hierarchy.shape == PoolShape::kShard ? blocks / 4 : blocks)));

@@ -91,11 +91,12 @@ TEST_F(StateStoreTest, RowsOfClientsAreReplacedByTheCommitThatNamesThemAndSurviv
     return row;
   };
   const std::vector<std::byte> tensors = TestTensors(0, 1024), one(100, std::byte{1}), two(100, std::byte{2});
-  VersionCommit first = TestCommit("job", 0, tensors);
+  Commit("job", 0);
+  VersionCommit first = TestCommit("job", 1, tensors);
   first.client_state = {state("b", 2), state("a", 1)};
   first.client_vectors = {{"a", one}, {"b", one}};
   ASSERT_THAT(store_->CommitVersion(std::move(first)), IsOk());
-  VersionCommit second = TestCommit("job", 1, tensors);
+  VersionCommit second = TestCommit("job", 2, tensors);
   second.client_state = {state("b", 7)};
   second.client_vectors = {{"b", two}};
   ASSERT_THAT(store_->CommitVersion(std::move(second)), IsOk());
@@ -108,6 +109,8 @@ TEST_F(StateStoreTest, RowsOfClientsAreReplacedByTheCommitThatNamesThemAndSurviv
   EXPECT_EQ(rows[1].participation().interval_sum(), 7);
   EXPECT_EQ(*store_->GetClientVector("job", "a", 0), one);
   EXPECT_EQ(*store_->GetClientVector("job", "b", 0), two);
+  EXPECT_THAT(store_->GetClientVector("job", "a", 1).status(), StatusIs(kNotFound));  // all began anew with version 1
+  EXPECT_EQ(*store_->GetClientVector("job", "b", 1), two);
   EXPECT_THAT(store_->GetClientVector("job", "c", 0).status(), StatusIs(kNotFound));
   EXPECT_THAT(*store_->ListClientState("job-2"), IsEmpty());
   EXPECT_THAT(Findings(), IsEmpty());
