@@ -128,7 +128,7 @@ def contributions_come_as_often_as_the_law_of_delays_says(simulator):
             ({"kind": "uniform", "low": [.5 * t for t in TIMES], "high": [1.5 * t for t in TIMES]},
              lambda i, dt: sum(min(1, max(0, (1.5 * TIMES[i] - k * dt) / TIMES[i])) for k in range(100))),
             ({"kind": "half_normal", "sd": TIMES}, lambda i, dt: sum(math.erfc(k * dt / (TIMES[i] * math.sqrt(2))) for k in range(400)))]
-    dt, ticks = .5, 200_000 if FULL else 60_000
+    dt, ticks = .5, 200_000 if FULL else 30_000
     for delay, intervals in laws:
         document = simulated(simulator, {"name": "fedfix", "interval_s": dt, "weight": "none"}, lr=1e-4, versions=ticks, delay=delay, trajectory=False,
                              flags=["--contributors"], steps=1)
