@@ -96,7 +96,7 @@ TEST_P(CodedKernelsTest, FoldsToTheBitsOfDecodeThenFold) {
           ASSERT_TRUE(FoldCodedFixed(got_fixed.data(), range, updates.pointers, updates.weights.data(), fresh));
           ASSERT_TRUE(reference::FoldF32(expected.data(), plain.data(), updates.weights.data(), k, count, fresh));
           ASSERT_TRUE(reference::FoldFixedF32(expected_fixed.data(), plain.data(), updates.weights.data(), k, count, fresh));
-          ASSERT_EQ(std::memcmp(got.data(), expected.data(), count * sizeof(double)), 0) << "codec " << static_cast<int>(codec) << " at " << first;
+          ASSERT_TRUE(count == 0 || std::memcmp(got.data(), expected.data(), count * sizeof(double)) == 0) << "codec " << static_cast<int>(codec) << " at " << first;
           ASSERT_EQ(got_fixed, expected_fixed) << "codec " << static_cast<int>(codec) << " at " << first;
         }
       }
