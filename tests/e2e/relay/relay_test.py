@@ -238,7 +238,7 @@ def lagging_node(bin_dir, folder):
         top.aggregator_flags += ["--keep-versions", "2"]
         top.start_aggregator()
         where = [top, top, top, a, a]
-        nodes.start_clients(folder, where)
+        nodes.start_clients(folder, where, train_ms=lambda i: 80)  # the job outlives the look at it
         job = top.submit(
             f"name: relay\nmodel: {{tensors: {folder}/model.safetensors}}\ncohort: {{size: 3}}\nstop: {{versions: 40}}\nreproducible: true\n"
             f"hierarchy: {{placement: worstfit}}\n")
