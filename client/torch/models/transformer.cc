@@ -19,6 +19,7 @@ class Transformer : public Decoder {
     }
     AddHead();
   }
+  bool repeatable() const override { return true; }
 
  protected:
   at::Tensor FeedForward(size_t layer, const at::Tensor& h, bool) override { return SwiGlu(h, mlps_[layer].gate, mlps_[layer].up, mlps_[layer].down); }
