@@ -2,7 +2,6 @@
 //   conv 5x5 (width) - ReLU - max 2x2 - conv 3x3 (2·width) - ReLU - max 2x2 - dense (hidden) - ReLU - dense (classes)
 // 207,178 parameters for 1x28x28, width=16, hidden=128, 10 classes.
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/relu.h>
 
@@ -30,8 +29,8 @@ class Cnn : public ZooModel {
   at::Tensor Forward(const at::Tensor& x, bool) override {
     at::Tensor h = at::relu(at::max_pool2d(at::conv2d(ChannelsLast(x), conv1_.weight, conv1_.bias, 1, /*padding=*/2), 2));
     h = at::relu(at::max_pool2d(at::conv2d(h, conv2_.weight, conv2_.bias, 1, /*padding=*/1), 2));
-    h = at::relu(at::linear(h.flatten(1), fc1_.weight, fc1_.bias));
-    return at::linear(h, fc2_.weight, fc2_.bias);
+    h = at::relu(Project(h.flatten(1), fc1_.weight, fc1_.bias));
+    return Project(h, fc2_.weight, fc2_.bias);
   }
 
  private:

@@ -1,6 +1,4 @@
 // One affine layer on the flattened input. 7,850 parameters for 1x28x28 and 10 classes.
-#include <ATen/ops/linear.h>
-
 #include "client/torch/models/registry.h"
 
 namespace tributary::client {
@@ -11,7 +9,7 @@ class Linear : public ZooModel {
   Linear(std::vector<int64_t> input, int64_t classes, at::TensorOptions options)
       : ZooModel(input, classes, options), layer_(AddLinear("fc", ElementsOf(input), classes)) {}
 
-  at::Tensor Forward(const at::Tensor& x, bool) override { return at::linear(x.flatten(1), layer_.weight, layer_.bias); }
+  at::Tensor Forward(const at::Tensor& x, bool) override { return Project(x.flatten(1), layer_.weight, layer_.bias); }
 
  private:
   Affine layer_;

@@ -1,6 +1,5 @@
 // Fully connected layers with ReLU between them. 159,010 parameters for 1x28x28, hidden=200, 10 classes; hidden=200x200 is the
 // "2NN" of McMahan et al., AISTATS 2017, §3 (199,210 parameters).
-#include <ATen/ops/linear.h>
 #include <ATen/ops/relu.h>
 
 #include "client/torch/models/registry.h"
@@ -23,7 +22,7 @@ class Mlp : public ZooModel {
   at::Tensor Forward(const at::Tensor& x, bool) override {
     at::Tensor h = x.flatten(1);
     for (size_t i = 0; i < layers_.size(); ++i) {
-      h = at::linear(h, layers_[i].weight, layers_[i].bias);
+      h = Project(h, layers_[i].weight, layers_[i].bias);
       if (i + 1 < layers_.size()) h = at::relu(h);
     }
     return h;
