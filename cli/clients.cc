@@ -12,10 +12,18 @@ struct ClientFlags {
   bool connected = false;
 };
 
+nlohmann::json UsageJson(const v1::Client& c) {
+  if (!c.has_device_usage()) return nullptr;
+  const v1::DeviceUsage& usage = c.device_usage();
+  return {{"id", usage.id()}, {"memory_used_bytes", usage.memory_used_bytes()}, {"memory_total_bytes", usage.memory_total_bytes()},
+          {"utilisation", NumberOrNull(usage.utilisation())}};
+}
+
 nlohmann::json ClientJson(const v1::Client& c) {
   return {{"id", c.id()},
           {"connected", c.connected()},
           {"device", c.device()},
+          {"device_usage", UsageJson(c)},
           {"phase", c.phase()},
           {"job", c.job()},
           {"progress", NumberOrNull(c.progress())},
@@ -67,6 +75,11 @@ int Show(const Context& context, const ClientFlags& flags) {
                "software   {}\n",
                c.id(), c.connected() ? "yes" : "no", HumanTime(c.connected_us()), HumanTime(c.last_seen_us()), Printable(c.device()), Printable(c.phase()),
                c.job().empty() ? "" : " for " + c.job(), c.examples(), c.updates_committed(), Printable(c.software()));
+    if (const v1::DeviceUsage& usage = c.device_usage(); c.has_device_usage()) {
+      constexpr double kMiB = 1 << 20;
+      fmt::print("gpu        {:.0f} of {:.0f} MiB used, busy {:.0f} %\n", static_cast<double>(usage.memory_used_bytes()) / kMiB,
+                 static_cast<double>(usage.memory_total_bytes()) / kMiB, 100 * usage.utilisation());
+    }
     if (!c.last_decline().empty()) fmt::print("declined   {}\n", Printable(c.last_decline()));
     return kDone;
   }

@@ -112,9 +112,9 @@ std::optional<absl::StatusOr<v1::SubmitJobResponse>> SubmitLocally(Client& clien
   if (request.ByteSizeLong() > kMaxLocalRequestBytes) return std::nullopt;
   std::vector<int> fds = {submission.tensors.fd()};
   if (submission.artifact) fds.push_back(submission.artifact->fd());
-  const uint64_t bytes = submission.tensors.size() + (submission.artifact ? submission.artifact->size() : 0);
-  // From here on the job may have been accepted, whatever fails: it is not sent a second time.
-  auto reply = AskLocally(socket->get(), request, fds, LocalTimeout(bytes));
+  // From here on the job may have been accepted, whatever fails: it is not sent a second time. No deadline, as over gRPC: calibrating noise may
+  // take the server minutes, and one that dies closes the socket.
+  auto reply = AskLocally(socket->get(), request, fds, absl::InfiniteDuration());
   if (!reply.ok()) return reply.status();
   return std::move(*reply->message.mutable_submitted());
 }

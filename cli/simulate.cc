@@ -108,8 +108,11 @@ absl::Status PrepareZoo(const SimulateFlags& flags, const ZooSeam& seam, Prepare
   // A module of one's own may draw (dropout), and LibTorch has one generator for all threads: one client after the other then.
   const bool alone = !spec.model.torchscript.empty();
   if (alone && flags.threads > 1) return InvalidArgument("--threads: TorchScript modules are trained one client after the other: expected 1, got {}", flags.threads);
-  const int64_t learners = alone ? 1 : flags.threads > 0 ? flags.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
-  for (int64_t i = 0; i < learners; ++i) {
+  TRIB_ASSIGN_OR_RETURN(prepared->learners.emplace_back(), seam.make_learner(flags.device));
+  // Nor does a second learner help one that trains whole cohorts: both would share the GPU.
+  const bool cohorts = prepared->learners[0]->cohort_size() > 1;
+  const int64_t learners = alone || cohorts ? 1 : flags.threads > 0 ? flags.threads : std::max<int64_t>(1, std::thread::hardware_concurrency());
+  while (static_cast<int64_t>(prepared->learners.size()) < learners) {
     TRIB_ASSIGN_OR_RETURN(prepared->learners.emplace_back(), seam.make_learner(flags.device));
   }
   return absl::OkStatus();
@@ -363,7 +366,7 @@ void AddSimulateCommand(CLI::App& app, Context& context, ZooSeam seam) {
   simulate->add_option("--trajectory", flags->trajectory, "The models of all versions as one safetensors file (models, virtual_s), in F64");
   simulate->add_option("--client-state", flags->client_state, "What each client keeps after its last counted update, as one safetensors file, in F64");
   simulate->add_option("--device", flags->device, "Device of LibTorch models")->check(CLI::IsMember({"auto", "cpu", "cuda"}))->capture_default_str();
-  simulate->add_option("--threads", flags->threads, "Clients trained side by side (default: one a core; 1 for analytic models and TorchScript)")->check(CLI::PositiveNumber);
+  simulate->add_option("--threads", flags->threads, "Clients trained side by side on the CPU (default: one a core; 1 for analytic models and TorchScript)")->check(CLI::PositiveNumber);
   simulate->add_flag("--contributors", flags->contributors, "With --json: who contributed to each version, with staleness and weight");
   simulate->footer("Example:\n  tributary simulate examples/fedfix.yaml --seed 3 --plot curves.svg --json");
   simulate->callback([&context, flags, seam] {

@@ -240,6 +240,7 @@ void ReadLocal(YamlReader& top, LocalSpec* local) {
   }
   map.Double("momentum", &local->momentum, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
   map.Double("weight_decay", &local->weight_decay, "in [0, 1e6]", [](double v) { return v >= 0 && v <= 1e6; });
+  map.Choice("precision", &local->precision, {"f32", "bf16"});
 }
 
 TimingKind TimingKindOf(const std::string& word) {
@@ -544,6 +545,7 @@ std::string CanonicalYaml(const JobSpec& spec) {
   line("  ", "lr", spec.local.client_lr.empty() ? number(spec.local.lr) : fmt::format("[{}]", fmt::join(spec.local.client_lr, ", ")));
   line("  ", "momentum", number(spec.local.momentum));
   line("  ", "weight_decay", number(spec.local.weight_decay));
+  if (spec.local.precision != LocalSpec{}.precision) line("  ", "precision", Quoted(spec.local.precision));
   line("", "dtype", spec.dtype == DType::kF64 ? "float64" : "float32");
   line("", "codec", spec.codec == "topk" ? fmt::format("{{kind: topk, fraction: {}}}", spec.topk_fraction) : Quoted(spec.codec));
   if (spec.privacy.enabled) line("", "privacy", CanonicalPrivacy(spec.privacy));

@@ -87,6 +87,7 @@ struct LocalSpec {
   std::vector<double> client_lr;
   double momentum = 0.0;
   double weight_decay = 0.0;
+  std::string precision = "f32";  // f32 | bf16: products and convolutions in bfloat16 (autocast), everything kept in the model's type
   bool operator==(const LocalSpec&) const = default;
   // Whether all clients make the same number of plain SGD steps at the same rate.
   bool PlainAndEqual() const { return solver == "sgd" && steps > 0 && client_steps.empty() && client_lr.empty() && momentum == 0 && weight_decay == 0; }

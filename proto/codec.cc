@@ -20,6 +20,15 @@ absl::Status CheckHeartbeat(const v1::Heartbeat& message) {
   if (!message.job().empty()) TRIB_RETURN_IF_ERROR(CheckJobRef(message.job()));
   if (!(message.progress() >= 0 && message.progress() <= 1))
     return InvalidArgument("heartbeat.progress: expected [0, 1], got {}", message.progress());
+  if (!message.has_device()) return absl::OkStatus();
+  const v1::DeviceUsage& device = message.device();
+  TRIB_RETURN_IF_ERROR(CheckName("heartbeat.device.id", device.id(), kMaxDeviceIdBytes));
+  if (device.memory_used_bytes() > device.memory_total_bytes()) {
+    return InvalidArgument("heartbeat.device: {} bytes used of {}", device.memory_used_bytes(), device.memory_total_bytes());
+  }
+  if (!(device.utilisation() >= 0 && device.utilisation() <= 1)) {
+    return InvalidArgument("heartbeat.device.utilisation: expected [0, 1], got {}", device.utilisation());
+  }
   return absl::OkStatus();
 }
 

@@ -25,6 +25,7 @@ inline constexpr size_t kMaxTextBytes = 256;           // device, software, phas
 inline constexpr size_t kMaxReasonBytes = 1024;        // free text of a client
 inline constexpr size_t kMaxMetrics = 64;
 inline constexpr size_t kMaxScalars = 16;
+inline constexpr size_t kMaxDeviceIdBytes = 96;        // what NVML calls a GPU by
 inline constexpr size_t kMaxNameBytes = 64;            // metric, codec
 inline constexpr size_t kMaxJobBytes = 128;
 inline constexpr uint64_t kMaxExamples = uint64_t{1} << 53;  // exact in a double

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO = "fashion-fedavg.yaml"
 EXAMPLES = ROOT / "examples"
 sys.path.insert(0, str(ROOT / "tests/support"))
-from harness import write_safetensors  # noqa: E402
+from harness import read_safetensors, write_safetensors  # noqa: E402
 
 import array  # noqa: E402
 
@@ -61,6 +61,34 @@ def regressions(clients, size, least, most, noise, weight, seed):
         yield {"x": f64((rows, size), (v for row in x for v in row)), "y": f64((rows,), y), "weights": f64((rows,), [weight] * rows)}
 
 
+def solution(folder):
+    """w of the least squares over everybody's rows (all of one weight), by elimination: normal equations are positive definite."""
+    moments = None
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = read_safetensors(path)
+        (rows, size), x = tensors["x"][1], array.array("d", tensors["x"][2])
+        y = array.array("d", tensors["y"][2])
+        moments = moments or [[0.0] * (size + 1) for _ in range(size)]
+        for r in range(rows):
+            row = [*x[r * size:(r + 1) * size], y[r]]
+            for i in range(size):
+                for j in range(size + 1):
+                    moments[i][j] += row[i] * row[j]
+    for i, pivot in enumerate(moments):
+        for j, row in enumerate(moments):
+            if j != i:
+                factor = row[i] / pivot[i]
+                moments[j] = [a - factor * b for a, b in zip(row, pivot)]
+    return [row[-1] / row[i] for i, row in enumerate(moments)]
+
+
+def clients_deviation(states, best):
+    """(1/N)Σ‖w_i − w*‖²/‖w*‖² of the clients' own models, in decibels: the measure of the paper on noisy links."""
+    kept = read_safetensors(states)
+    own = [array.array("d", kept[name][2]) for name in kept if name.endswith("/w")]
+    return 10 * math.log10(sum((a - b)**2 for w in own for a, b in zip(w, best)) / len(own) / sum(b * b for b in best))
+
+
 PROBLEMS = {
     "quadratic-10x5": lambda: quadratics(10, 5),
     "quadratic-20x20": lambda: quadratics(20, 20),
@@ -85,6 +113,8 @@ class Job:
         self.claim, self.name = path.stem.split("-")[0], re.search(r"^name: (\S+)$", self.text, re.M)[1]
         assert self.name == path.stem, f"{path}: expected name: {path.stem}, got {self.name}"
         self.torch = "path: examples/data/" not in self.text
+        links = re.search(r"^simulate:.*channel:", self.text, re.M) and re.search(r"path: (examples/data/[\w-]+)", self.text)
+        self.problem = ROOT / links[1] if links else None
         self.recorded = bool(re.search(r"^# Result: \S.{10,}$", self.text, re.M))
         self.versions = int(re.search(r"^stop: \{versions: (\d+)", self.text, re.M)[1])
 
@@ -110,7 +140,10 @@ def run_job(program, job, out, versions):
     begin = time.time()
     folder = store_of(job, out) if job.command == "simulate" else store_of(job, out).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run([program, job.command, str(job.shortened(versions, out)), *job.flags, "--out", str(folder), "--json"], cwd=ROOT,
+    states = out / f"{job.name}.safetensors"
+    # Clients of these jobs keep models of their own, and those hear the noise.
+    flags = [*job.flags, *(["--client-state", str(states)] if job.problem else [])]
+    done = subprocess.run([program, job.command, str(job.shortened(versions, out)), *flags, "--out", str(folder), "--json"], cwd=ROOT,
                           capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{job.path.name}: exit {done.returncode}: {done.stdout}{done.stderr}")
@@ -125,6 +158,8 @@ def run_job(program, job, out, versions):
     if document.get("privacy"):
         epsilon = document["privacy"]["epsilon"]
         result += f", epsilon {'infinite' if epsilon is None else format(epsilon, '.3g')}"
+    if job.problem:
+        result += f"; clients' own models {clients_deviation(states, solution(job.problem)):.2f} dB"
     print(f"{job.name:<28} {result} ({time.time() - begin:.1f} s)", flush=True)
     return result
 

@@ -42,7 +42,7 @@ absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weigh
   return Open().Fold({.key = key, .weight = weight}, update);
 }
 
-absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base) {
+absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew) {
   aggregator::CommitFacts facts{
       .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
   aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base, .measured = &measured_};
@@ -58,6 +58,7 @@ absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit
   auto next = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
   TRIB_RETURN_IF_ERROR(Open().Step(input, &state_, *next));
   aggregate_.reset();
+  if (anew) TRIB_RETURN_IF_ERROR(aggregator::BeginClientsAnew(strategy_, layout_, *next, &state_.strategy));
   if (privacy_ != nullptr) clip_ = privacy_->NextClip(clip_, commit.contributors, update_layout_.trainable_count(), noise.get());
   return next;
 }

@@ -38,7 +38,8 @@ class CommitMaker {
   // `weight`: the engine's, times Check's factor.
   absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update);
   // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
-  absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base);
+  // `anew`: all clients begin anew from the model made (BeginClientsAnew).
+  absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew = false);
 
  private:
   CommitMaker(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout) : spec_(spec), strategy_(strategy), layout_(layout) {}

@@ -39,6 +39,7 @@ class Replayer {
     TRIB_RETURN_IF_ERROR(FindClients(versions));
     for (const v1::VersionRow& row : versions) {
       recorded_[row.info().version()] = row.info().sha256();
+      began_anew_.insert(row.info().state_epoch());
       if (row.info().version() > 0) TRIB_RETURN_IF_ERROR(Fold(row));
     }
     for (ReplayedVersion& version : result_.versions) version.recorded_sha256 = recorded_[version.version];
@@ -152,7 +153,7 @@ class Replayer {
       base.resize(layout_.total_bytes());
       TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, commit.version - 1 - commit.contributors[0].staleness, base, /*verify=*/true));
     }
-    TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base));
+    TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base, began_anew_.contains(commit.version)));
     result_.versions.push_back({.version = commit.version, .sha256 = Sha256Hex(*model_), .recorded_sha256 = "", .updates = commit.contributors.size()});
     return Post(aggregator::VersionCommitted{commit.version});
   }
@@ -173,6 +174,7 @@ class Replayer {
   uint64_t registered_ = 0;
   std::map<UpdateId, std::vector<std::byte>> payloads_;   // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version
+  std::set<uint64_t> began_anew_;                         // versions from which all clients' states began, since one was lost
   ReplayResult result_;
 };
 

@@ -15,6 +15,33 @@ namespace {
 
 constexpr size_t kEvaluationPiece = 1000;  // examples: two of LibTorch's evaluation batches, and enough pieces for some threads
 
+// call(i, thread) for each i in [0, count) on at most `threads` threads; the first error in order of i.
+absl::Status OnThreads(size_t threads, size_t count, const std::function<absl::Status(size_t, size_t)>& call) {
+  threads = std::min(threads, count);
+  if (threads <= 1) {
+    for (size_t i = 0; i < count; ++i) TRIB_RETURN_IF_ERROR(call(i, 0));
+    return absl::OkStatus();
+  }
+  std::atomic<size_t> next{0};
+  std::atomic<bool> failed{false};  // what comes after an error is not begun
+  std::vector<absl::Status> errors(count);
+  {
+    std::vector<std::jthread> workers;
+    for (size_t t = 0; t < threads; ++t) {
+      workers.emplace_back([&, t] {
+        while (!failed) {
+          const size_t i = next++;
+          if (i >= count) break;
+          errors[i] = call(i, t);
+          if (!errors[i].ok()) failed = true;
+        }
+      });
+    }
+  }
+  for (const absl::Status& error : errors) TRIB_RETURN_IF_ERROR(error);
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 void Training::Issue(SimulatedTask task) {
@@ -25,31 +52,34 @@ void Training::Issue(SimulatedTask task) {
 
 void Training::Cancel(uint64_t task) { tasks_.erase(task); }
 
-absl::Status Training::TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const {
-  const std::string& name = (*options_.clients)[task->client];
+client::TrainRequest Training::RequestOf(const SimulatedTask& task) const {
+  const std::string& name = (*options_.clients)[task.client];
   client::TrainRequest request;
   request.spec = options_.spec;
   request.layout = options_.layout;
   request.artifact_path = options_.artifact_path;
   request.update_layout = options_.update_layout;
-  request.model = *task->model;
+  request.model = *task.model;
   request.initial = *options_.initial;
-  request.state = task->state.get();
-  for (const auto& [vector, values] : task->vectors) request.vectors[vector] = *values;
+  request.state = task.state.get();
+  for (const auto& [vector, values] : task.vectors) request.vectors[vector] = *values;
   if (!options_.in_place_of_model.empty()) {
     std::span<const std::byte>& vector = request.vectors.at(options_.in_place_of_model);
     vector = vector.first(options_.layout->trainable_count() * DTypeBytes(options_.layout->float_dtype()));
   }
-  request.version = task->version;
+  request.version = task.version;
   // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
-  request.seed = client::TrainSeed(options_.spec->seed, name, task->version);
-  if (task->repeat > 0) request.seed = client::MixSeeds(request.seed, task->repeat);
+  request.seed = client::TrainSeed(options_.spec->seed, name, task.version);
+  if (task.repeat > 0) request.seed = client::MixSeeds(request.seed, task.repeat);
   request.client = name;
-  request.shard = task->client;
+  request.shard = task.client;
   request.gradient_noise = options_.spec->simulate.gradient_noise;
   request.progress = Progress();
-  const std::string who = fmt::format("client '{}', version {}", name, task->version);
-  auto result = client::TrainLocally(*learner, std::move(request), data);
+  return request;
+}
+
+absl::Status Training::Take(SimulatedTask* task, absl::StatusOr<client::TrainResult> result) const {
+  const std::string who = fmt::format("client '{}', version {}", (*options_.clients)[task->client], task->version);
   if (!result.ok()) return Annotate(result.status(), who);
   TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
   task->result = *std::move(result);
@@ -86,33 +116,27 @@ absl::Status Training::TrainWaiting() {
   }
   waiting_.clear();
   trained_ += todo.size();
-  return SideBySide(todo.size(), [&](size_t i, client::Learner* learner) { return TrainOne(todo[i], learner, data[i].get()); });
+  if (options_.learners[0]->cohort_size() > 1) return TrainCohorts(todo, data);
+  return SideBySide(todo.size(), [&](size_t i, client::Learner* learner) {
+    return Take(todo[i], client::TrainLocally(*learner, RequestOf(*todo[i]), data[i].get()));
+  });
+}
+
+absl::Status Training::TrainCohorts(std::span<SimulatedTask* const> tasks, std::span<const std::shared_ptr<const client::Dataset>> data) const {
+  client::Learner& learner = *options_.learners[0];
+  for (size_t first = 0; first < tasks.size(); first += learner.cohort_size()) {
+    std::vector<client::CohortMember> members;
+    for (size_t i = first; i < std::min(first + learner.cohort_size(), tasks.size()); ++i) members.push_back({RequestOf(*tasks[i]), data[i].get()});
+    std::vector<absl::StatusOr<client::TrainResult>> results = client::TrainCohortLocally(learner, members);
+    // What remains is a core's work: clip, noise, code.
+    TRIB_RETURN_IF_ERROR(OnThreads(std::thread::hardware_concurrency(), results.size(),
+                                   [&](size_t i, size_t) { return Take(tasks[first + i], std::move(results[i])); }));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Training::SideBySide(size_t count, const std::function<absl::Status(size_t, client::Learner*)>& call) const {
-  const size_t threads = std::min(options_.learners.size(), count);
-  if (threads <= 1) {
-    for (size_t i = 0; i < count; ++i) TRIB_RETURN_IF_ERROR(call(i, options_.learners[0]));
-    return absl::OkStatus();
-  }
-  std::atomic<size_t> next{0};
-  std::atomic<bool> failed{false};  // what comes after an error is not begun
-  std::vector<absl::Status> errors(count);
-  {
-    std::vector<std::jthread> workers;
-    for (size_t t = 0; t < threads; ++t) {
-      workers.emplace_back([&, learner = options_.learners[t]] {
-        while (!failed) {
-          const size_t i = next++;
-          if (i >= count) break;
-          errors[i] = call(i, learner);
-          if (!errors[i].ok()) failed = true;
-        }
-      });
-    }
-  }
-  for (const absl::Status& error : errors) TRIB_RETURN_IF_ERROR(error);
-  return absl::OkStatus();
+  return OnThreads(options_.learners.size(), count, [&](size_t i, size_t thread) { return call(i, options_.learners[thread]); });
 }
 
 absl::StatusOr<SimulatedTask> Training::Finish(uint64_t task) {

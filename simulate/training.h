@@ -1,6 +1,6 @@
 // The tasks of a simulation: made when the engine issues them, trained when the first update of them is due, those that wait by then
-// side by side on as many threads as there are learners; evaluations likewise, a piece of the examples each. Results do not depend on that
-// number.
+// side by side on as many threads as there are learners, or as one cohort by a learner that takes cohorts; evaluations likewise, a piece of the
+// examples each. Results do not depend on the number of learners.
 // Threads: thread-compatible; learners are used by one thread each. Errors: the learner's, naming client and version.
 #pragma once
 
@@ -61,10 +61,13 @@ class Training {
 
  private:
   absl::Status TrainWaiting();
+  absl::Status TrainCohorts(std::span<SimulatedTask* const> tasks, std::span<const std::shared_ptr<const client::Dataset>> data) const;
   // call(i, learner) for each i in [0, count), each learner on a thread of its own; the first error in order of i.
   absl::Status SideBySide(size_t count, const std::function<absl::Status(size_t, client::Learner*)>& call) const;
   std::function<bool(float)> Progress() const;
-  absl::Status TrainOne(SimulatedTask* task, client::Learner* learner, const client::Dataset* data) const;
+  client::TrainRequest RequestOf(const SimulatedTask& task) const;
+  // Takes what a learner made of a task.
+  absl::Status Take(SimulatedTask* task, absl::StatusOr<client::TrainResult> result) const;
   // What leaves the client of what it has trained: clipped, noised, encoded.
   absl::Status Encode(const SimulatedTask& task, client::TrainResult* result) const;
 

@@ -41,6 +41,7 @@ v1::Client ToProto(const ClientRecord& client) {
   if (client.attached()) {
     out.set_job(client.doing.job());
     out.set_progress(client.doing.progress());
+    if (client.doing.has_device()) *out.mutable_device_usage() = client.doing.device();
   }
   out.set_connected_us(client.connected_us);
   out.set_last_seen_us(client.last_seen_us);

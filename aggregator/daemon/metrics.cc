@@ -15,6 +15,7 @@ namespace tributary::aggregator {
 namespace {
 
 constexpr size_t kThreads = 2;      // scrapes at one time
+constexpr size_t kDevicesShown = 1000;  // labels come from clients
 constexpr int kJobsKept = 100;      // the newest ones: a label's values must not grow for ever
 
 using Labels = std::vector<prometheus::ClientMetric::Label>;
@@ -131,6 +132,20 @@ void AddJobs(const std::vector<v1::Job>& jobs, Families* out) {
   }
 }
 
+// A GPU once, whatever number of clients shares it, as the last of them told.
+void AddDevices(const std::vector<v1::Client>& clients, Families* out) {
+  std::map<std::string, const v1::DeviceUsage*> devices;
+  for (const v1::Client& client : clients) {
+    if (client.has_device_usage() && devices.size() < kDevicesShown) devices[client.device_usage().id()] = &client.device_usage();
+  }
+  for (const auto& [id, usage] : devices) {
+    const Labels labels = {{"gpu", id}};
+    out->Gauge("tributary_client_gpu_memory_used_bytes", "Memory of a client's GPU that is in use.", labels, static_cast<double>(usage->memory_used_bytes()));
+    out->Gauge("tributary_client_gpu_memory_bytes", "Memory of a client's GPU.", labels, static_cast<double>(usage->memory_total_bytes()));
+    out->Gauge("tributary_client_gpu_utilisation", "Share of time in which a client's GPU works.", labels, usage->utilisation());
+  }
+}
+
 class Source final : public prometheus::Collectable {
  public:
   explicit Source(Coordinator* coordinator) : coordinator_(coordinator) {}
@@ -138,7 +153,9 @@ class Source final : public prometheus::Collectable {
     Families families;
     AddNode(coordinator_->GetNode(), &families);
     AddJobs(coordinator_->ListJobs(), &families);
-    families.Gauge("tributary_clients_connected", "Clients with an open control stream.", {}, static_cast<double>(coordinator_->ListClients(/*connected_only=*/true).size()));
+    const std::vector<v1::Client> clients = coordinator_->ListClients(/*connected_only=*/true);
+    families.Gauge("tributary_clients_connected", "Clients with an open control stream.", {}, static_cast<double>(clients.size()));
+    AddDevices(clients, &families);
     return std::move(families).Take();
   }
 

@@ -28,6 +28,7 @@ class Router final : public Learner {
  public:
   Router(std::unique_ptr<Learner> other, absl::Status why) : other_(std::move(other)), why_(std::move(why)) {}
   std::string device() const override { return other_ != nullptr ? other_->device() : analytic_.device(); }
+  std::optional<DeviceUsage> usage() const override { return other_ != nullptr ? other_->usage() : std::nullopt; }
   absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) override {
     TRIB_ASSIGN_OR_RETURN(Learner * learner, For(request));
     return learner->Train(request, data);
@@ -35,6 +36,11 @@ class Router final : public Learner {
   absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) override {
     TRIB_ASSIGN_OR_RETURN(Learner * learner, For(request));
     return learner->Evaluate(request, data);
+  }
+  size_t cohort_size() const override { return other_ != nullptr ? other_->cohort_size() : 1; }
+  std::vector<absl::StatusOr<TrainResult>> TrainCohort(std::span<const CohortMember> members) override {
+    if (members.empty() || other_ == nullptr || IsAnalytic(*members[0].request.spec)) return Learner::TrainCohort(members);
+    return other_->TrainCohort(members);
   }
 
  private:

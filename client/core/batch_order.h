@@ -24,6 +24,12 @@ class BatchOrder {
     return full + (rest > 0 && !joins ? 1 : 0);
   }
 
+  // How many examples minibatch `step` has.
+  size_t SizeAt(uint64_t step) const {
+    const size_t index = step % batches_per_epoch();
+    return index + 1 == batches_per_epoch() ? order_.size() - index * batch_ : batch_;
+  }
+
   // Positions in minibatch `step` >= 0, counted through the epochs; call with rising steps. Valid until the next call.
   std::span<const uint32_t> At(uint64_t step) {
     const size_t per_epoch = batches_per_epoch();

@@ -38,12 +38,17 @@ struct TrainRequest {
   uint64_t seed = 0;                           // of minibatch order: from job seed, client id and version
   std::string client;                          // id of the identity that trains
   int64_t shard = 0;                           // which of the job's clients it is: local.steps and local.lr may differ by client
+  bool may_stay_on_device = false;             // who asks can take the update from the device: TrainResult::on_device
   double gradient_noise = 0;                   // s: every local gradient gets + N(0, s²I), drawn from `seed` (simulations)
   std::function<bool(float done)> progress;    // done in [0, 1]; false: stop
 };
 
+class DeviceUpdate;  // device_update.h
+
 struct TrainResult {
   LargeBytes update;                           // flat form of update_layout: Δ = new − old for trainable, values for buffers and counters
+  // In its place, where the request allows it: shared, as results are copied on their way to who stores them.
+  std::shared_ptr<DeviceUpdate> on_device{};
   double weight = 0;                           // examples, usually
   uint64_t examples = 0;
   std::map<std::string, double> metrics;       // train_loss, train_s, …
@@ -57,13 +62,37 @@ struct EvaluateResult {
   uint64_t examples = 0;
 };
 
+// One of several clients that train side by side.
+struct CohortMember {
+  TrainRequest request;
+  const Dataset* data = nullptr;
+};
+
+// How full and how busy the device is that a learner trains on, whoever uses it.
+struct DeviceUsage {
+  std::string id{};                            // the same for all that share it ("GPU-5c1a…")
+  uint64_t memory_used_bytes = 0;
+  uint64_t memory_total_bytes = 0;
+  double utilisation = 0;                      // share of the last moments in which it worked, [0, 1]
+};
+
 class Learner {
  public:
   virtual ~Learner() = default;
   virtual std::string device() const = 0;      // "cpu", "cuda:0 NVIDIA H200"
+  // From any thread, while others train. Nothing: the device does not tell, or is the CPU.
+  virtual std::optional<DeviceUsage> usage() const { return std::nullopt; }
   // `data`: this identity's training shard (may be null: the learner brings its own).
   virtual absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) = 0;
   virtual absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) = 0;
+  // How many clients TrainCohort is best given; 1: side by side is no faster than one after the other.
+  virtual size_t cohort_size() const { return 1; }
+  // Train for each member, all of one job, as if alone; the results in their order. What fails for one does not touch the others.
+  virtual std::vector<absl::StatusOr<TrainResult>> TrainCohort(std::span<const CohortMember> members) {
+    std::vector<absl::StatusOr<TrainResult>> results;
+    for (const CohortMember& member : members) results.push_back(Train(member.request, member.data));
+    return results;
+  }
 };
 
 }  // namespace tributary::client

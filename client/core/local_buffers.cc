@@ -16,6 +16,11 @@ std::span<std::byte> BuffersOf(const TensorLayout& layout, std::span<std::byte> 
   return flat.subspan(flat.size() - counters - after, after);
 }
 
+bool KeepsBuffers(const TrainRequest& request) {
+  const TensorLayout& layout = *request.layout;
+  return BuffersStayLocal(request.spec->strategy) && (layout.float_count() > layout.trainable_count() || layout.counter_count() > 0);
+}
+
 }  // namespace
 
 bool BuffersStayLocal(const StrategySpec& strategy) {
@@ -24,9 +29,10 @@ bool BuffersStayLocal(const StrategySpec& strategy) {
 }
 
 absl::StatusOr<TrainResult> TrainLocally(Learner& learner, TrainRequest request, const Dataset* data) {
+  if (!KeepsBuffers(request)) return learner.Train(request, data);
+  request.may_stay_on_device = false;  // part of it is put in the place of another
   const TensorLayout& layout = *request.layout;
   const size_t buffers = layout.float_count() - layout.trainable_count();
-  if (!BuffersStayLocal(request.spec->strategy) || (buffers == 0 && layout.counter_count() == 0)) return learner.Train(request, data);
   const std::span<const std::byte> received = request.model;
   std::vector<std::byte> model(received.begin(), received.end());
   if (request.state != nullptr && request.state->vectors.contains(kBuffersVector)) {
@@ -46,6 +52,13 @@ absl::StatusOr<TrainResult> TrainLocally(Learner& learner, TrainRequest request,
     std::memcpy(result.update.data() + (result.update.size() - counters), received.data() + (received.size() - counters), counters);
   }
   return result;
+}
+
+std::vector<absl::StatusOr<TrainResult>> TrainCohortLocally(Learner& learner, std::span<const CohortMember> members) {
+  if (members.empty() || !KeepsBuffers(members[0].request)) return learner.TrainCohort(members);
+  std::vector<absl::StatusOr<TrainResult>> results;
+  for (const CohortMember& member : members) results.push_back(TrainLocally(learner, member.request, member.data));
+  return results;
 }
 
 }  // namespace tributary::client

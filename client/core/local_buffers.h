@@ -4,6 +4,9 @@
 // Pure. Threads: as the learner. Errors: the learner's.
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "client/core/learner.h"
 #include "common/job_spec.h"
 #include "common/status.h"
@@ -16,5 +19,8 @@ bool BuffersStayLocal(const StrategySpec& strategy);
 
 // learner.Train, with the client's own buffers where the job says so.
 absl::StatusOr<TrainResult> TrainLocally(Learner& learner, TrainRequest request, const Dataset* data);
+
+// learner.TrainCohort likewise; one client after the other where they keep buffers of their own.
+std::vector<absl::StatusOr<TrainResult>> TrainCohortLocally(Learner& learner, std::span<const CohortMember> members);
 
 }  // namespace tributary::client

@@ -31,28 +31,38 @@ bool NeedsNoiseKey(const JobSpec& spec) { return spec.privacy.enabled && !spec.p
 
 bool KeepsFeedback(const UpdateEncoding& encoding) { return encoding.codec == Codec::kTopK; }
 
-absl::StatusOr<EncodedUpdate> MakeUpdate(const UpdateRequest& request, LargeBytes flat, std::map<std::string, double>* scalars) {
+UpdatePlan PlanUpdate(const UpdateRequest& request) {
   const JobSpec& spec = *request.spec;
   const auto seed = static_cast<uint64_t>(spec.seed);
-  PhiloxStream stream{.seed = request.repeat == 0 ? seed : MixSeeds(seed, request.repeat),
-                      .client = ClientNumber(request.client),
-                      .version = static_cast<uint32_t>(request.version)};
-  PipelineOptions options;
-  options.encoding = request.encoding;
-  options.rounding = stream;
-  options.rounding.stage = RandomStage::kRounding;
-  std::unique_ptr<RandomWords> noise;
+  UpdatePlan plan;
+  plan.noise_stream = {.seed = request.repeat == 0 ? seed : MixSeeds(seed, request.repeat),
+                       .client = ClientNumber(request.client),
+                       .version = static_cast<uint32_t>(request.version)};
+  plan.options.encoding = request.encoding;
+  plan.options.rounding = plan.noise_stream;
+  plan.options.rounding.stage = RandomStage::kRounding;
   if (spec.privacy.enabled) {
-    options.clip = request.clip > 0 ? request.clip : spec.privacy.clip;
-    options.noise_stddev = NoiseOf(spec);
-    if (options.noise_stddev > 0) {
+    plan.options.clip = request.clip > 0 ? request.clip : spec.privacy.clip;
+    plan.options.noise_stddev = NoiseOf(spec);
+    if (plan.options.noise_stddev > 0) {
       TRIB_CHECK(request.noise_key.has_value() || spec.privacy.insecure_seed, "an update of job '{}' without a key for its noise", spec.name);
-      noise = request.noise_key ? MakeChaChaSource(*request.noise_key) : MakePhiloxSource(stream);
-      options.noise = noise.get();
+      plan.noise_key = request.noise_key;
+      plan.noise = request.noise_key ? MakeChaChaSource(*request.noise_key) : MakePhiloxSource(plan.noise_stream);
+      plan.options.noise = plan.noise.get();
     }
   }
-  TRIB_ASSIGN_OR_RETURN(EncodedUpdate encoded, EncodeUpdate(options, std::move(flat), request.feedback));
-  if (spec.privacy.enabled && spec.privacy.adaptive.enabled) (*scalars)[kWithinClip] = encoded.norm <= options.clip ? 1 : 0;
+  return plan;
+}
+
+void AddPrivacyScalars(const UpdateRequest& request, const UpdatePlan& plan, double norm, std::map<std::string, double>* scalars) {
+  const PrivacySpec& privacy = request.spec->privacy;
+  if (privacy.enabled && privacy.adaptive.enabled) (*scalars)[kWithinClip] = norm <= plan.options.clip ? 1 : 0;
+}
+
+absl::StatusOr<EncodedUpdate> MakeUpdate(const UpdateRequest& request, LargeBytes flat, std::map<std::string, double>* scalars) {
+  const UpdatePlan plan = PlanUpdate(request);
+  TRIB_ASSIGN_OR_RETURN(EncodedUpdate encoded, EncodeUpdate(plan.options, std::move(flat), request.feedback));
+  AddPrivacyScalars(request, plan, encoded.norm, scalars);
   return encoded;
 }
 

@@ -9,6 +9,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -34,6 +35,17 @@ struct UpdateRequest {
   std::optional<ChaChaKey> noise_key{};   // of real noise, one key an update; nothing: the job's seed
   std::span<const float> feedback{};      // residual of the last counted update; empty: none
 };
+
+// The same as stages of the pipeline, for who encodes elsewhere.
+struct UpdatePlan {
+  PipelineOptions options{};               // options.noise is `noise`
+  std::unique_ptr<RandomWords> noise{};    // null: there is none; else from `noise_key`, or from `noise_stream`
+  std::optional<ChaChaKey> noise_key{};
+  PhiloxStream noise_stream{};
+};
+UpdatePlan PlanUpdate(const UpdateRequest& request);
+// What a job's privacy adds to the numbers of an update with this norm.
+void AddPrivacyScalars(const UpdateRequest& request, const UpdatePlan& plan, double norm, std::map<std::string, double>* scalars);
 
 // Whether this client's noise must come from the operating system.
 bool NeedsNoiseKey(const JobSpec& spec);

@@ -40,14 +40,20 @@ absl::Status SyncFolder(const fs::path& folder) {
   return Sync(fd, folder);
 }
 
-absl::Status WriteSynced(const fs::path& path, std::span<const std::byte> bytes) {
-  TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(path, O_WRONLY | O_CREAT | O_TRUNC));
+absl::Status WriteAt(const UniqueFd& fd, const fs::path& path, size_t at, std::span<const std::byte> bytes) {
   while (!bytes.empty()) {
-    const ssize_t written = ::write(fd.get(), bytes.data(), bytes.size());
+    const ssize_t written = ::pwrite(fd.get(), bytes.data(), bytes.size(), static_cast<off_t>(at));
     if (written < 0 && errno == EINTR) continue;
     if (written < 0) return ErrnoStatus(errno, fmt::format("{}: write", path.string()));
+    at += static_cast<size_t>(written);
     bytes = bytes.subspan(static_cast<size_t>(written));
   }
+  return absl::OkStatus();
+}
+
+absl::Status WriteSynced(const fs::path& path, std::span<const std::byte> bytes) {
+  TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(path, O_WRONLY | O_CREAT | O_TRUNC));
+  TRIB_RETURN_IF_ERROR(WriteAt(fd, path, 0, bytes));
   return Sync(fd, path);
 }
 
@@ -204,22 +210,47 @@ uint64_t Outbox::bytes() const {
 }
 
 absl::StatusOr<OutboxHeader> Outbox::Put(OutboxHeader header, std::span<const std::byte> payload) {
-  if (!std::isfinite(header.weight)) return InvalidArgument("update {}: weight is not finite", ToHex(header.update));
-  header.bytes = payload.size();
   header.xxh3_128 = Xxh3Digest(payload);
+  return PutFile(std::move(header), payload.size(), [payload](const fs::path& path, OutboxHeader*) { return WriteSynced(path, payload); });
+}
+
+absl::StatusOr<OutboxHeader> Outbox::PutParts(OutboxHeader header, uint64_t bytes,
+                                              const std::function<absl::Status(const PartWriter&, OutboxHeader*)>& fill) {
+  return PutFile(std::move(header), bytes, [&](const fs::path& path, OutboxHeader* written) -> absl::Status {
+    {
+      TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(path, O_WRONLY | O_CREAT | O_TRUNC));
+      uint64_t given = 0;
+      const PartWriter writer = [&](size_t at, std::span<const std::byte> part) {
+        given += part.size();
+        return WriteAt(fd, path, at, part);
+      };
+      TRIB_RETURN_IF_ERROR(fill(writer, written));
+      if (given != bytes) return Internal("update {}: expected {} bytes in parts, got {}", ToHex(written->update), bytes, given);
+      TRIB_RETURN_IF_ERROR(Sync(fd, path));
+    }
+    TRIB_ASSIGN_OR_RETURN(const MappedFile payload, MappedFile::Open(path));
+    if (payload.bytes().size() != bytes) return Internal("{}: expected {} bytes, got {}", path.string(), bytes, payload.bytes().size());
+    written->xxh3_128 = Xxh3Digest(payload.bytes());
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<OutboxHeader> Outbox::PutFile(OutboxHeader header, uint64_t bytes, const std::function<absl::Status(const fs::path&, OutboxHeader*)>& write_payload) {
+  if (!std::isfinite(header.weight)) return InvalidArgument("update {}: weight is not finite", ToHex(header.update));
+  header.bytes = bytes;
   const std::string name = ToHex(header.update);
   {
     absl::MutexLock lock(&mutex_);
     if (headers_.contains(header.update)) return AlreadyExists("update {} is in the outbox already", name);
-    if (bytes_ > limit_bytes_ || payload.size() > limit_bytes_ - bytes_) {
-      return ResourceExhausted("outbox is full: {} of {} bytes used, update {} needs {}", bytes_, limit_bytes_, name, payload.size());
+    if (bytes_ > limit_bytes_ || bytes > limit_bytes_ - bytes_) {
+      return ResourceExhausted("outbox is full: {} of {} bytes used, update {} needs {}", bytes_, limit_bytes_, name, bytes);
     }
-    bytes_ += payload.size();
+    bytes_ += bytes;
   }
   const fs::path temporary = outbox_ / (".tmp-" + name);
   const auto write = [&]() -> absl::Status {
     TRIB_RETURN_IF_ERROR(MakeDirectories(temporary));
-    TRIB_RETURN_IF_ERROR(WriteSynced(temporary / "payload", payload));
+    TRIB_RETURN_IF_ERROR(write_payload(temporary / "payload", &header));
     const std::string text = SerializeHeader(header);
     TRIB_RETURN_IF_ERROR(WriteSynced(temporary / "header", std::as_bytes(std::span(text.data(), text.size()))));
     TRIB_RETURN_IF_ERROR(SyncFolder(temporary));
@@ -232,7 +263,7 @@ absl::StatusOr<OutboxHeader> Outbox::Put(OutboxHeader header, std::span<const st
     RemoveTree(temporary);
     RemoveTree(PathOf(header.update));
     absl::MutexLock lock(&mutex_);
-    bytes_ -= payload.size();
+    bytes_ -= bytes;
     // First what matters: who reads it far from here sees the beginning only.
     return absl::IsResourceExhausted(written) ? Annotate(written, "the outbox's disk is full") : written;
   }

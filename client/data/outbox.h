@@ -15,6 +15,7 @@
 
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -68,6 +69,11 @@ class Outbox {
   // Returns the header as stored.
   absl::StatusOr<OutboxHeader> Put(OutboxHeader header, std::span<const std::byte> payload);
 
+  // The same for a payload of `bytes` that comes in parts: `fill` gives each to the writer with its place, in any order, together all of it.
+  // It may change what the header says of the update.
+  using PartWriter = std::function<absl::Status(size_t at, std::span<const std::byte> part)>;
+  absl::StatusOr<OutboxHeader> PutParts(OutboxHeader header, uint64_t bytes, const std::function<absl::Status(const PartWriter&, OutboxHeader*)>& fill);
+
   // NOT_FOUND; DATA_LOSS: the payload is not what was put: the entry is set aside and no longer listed.
   absl::StatusOr<OutboxEntry> Load(const UpdateId& update);
 
@@ -77,6 +83,8 @@ class Outbox {
  private:
   Outbox(std::filesystem::path folder, uint64_t limit_bytes, UniqueFd lock);
   absl::Status Scan();
+  absl::StatusOr<OutboxHeader> PutFile(OutboxHeader header, uint64_t bytes,
+                                       const std::function<absl::Status(const std::filesystem::path&, OutboxHeader*)>& write_payload);
   std::filesystem::path PathOf(const UpdateId& update) const { return outbox_ / ToHex(update); }
   void SetAside(const std::filesystem::path& entry, const std::string& why);
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <set>
 #include <utility>
 #include <variant>
@@ -13,6 +14,7 @@
 #include "client/rpc/attach_stream.h"
 #include "client/rpc/local_transfer.h"
 #include "client/rpc/privatise.h"
+#include "client/rpc/ready_tasks.h"
 #include "client/rpc/upload.h"
 #include "client/rpc/work.h"
 #include "client/rpc/worker_pool.h"
@@ -86,7 +88,11 @@ class Runtime {
   void Do(size_t index, action::StartUpload& a);
   void Do(size_t index, action::DropUpdate& a);
 
-  void Execute(size_t index, const WorkContext& context, const PreparedTask& prepared, Learner& learner);
+  // Everything of a task is there, or nothing will be: the learners' pool looks again.
+  void Arrived(const Task& task, std::optional<ReadyTask> ready);
+  void Execute(std::vector<ReadyTask> tasks, Learner& learner);
+  Work::Progress ProgressOf(size_t index, uint64_t task);
+  void Trained(const ReadyTask& task, absl::StatusOr<TrainResult> result);
   void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
   // Stages what the update changes in the client's state, then puts the update into the outbox.
   static absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result);
@@ -109,6 +115,8 @@ class Runtime {
   absl::Mutex mutex_;
   std::deque<std::pair<size_t, Message>> messages_ ABSL_GUARDED_BY(mutex_);
   bool stop_requested_ ABSL_GUARDED_BY(mutex_) = false;
+
+  ReadyTasks ready_;
 
   // Last, so that their threads are joined before anything they use goes.
   std::unique_ptr<WorkerPool> uploads_;
@@ -320,6 +328,13 @@ void Runtime::Do(size_t index, action::SendHeartbeat& a) {
   message.mutable_heartbeat()->set_job(a.job);
   message.mutable_heartbeat()->set_task(a.task);
   message.mutable_heartbeat()->set_progress(a.progress);
+  if (const std::optional<DeviceUsage> usage = learners_[0]->usage()) {
+    v1::DeviceUsage& device = *message.mutable_heartbeat()->mutable_device();
+    device.set_id(usage->id);
+    device.set_memory_used_bytes(usage->memory_used_bytes);
+    device.set_memory_total_bytes(usage->memory_total_bytes);
+    device.set_utilisation(static_cast<float>(usage->utilisation));
+  }
   if (hosts_[index].stream != nullptr) hosts_[index].stream->Send(std::move(message));
 }
 
@@ -352,46 +367,68 @@ void Runtime::Do(size_t index, action::StartWork& a) {
   Host& host = hosts_[index];
   host.cancelled = std::make_shared<std::atomic<bool>>(false);
   WorkContext context{host.identity, host.shard, options_.shards > 0 ? options_.shards : options_.identities, host.cancelled, host.state.get()};
+  ready_.Expect(a.task.job);
   fetches_->Submit([this, index, context = std::move(context), task = std::move(a.task)](int) {
     const absl::Time begin = clock_.Now();
     absl::StatusOr<PreparedTask> prepared = work_.Prepare(context, task);
     TRIB_LOG(debug, "{}: task {}: version {} here in {:.3f} s", context.identity.client, task.task, task.version, SecondsSince(begin));
     if (!prepared.ok()) {
       Fail(index, task, prepared.status());
-      return;
+      return Arrived(task, std::nullopt);
     }
-    trains_->Submit([this, index, context, prepared = *std::move(prepared)](int thread) {
-      Execute(index, context, prepared, *learners_[static_cast<size_t>(thread)]);
-    });
+    Arrived(task, ReadyTask{index, context, *std::move(prepared)});
   });
 }
 
-void Runtime::Execute(size_t index, const WorkContext& context, const PreparedTask& prepared, Learner& learner) {
-  const Task& task = prepared.task;
-  const bool train = task.kind == Task::Kind::kTrain;
-  Post(index, Event(event::PhaseChanged{task.task, train ? Phase::kTraining : Phase::kEvaluating}));
-  absl::Time reported = clock_.Now();
-  const Work::Progress progress = [this, index, id = task.task, &reported](float done) {
+void Runtime::Arrived(const Task& task, std::optional<ReadyTask> ready) {
+  ready_.Arrive(task.job, std::move(ready));
+  trains_->Submit([this](int thread) {
+    Learner& learner = *learners_[static_cast<size_t>(thread)];
+    for (std::vector<ReadyTask> tasks = ready_.Take(learner.cohort_size()); !tasks.empty(); tasks = ready_.Take(learner.cohort_size())) {
+      Execute(std::move(tasks), learner);
+    }
+  });
+}
+
+Work::Progress Runtime::ProgressOf(size_t index, uint64_t task) {
+  return [this, index, task, reported = clock_.Now()](float done) mutable {
     const absl::Time now = clock_.Now();
     if (now - reported < kProgressInterval) return;
     reported = now;
-    Post(index, Event(event::Progressed{id, done}));
+    Post(index, Event(event::Progressed{task, done}));
   };
+}
+
+void Runtime::Execute(std::vector<ReadyTask> tasks, Learner& learner) {
+  const bool train = tasks[0].prepared.task.kind == Task::Kind::kTrain;
+  for (const ReadyTask& task : tasks) Post(task.identity, Event(event::PhaseChanged{task.prepared.task.task, train ? Phase::kTraining : Phase::kEvaluating}));
   if (!train) {
-    absl::StatusOr<Evaluation> evaluation = Work::Evaluate(context, prepared, learner, provide_data_, progress);
-    if (!evaluation.ok()) return Fail(index, task, evaluation.status());
+    const auto& [index, context, prepared] = tasks[0];
+    absl::StatusOr<Evaluation> evaluation = Work::Evaluate(context, prepared, learner, provide_data_, ProgressOf(index, prepared.task.task));
+    if (!evaluation.ok()) return Fail(index, prepared.task, evaluation.status());
     Post(index, Event(event::Evaluated{*std::move(evaluation)}));
     return;
   }
   const absl::Time begin = clock_.Now();
-  absl::StatusOr<TrainResult> result = Work::Train(context, prepared, learner, provide_data_, progress);
-  TRIB_LOG(debug, "{}: task {}: trained in {:.3f} s", context.identity.client, task.task, SecondsSince(begin));
-  if (!result.ok()) return Fail(index, task, result.status());
-  Post(index, Event(event::PhaseChanged{task.task, Phase::kUploading}));
+  std::vector<Work::CohortTask> cohort;
+  for (const ReadyTask& task : tasks) cohort.push_back({&task.context, &task.prepared, ProgressOf(task.identity, task.prepared.task.task)});
+  std::vector<absl::StatusOr<TrainResult>> results;
+  if (tasks.size() == 1) {
+    results.push_back(Work::Train(tasks[0].context, tasks[0].prepared, learner, provide_data_, cohort[0].progress));
+  } else {
+    results = Work::TrainCohort(cohort, learner, provide_data_);
+  }
+  TRIB_LOG(debug, "{}: task {}: trained in {:.3f} s, {} clients together", tasks[0].context.identity.client, tasks[0].prepared.task.task, SecondsSince(begin), tasks.size());
+  for (size_t i = 0; i < tasks.size(); ++i) Trained(tasks[i], std::move(results[i]));
+}
+
+void Runtime::Trained(const ReadyTask& task, absl::StatusOr<TrainResult> result) {
+  if (!result.ok()) return Fail(task.identity, task.prepared.task, result.status());
+  Post(task.identity, Event(event::PhaseChanged{task.prepared.task.task, Phase::kUploading}));
   // Storing waits for the disk: not on this thread, which the next identity's training needs. std::function wants copyable
   // captures, hence the shared result.
   auto shared = std::make_shared<TrainResult>(*std::move(result));
-  uploads_->Submit([this, index, prepared, shared](int) { Store(index, prepared, *shared); });
+  uploads_->Submit([this, index = task.identity, prepared = task.prepared, shared](int) { Store(index, prepared, *shared); });
 }
 
 absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result) {
@@ -400,6 +437,11 @@ absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepa
   if (result.state) {
     const std::string state = EncodeClientState(*result.state);
     TRIB_RETURN_IF_ERROR(host.state->Stage(header.job, kStrategyState, header.update, std::as_bytes(std::span(state))));
+  }
+  if (result.on_device != nullptr) {
+    return host.outbox->PutParts(header, prepared.job->encoding.total_bytes(), [&](const Outbox::PartWriter& writer, OutboxHeader* written) {
+      return PrivatiseOnDevice(*prepared.job, host.identity.client, prepared.task.clip, *result.on_device, writer, written);
+    });
   }
   TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded,
                         Privatise(*prepared.job, host.identity.client, prepared.task.clip, *host.state, std::move(result.update), &header));

@@ -11,11 +11,28 @@
 
 namespace tributary::client {
 
-absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, double clip, const StateFiles& state, LargeBytes flat, OutboxHeader* header) {
-  UpdateRequest request{.spec = &job.spec, .encoding = job.encoding, .client = client, .version = header->version, .clip = clip, .noise_key = {}, .feedback = {}};
+namespace {
+
+absl::StatusOr<UpdateRequest> RequestOf(const Job& job, const std::string& client, double clip, const OutboxHeader& header) {
+  UpdateRequest request{.spec = &job.spec, .encoding = job.encoding, .client = client, .version = header.version, .clip = clip, .noise_key = {}, .feedback = {}};
   if (NeedsNoiseKey(job.spec)) {
     TRIB_ASSIGN_OR_RETURN(request.noise_key, SecretKey());
   }
+  return request;
+}
+
+}  // namespace
+
+absl::Status PrivatiseOnDevice(const Job& job, const std::string& client, double clip, DeviceUpdate& update, const Outbox::PartWriter& writer, OutboxHeader* header) {
+  TRIB_ASSIGN_OR_RETURN(const UpdateRequest request, RequestOf(job, client, clip, *header));
+  const UpdatePlan plan = PlanUpdate(request);
+  TRIB_ASSIGN_OR_RETURN(const double norm, update.Encode(plan, writer));
+  AddPrivacyScalars(request, plan, norm, &header->scalars);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<LargeBytes> Privatise(const Job& job, const std::string& client, double clip, const StateFiles& state, LargeBytes flat, OutboxHeader* header) {
+  TRIB_ASSIGN_OR_RETURN(UpdateRequest request, RequestOf(job, client, clip, *header));
   const bool keeps = KeepsFeedback(job.encoding);
   std::vector<float> feedback;
   const size_t bytes = job.encoding.trainable * sizeof(float);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <utility>
 
+#include "client/core/device_update.h"
 #include "client/core/local_buffers.h"
 #include "client/core/train_seed.h"
 #include "client/core/widen.h"
@@ -45,6 +46,7 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
   request.state = prepared.state.get();
   request.state_epoch = prepared.task.state_epoch;
   if (prepared.initial != nullptr) request.initial = prepared.initial->bytes();
+  request.may_stay_on_device = DeviceEncodes(prepared.job->encoding);
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
@@ -55,6 +57,28 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
     return true;
   };
   return request;
+}
+
+// What a learner gave, if it is what the job asks for.
+absl::StatusOr<TrainResult> Checked(const WorkContext& context, const PreparedTask& prepared, absl::StatusOr<TrainResult> trained) {
+  if (!trained.ok()) return trained;
+  TrainResult& result = *trained;
+  if (context.cancelled->load()) return Cancelled("cancelled while training");
+  const size_t bytes = result.on_device != nullptr ? result.on_device->flat_bytes() : result.update.size();
+  if (bytes != prepared.job->update_layout.total_bytes()) {
+    return Internal("the learner gave {} bytes, an update of the job has {}", bytes, prepared.job->update_layout.total_bytes());
+  }
+  if (!std::isfinite(result.weight) || result.weight <= 0) {
+    return Internal("the learner gave weight {}; expected a finite number over 0", result.weight);
+  }
+  for (const auto& [name, value] : result.scalars) {
+    if (!std::isfinite(value)) return Internal("the learner gave {} = {}; expected a finite number", name, value);
+  }
+  std::erase_if(result.metrics, [](const auto& metric) {
+    return !std::isfinite(metric.second) || metric.first.empty() || metric.first.size() > kMaxNameBytes;
+  });
+  while (result.metrics.size() > kMaxMetrics) result.metrics.erase(std::prev(result.metrics.end()));
+  return trained;
 }
 
 }  // namespace
@@ -195,22 +219,31 @@ absl::StatusOr<TrainResult> Work::Train(const WorkContext& context, const Prepar
                                         const DatasetProvider& provide_data, const Progress& progress) {
   if (context.cancelled->load()) return Cancelled("cancelled before training began");
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<const Dataset> data, DataOf(context, prepared, provide_data, false));
-  TRIB_ASSIGN_OR_RETURN(TrainResult result, TrainLocally(learner, RequestOf(context, prepared, progress), data.get()));
-  if (context.cancelled->load()) return Cancelled("cancelled while training");
-  if (result.update.size() != prepared.job->update_layout.total_bytes()) {
-    return Internal("the learner gave {} bytes, an update of the job has {}", result.update.size(), prepared.job->update_layout.total_bytes());
+  return Checked(context, prepared, TrainLocally(learner, RequestOf(context, prepared, progress), data.get()));
+}
+
+std::vector<absl::StatusOr<TrainResult>> Work::TrainCohort(std::span<const CohortTask> tasks, Learner& learner, const DatasetProvider& provide_data) {
+  std::vector<absl::StatusOr<TrainResult>> results(tasks.size(), Cancelled("cancelled before training began"));
+  std::vector<CohortMember> members;
+  std::vector<size_t> of_member;
+  std::vector<std::shared_ptr<const Dataset>> held;
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    if (tasks[i].context->cancelled->load()) continue;
+    absl::StatusOr<std::shared_ptr<const Dataset>> data = DataOf(*tasks[i].context, *tasks[i].prepared, provide_data, false);
+    if (!data.ok()) {
+      results[i] = data.status();
+      continue;
+    }
+    members.push_back({RequestOf(*tasks[i].context, *tasks[i].prepared, tasks[i].progress), data->get()});
+    held.push_back(*std::move(data));
+    of_member.push_back(i);
   }
-  if (!std::isfinite(result.weight) || result.weight <= 0) {
-    return Internal("the learner gave weight {}; expected a finite number over 0", result.weight);
+  std::vector<absl::StatusOr<TrainResult>> trained = TrainCohortLocally(learner, members);
+  for (size_t m = 0; m < of_member.size(); ++m) {
+    const size_t i = of_member[m];
+    results[i] = Checked(*tasks[i].context, *tasks[i].prepared, std::move(trained[m]));
   }
-  for (const auto& [name, value] : result.scalars) {
-    if (!std::isfinite(value)) return Internal("the learner gave {} = {}; expected a finite number", name, value);
-  }
-  std::erase_if(result.metrics, [](const auto& metric) {
-    return !std::isfinite(metric.second) || metric.first.empty() || metric.first.size() > kMaxNameBytes;
-  });
-  while (result.metrics.size() > kMaxMetrics) result.metrics.erase(std::prev(result.metrics.end()));
-  return result;
+  return results;
 }
 
 absl::StatusOr<Evaluation> Work::Evaluate(const WorkContext& context, const PreparedTask& prepared, Learner& learner,

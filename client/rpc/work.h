@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -83,6 +84,13 @@ class Work {
   using Progress = std::function<void(float)>;
   static absl::StatusOr<TrainResult> Train(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
                                            const DatasetProvider& provide_data, const Progress& progress);
+  // The same for several tasks of one job at once; results in their order.
+  struct CohortTask {
+    const WorkContext* context = nullptr;
+    const PreparedTask* prepared = nullptr;
+    Progress progress;
+  };
+  static std::vector<absl::StatusOr<TrainResult>> TrainCohort(std::span<const CohortTask> tasks, Learner& learner, const DatasetProvider& provide_data);
   static absl::StatusOr<Evaluation> Evaluate(const WorkContext& context, const PreparedTask& prepared, Learner& learner,
                                              const DatasetProvider& provide_data, const Progress& progress);
 

@@ -2,7 +2,6 @@
 
 #include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/mse_loss.h>
 
 #include <algorithm>
@@ -25,7 +24,7 @@ absl::Status CheckTokens(std::span<const float> tokens, int64_t vocabulary, uint
 
 }  // namespace
 
-absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& model) {
+absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& model, ExampleStore& store) {
   if (data == nullptr || data->all == nullptr || data->count() == 0) return InvalidArgument("data: this identity has no examples");
   const Examples& all = *data->all;
   Batches result;
@@ -61,28 +60,30 @@ absl::StatusOr<Batches> Batches::Create(const Dataset* data, TrainableModel& mod
     result.largest_label_ = std::max(result.largest_label_, label);
   }
 
-  // from_blob wants mutable pointers; nothing writes through them.
-  const auto examples = static_cast<int64_t>(all.count());
-  result.x_ = at::from_blob(const_cast<float*>(all.x.data()), {examples, elements}, at::TensorOptions().dtype(at::kFloat));
-  result.y_ = result.regression_
-                  ? at::from_blob(const_cast<float*>(all.targets.data()), {examples, 1}, at::TensorOptions().dtype(at::kFloat))
-                  : at::from_blob(const_cast<int64_t*>(all.labels.data()), {examples}, at::TensorOptions().dtype(at::kLong));
-  if (model.device() != at::Device(at::kCPU)) {
-    at::Tensor rows = at::empty({static_cast<int64_t>(data->count())}, at::TensorOptions().dtype(at::kLong));
-    std::copy(data->indices.begin(), data->indices.end(), rows.mutable_data_ptr<int64_t>());
-    result.x_ = result.x_.index_select(0, rows).to(model.device());
-    result.y_ = result.y_.index_select(0, rows).to(model.device());
-    result.on_device_ = true;
+  if (std::optional<ExampleTensors> all_tensors = store.All(data->all)) {
+    result.x_ = std::move(all_tensors->x);
+    result.y_ = std::move(all_tensors->y);
+  } else {
+    ExampleTensors own = store.Of(*data);
+    result.x_ = std::move(own.x);
+    result.y_ = std::move(own.y);
+    result.own_ = true;
   }
   return result;
 }
 
+void Batches::RowsOf(std::span<const uint32_t> positions, int64_t* rows) const {
+  for (uint32_t position : positions) *rows++ = own_ ? position : data_->indices[position];
+}
+
 Batch Batches::At(std::span<const uint32_t> positions) const {
   at::Tensor rows = at::empty({static_cast<int64_t>(positions.size())}, at::TensorOptions().dtype(at::kLong));
-  auto* row = rows.mutable_data_ptr<int64_t>();
-  for (uint32_t position : positions) *row++ = on_device_ ? position : data_->indices[position];
-  rows = rows.to(x_.device());
-  std::vector<int64_t> shape = {static_cast<int64_t>(positions.size())};
+  RowsOf(positions, rows.mutable_data_ptr<int64_t>());
+  return Gather(rows.to(x_.device()));
+}
+
+Batch Batches::Gather(const at::Tensor& rows) const {
+  std::vector<int64_t> shape = {rows.size(0)};
   shape.insert(shape.end(), shape_.begin(), shape_.end());
   Batch batch;
   batch.x = x_.index_select(0, rows).to(type_).view(shape);

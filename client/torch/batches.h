@@ -1,5 +1,5 @@
 // Minibatches of one identity's shard as tensors on the model's device. The examples stay where they are (one copy for all
-// identities); a batch gathers its rows. On a GPU the shard is copied to it once per task.
+// identities, example_store.h); a batch gathers its rows. Where a GPU has no room for all examples the shard is copied to it once per task.
 // Borrows the Dataset. Threads: thread-compatible. May throw LibTorch's exceptions.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include <span>
 
 #include "client/core/dataset.h"
+#include "client/torch/example_store.h"
 #include "client/torch/trainable_model.h"
 #include "common/status.h"
 
@@ -23,12 +24,15 @@ struct Batch {
 class Batches {
  public:
   // INVALID_ARGUMENT: no examples, an example of another size than the model's input, a label that the model has no output for.
-  static absl::StatusOr<Batches> Create(const Dataset* data, TrainableModel& model);
+  static absl::StatusOr<Batches> Create(const Dataset* data, TrainableModel& model, ExampleStore& store);
 
   size_t count() const { return count_; }
   bool regression() const { return regression_; }
   // Examples at these positions of the shard, each < count().
   Batch At(std::span<const uint32_t> positions) const;
+  // The same in two steps, so that positions of many batches go to a GPU at once: their rows, int64 on the host, and what is in these rows.
+  void RowsOf(std::span<const uint32_t> positions, int64_t* rows) const;
+  Batch Gather(const at::Tensor& rows) const;
   // Mean loss over the batch: cross entropy of logits (of a language model over all positions that have a next one), or squared error. Checks the shape of `output` (a script's is known only now).
   absl::StatusOr<at::Tensor> Loss(const at::Tensor& output, const Batch& batch) const;
   // How many examples of the batch `output` gets right; of a language model shares of them. Not for regression.
@@ -40,7 +44,7 @@ class Batches {
   size_t count_ = 0;
   bool regression_ = false;
   bool next_token_ = false;       // of the model: x is tokens, and what is learnt
-  bool on_device_ = false;        // x_ and y_ are this shard alone, indexed by position
+  bool own_ = false;              // x_ and y_ are this shard alone, indexed by position
   std::vector<int64_t> shape_;    // of one example
   at::ScalarType type_ = at::kFloat;
   int64_t largest_label_ = 0;

@@ -2,8 +2,10 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <sched.h>
 
 #include <absl/strings/numbers.h>
@@ -15,20 +17,30 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <iterator>
 #include <limits>
+#include <optional>
 #include <set>
 #include <utility>
 
 #include "client/core/widen.h"
+#include "client/torch/device/gpu_monitor.h"
 #include "client/torch/batches.h"
+#include "client/torch/cohort_trainer.h"
+#include "client/torch/device_graph.h"
+#include "client/torch/example_store.h"
 #include "client/torch/guard.h"
 #include "client/torch/local/solver.h"
 #include "client/torch/lora/lora.h"
+#include "client/torch/on_device.h"
+#include "client/torch/repeated_steps.h"
 #include "client/torch/trainable_model.h"
+#include "common/log.h"
 
 namespace tributary::client {
 namespace {
 
+constexpr size_t kCohort = 1024;          // clients to be given at once on a GPU; the trainer takes as many as memory has room for
 constexpr size_t kEvaluationBatch = 500;  // examples: enough to keep the cores busy, 1.5 MB of 28x28 images
 
 int UsableCores() {
@@ -67,20 +79,34 @@ std::string GpuName() {
   return names.size() == 1 ? *names.begin() : "";
 }
 
-absl::Status CheckLocalSpec(const LocalSpec& spec) {
-  if (spec.batch < 1) return InvalidArgument("local.batch: expected at least 1, got {}", spec.batch);
-  if (spec.steps < 0 || (spec.steps == 0 && spec.epochs < 0)) {
-    return InvalidArgument("local: expected epochs or steps >= 0, got epochs {} and steps {}", spec.epochs, spec.steps);
+// Autocast of LibTorch for this thread: what gains from it computes in bfloat16, sums and losses stay as they are. Without its cache of cast
+// weights, which would outlive a step.
+class AutocastScope {
+ public:
+  AutocastScope(at::Device device, bool bf16) : device_(device.type()), enabled_(bf16) {
+    if (!enabled_) return;
+    at::autocast::set_autocast_enabled(device_, true);
+    at::autocast::set_autocast_dtype(device_, at::kBFloat16);
+    at::autocast::set_autocast_cache_enabled(false);
   }
-  if (!std::isfinite(spec.lr) || !std::isfinite(spec.momentum) || !std::isfinite(spec.weight_decay)) {
-    return InvalidArgument("local: expected finite lr, momentum and weight_decay, got {}, {}, {}", spec.lr, spec.momentum, spec.weight_decay);
+  ~AutocastScope() {
+    if (!enabled_) return;
+    at::autocast::set_autocast_enabled(device_, false);
+    at::autocast::set_autocast_cache_enabled(true);
   }
-  return absl::OkStatus();
-}
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+
+ private:
+  const at::DeviceType device_;
+  const bool enabled_;
+};
 
 class TorchLearner : public Learner {
  public:
-  TorchLearner(at::Device device, int threads) : device_(device), threads_(threads) {}
+  TorchLearner(at::Device device, const TorchLearnerOptions& options, int threads)
+      : device_(device), threads_(threads), cohort_(options.cohort > 0 ? options.cohort : device.is_cuda() ? kCohort : 1), store_(device),
+        monitor_(device.is_cuda() ? GpuMonitor::Open(device.index()) : nullptr) {}
 
   std::string device() const override {
     const std::string gpu = device_.is_cuda() ? GpuName() : "";
@@ -88,14 +114,65 @@ class TorchLearner : public Learner {
   }
 
   absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset* data) override {
+    absl::StatusOr<TrainResult> result = TrainOnce(request, data, /*pieces=*/1);
+    if (!absl::IsResourceExhausted(result.status())) return result;
+    TRIB_LOG(warn, "{}: {}; minibatches go in two parts", request.client, MessageOf(result.status()));
+    ReleaseMemory();
+    result = TrainOnce(request, data, /*pieces=*/2);
+    if (!absl::IsResourceExhausted(result.status())) return result;
+    ReleaseMemory();
+    return Annotate(result.status(), fmt::format("device memory: minibatches of {} do not fit, nor do halves of them", request.spec->local.batch));
+  }
+
+  std::optional<DeviceUsage> usage() const override { return monitor_ != nullptr ? monitor_->Read() : std::nullopt; }
+
+  size_t cohort_size() const override { return cohort_; }
+
+  std::vector<absl::StatusOr<TrainResult>> TrainCohort(std::span<const CohortMember> members) override {
+    using Results = std::vector<absl::StatusOr<TrainResult>>;
+    if (members.size() < 2) return Learner::TrainCohort(members);
+    std::string obstacle;
+    absl::StatusOr<Results> results = Guarded("training", [&]() -> absl::StatusOr<Results> {
+      const StreamScope stream(device_, &stream_);
+      TRIB_RETURN_IF_ERROR(Prepare(members[0].request));
+      for (const CohortMember& member : members) TRIB_RETURN_IF_ERROR(CheckModel(member.request));
+      obstacle = CohortTrainer::Obstacle(*model_, members);
+      if (!obstacle.empty()) return Results();
+      return cohorts_.Train(*model_, store_, members);
+    });
+    if (!obstacle.empty() && std::exchange(said_, key_ + obstacle) != key_ + obstacle) {
+      TRIB_LOG(warn, "job '{}': its clients are trained one after the other, not side by side: {}", members[0].request.spec->name, obstacle);
+    }
+    if (results.ok() && obstacle.empty()) return *std::move(results);
+    if (!absl::IsResourceExhausted(results.status())) return Learner::TrainCohort(members);
+    ReleaseMemory();
+    Results halves = TrainCohort(members.first(members.size() / 2));
+    Results rest = TrainCohort(members.subspan(members.size() / 2));
+    std::move(rest.begin(), rest.end(), std::back_inserter(halves));
+    return halves;
+  }
+
+  absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) override {
+    return Guarded("evaluation", [&]() -> absl::StatusOr<EvaluateResult> {
+      const StreamScope stream(device_, &stream_);
+      TRIB_RETURN_IF_ERROR(Prepare(request));
+      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_, store_));
+      return Measure(batches, request.progress);
+    });
+  }
+
+ private:
+  // `pieces`: of each minibatch.
+  absl::StatusOr<TrainResult> TrainOnce(const TrainRequest& request, const Dataset* data, int64_t pieces) {
     return Guarded("training", [&]() -> absl::StatusOr<TrainResult> {
       const absl::Time start = absl::Now();
+      const StreamScope stream(device_, &stream_);
       TRIB_RETURN_IF_ERROR(Prepare(request));
       TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
       TRIB_RETURN_IF_ERROR(CheckLocalSpec(local));
       TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(local.solver));
       TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
-      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
+      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_, store_));
       const AdapterMode adapters = AdaptersOf(request.spec->strategy);
       if (adapters != AdapterMode::kNone) {
         TRIB_ASSIGN_OR_RETURN(const int64_t rank, request.spec->model.adapter.RankOf(request.shard));
@@ -107,18 +184,20 @@ class TorchLearner : public Learner {
         TRIB_ASSIGN_OR_RETURN(const EvaluateResult before, Measure(batches, request.progress));
         initial_loss = before.loss;
       }
+      const AutocastScope autocast(device_, UsesBf16(local));
       LocalOutcome outcome;
       const auto run = [&](const Correction& correction) -> absl::Status {
-        TRIB_ASSIGN_OR_RETURN(outcome, solver({*model_, batches, local, correction, request.seed, request.progress}));
-        if (model_->IsFinite()) return absl::OkStatus();
-        return Internal("{}: a weight is not finite after {} steps (lr {}): lower local.lr", local.solver, outcome.steps, local.lr);
+        TRIB_ASSIGN_OR_RETURN(outcome, solver({.model = *model_, .data = batches, .spec = local, .correction = correction, .seed = request.seed,
+                                               .progress = request.progress, .repeated = repeated_.get(), .pieces = pieces}));
+        return model_->IsFinite() ? absl::OkStatus() : WeightNotFinite(outcome.steps, local);
       };
       TrainResult result;
       if (rule.plain()) {
         Correction none;
         none.gradient_noise = request.gradient_noise;
         TRIB_RETURN_IF_ERROR(run(none));
-        result.update = model_->Update();
+        if (request.may_stay_on_device && device_.is_cuda() && adapters == AdapterMode::kNone) result.on_device = KeepOnDevice(model_->Delta(), model_->BuffersAndCounters());
+        if (result.on_device == nullptr) result.update = model_->Update();
       } else {
         TRIB_RETURN_IF_ERROR(TrainCorrected(request, rule, run, outcome, &result));
       }
@@ -136,15 +215,16 @@ class TorchLearner : public Learner {
     });
   }
 
-  absl::StatusOr<EvaluateResult> Evaluate(const TrainRequest& request, const Dataset* data) override {
-    return Guarded("evaluation", [&]() -> absl::StatusOr<EvaluateResult> {
-      TRIB_RETURN_IF_ERROR(Prepare(request));
-      TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_));
-      return Measure(batches, request.progress);
-    });
+  // Recorded steps, the cohort's program and what LibTorch keeps of freed memory go; the model stays.
+  void ReleaseMemory() {
+    cohorts_.Forget();
+    if (repeated_ != nullptr) repeated_ = std::make_unique<RepeatedSteps>(device_);
+    if (device_.is_cuda()) TRIB_LOG_IF_ERROR(Guarded("memory", [&]() -> absl::Status {
+      c10::getDeviceAllocator(device_.type())->emptyCache();
+      return absl::OkStatus();
+    }));
   }
 
- private:
   // Loss and accuracy of model_ over `batches`.
   absl::StatusOr<EvaluateResult> Measure(const Batches& batches, const std::function<bool(float)>& progress) {
     const at::NoGradGuard no_grad;
@@ -224,20 +304,26 @@ class TorchLearner : public Learner {
     const std::string script(request.artifact_path);
     const std::string key = KeyOf(*request.spec, script);
     if (model_ == nullptr || key != key_) {
+      cohorts_.Forget();
+      repeated_.reset();
       model_.reset();  // two models at once may not fit the device
       const bool adapted = request.spec->model.adapter.enabled();
       TRIB_ASSIGN_OR_RETURN(model_, adapted ? MakeAdapted(*request.spec, script, device_)
                                             : TrainableModel::Create(request.spec->model, request.spec->dtype, script, device_));
+      if (device_.is_cuda() && model_->model().repeatable()) repeated_ = std::make_unique<RepeatedSteps>(device_);
       key_ = key;
     }
-    TRIB_RETURN_IF_ERROR(CheckLayout(*request.layout, model_->layout()));
-    if (request.model.size() != request.layout->total_bytes()) {
-      return InvalidArgument("task: expected a model of {} bytes, got {}", request.layout->total_bytes(), request.model.size());
-    }
+    TRIB_RETURN_IF_ERROR(CheckModel(request));
     if (device_.is_cuda()) at::globalContext().setDeterministicCuDNN(request.spec->reproducible);
     model_->Load(request.model);
     model_->model().BeginTask();
     return absl::OkStatus();
+  }
+
+  absl::Status CheckModel(const TrainRequest& request) const {
+    TRIB_RETURN_IF_ERROR(CheckLayout(*request.layout, model_->layout()));
+    if (request.model.size() == request.layout->total_bytes()) return absl::OkStatus();
+    return InvalidArgument("task: expected a model of {} bytes, got {}", request.layout->total_bytes(), request.model.size());
   }
 
   static absl::Status CheckLayout(const TensorLayout& got, const TensorLayout& ours) {
@@ -272,8 +358,16 @@ class TorchLearner : public Learner {
 
   at::Device device_;
   int threads_;
+  size_t cohort_;
+  std::optional<c10::Stream> stream_;
+  ExampleStore store_;
+  const std::unique_ptr<GpuMonitor> monitor_;  // null: there is nothing to read
   std::unique_ptr<TrainableModel> model_;
   std::string key_;
+  // Of model_.
+  std::unique_ptr<RepeatedSteps> repeated_;  // null: its steps are not to be recorded
+  CohortTrainer cohorts_;
+  std::string said_;  // what was in the way of a cohort, and said
 };
 
 }  // namespace
@@ -284,7 +378,8 @@ absl::StatusOr<std::unique_ptr<Learner>> MakeTorchLearner(const TorchLearnerOpti
     TRIB_ASSIGN_OR_RETURN(const at::Device device, PickDevice(options.device));
     const int threads = options.threads > 0 ? options.threads : UsableCores();
     at::set_num_threads(threads);
-    return std::make_unique<TorchLearner>(device, threads);
+    PrepareHostMemory(device);
+    return std::make_unique<TorchLearner>(device, options, threads);
   });
 }
 

@@ -40,6 +40,14 @@ struct ModelTensor {
   Init init;         // zoo only; a TorchScript module brings its values
 };
 
+// One layer of a model that is a row of them. A convolution has stride 1, pooling is 2x2 with stride 2, a dense layer takes its input flattened.
+struct ChainLayer {
+  enum class Kind { kConv, kDense, kRelu, kMaxPool };
+  Kind kind = Kind::kRelu;
+  std::string name{};   // of its tensors: name.weight, name.bias
+  int64_t padding = 0;  // of a convolution
+};
+
 class Model {
  public:
   virtual ~Model() = default;
@@ -56,6 +64,10 @@ class Model {
   virtual bool next_token() const { return false; }
   // What training adds to the loss of the last Forward; undefined: nothing.
   virtual at::Tensor AuxiliaryLoss() const { return {}; }
+  // The layers of a model that is a row of them (chain.h); empty: it is not, and clients train one after the other.
+  virtual std::span<const ChainLayer> chain() const { return {}; }
+  // Whether a training step does the same operations whatever the values are, so that a GPU may repeat what it did before (device_graph.h).
+  virtual bool repeatable() const { return false; }
   // Around a task's steps: after its values have been loaded; after each step of the optimiser.
   virtual void BeginTask() {}
   virtual void EndStep() {}

@@ -3,11 +3,14 @@
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
+#include <limits>
 #include <map>
 #include <utility>
 
@@ -100,22 +103,28 @@ absl::StatusOr<std::unique_ptr<TrainableModel>> TrainableModel::Of(std::unique_p
 void TrainableModel::Load(std::span<const std::byte> flat) {
   TRIB_CHECK(flat.size() == layout_.total_bytes(), "flat model of {} bytes for a layout of {}", flat.size(), layout_.total_bytes());
   const at::NoGradGuard no_grad;
-  // from_blob wants a mutable pointer; the copies below only read. An unaligned source is fine for memcpy, not for a tensor's view.
-  at::Tensor floats = at::empty(floats_.sizes(), floats_.options().device(at::kCPU));
-  std::memcpy(floats.mutable_data_ptr(), flat.data(), layout_.float_bytes());
-  floats_.copy_(floats);
-  at::Tensor counters = at::empty(counters_.sizes(), counters_.options().device(at::kCPU));
-  if (layout_.counter_count() > 0) std::memcpy(counters.mutable_data_ptr(), flat.data() + layout_.float_bytes(), layout_.counter_count() * 8);
-  counters_.copy_(counters);
+  if (device().is_cpu()) {
+    // An unaligned source is fine for memcpy, not for a tensor's view.
+    std::memcpy(floats_.mutable_data_ptr(), flat.data(), layout_.float_bytes());
+  } else {
+    // from_blob wants a mutable pointer; the copy only reads.
+    floats_.copy_(at::from_blob(const_cast<std::byte*>(flat.data()), floats_.sizes(), at::TensorOptions().dtype(scalar_type())));
+  }
+  if (layout_.counter_count() > 0) {
+    at::Tensor counters = at::empty(counters_.sizes(), counters_.options().device(at::kCPU));
+    std::memcpy(counters.mutable_data_ptr(), flat.data() + layout_.float_bytes(), layout_.counter_count() * 8);
+    counters_.copy_(counters);
+  }
   loaded_.copy_(trainable_);
 }
 
 LargeBytes TrainableModel::ToBytes(const at::Tensor& floats) const {
   LargeBytes flat(layout_.total_bytes());
-  const at::Tensor host = floats.to(at::kCPU).contiguous();
-  std::memcpy(flat.data(), host.const_data_ptr(), layout_.float_bytes());
-  const at::Tensor counters = counters_.to(at::kCPU);
-  if (layout_.counter_count() > 0) std::memcpy(flat.data() + layout_.float_bytes(), counters.const_data_ptr(), layout_.counter_count() * 8);
+  at::from_blob(flat.data(), floats.sizes(), at::TensorOptions().dtype(scalar_type())).copy_(floats);
+  if (layout_.counter_count() > 0) {
+    const at::Tensor counters = counters_.to(at::kCPU);
+    std::memcpy(flat.data() + layout_.float_bytes(), counters.const_data_ptr(), layout_.counter_count() * 8);
+  }
   return flat;
 }
 
@@ -128,8 +137,24 @@ LargeBytes TrainableModel::Update() const {
   return ToBytes(update);
 }
 
+at::Tensor TrainableModel::Delta() const {
+  const at::NoGradGuard no_grad;
+  return trainable_.sub(loaded_);
+}
+
+LargeBytes TrainableModel::BuffersAndCounters() const {
+  const auto count = static_cast<int64_t>(layout_.float_count() - layout_.trainable_count());
+  const size_t bytes = layout_.float_bytes() - layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
+  LargeBytes rest(bytes + layout_.counter_count() * 8);
+  const at::NoGradGuard no_grad;
+  if (count > 0) at::from_blob(rest.data(), {count}, at::TensorOptions().dtype(scalar_type())).copy_(floats_.narrow(0, trainable_.size(0), count));
+  if (layout_.counter_count() > 0) std::memcpy(rest.data() + bytes, counters_.to(at::kCPU).const_data_ptr(), layout_.counter_count() * 8);
+  return rest;
+}
+
 bool TrainableModel::IsFinite() const {
-  const at::Tensor host = floats_.to(at::kCPU);  // itself, on the CPU
+  if (!device().is_cpu()) return std::isfinite(at::linalg_vector_norm(floats_, std::numeric_limits<double>::infinity()).item<double>());
+  const at::Tensor& host = floats_;
   const auto count = static_cast<size_t>(host.numel());
   return host.scalar_type() == at::kDouble ? AllFinite<uint64_t>(host.const_data_ptr<double>(), count, uint64_t{0x7FF} << 52)
                                            : AllFinite<uint32_t>(host.const_data_ptr<float>(), count, uint32_t{0xFF} << 23);

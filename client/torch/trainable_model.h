@@ -41,6 +41,9 @@ class TrainableModel {
   LargeBytes Values() const;
   // Flat form of the update since the last Load: trainable Δ = now − then, buffers and counters as they are now.
   LargeBytes Update() const;
+  // The two parts of Update(): Δ on the device, and what follows it in the flat form.
+  at::Tensor Delta() const;
+  LargeBytes BuffersAndCounters() const;
   // Whether every float is finite.
   bool IsFinite() const;
   // The zoo's initial values; unchanged for TorchScript. Equal for equal seeds, whatever the machine.

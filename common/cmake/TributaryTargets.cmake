@@ -38,20 +38,29 @@ if(TRIBUTARY_SANITIZER STREQUAL "thread")
   endif()
 endif()
 
-# trib_library(NAME SOURCES a.cc ... DEPS targets ...): a static library whose public headers are its folder's.
-function(trib_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
-  add_library(${name} STATIC ${ARG_SOURCES})
-  target_link_libraries(${name} PUBLIC trib_flags ${ARG_DEPS})
+# Half of the compile time of most files goes into headers that nearly all of them begin with, so those are compiled once for all targets of
+# a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. Debug builds only: the optimised
+# ones show that each file includes what it uses. A target with PRECOMPILE has headers of its own, in every build. ccache caches all these
+# files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself.
+if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT CMAKE_CXX_CLANG_TIDY)
+  set(TRIBUTARY_SHARED_PCH TRUE)
+endif()
+function(_trib_precompile name shared own)
+  if(CMAKE_CXX_CLANG_TIDY)
+    return()
+  elseif(own)
+    target_precompile_headers(${name} PRIVATE ${own})
+  elseif(TRIBUTARY_SHARED_PCH)
+    target_precompile_headers(${name} REUSE_FROM ${shared})
+  endif()
 endfunction()
 
-# trib_precompile(NAME HEADERS ...): for targets whose many files all begin with the same heavy headers. ccache caches those files
-# all the same (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself.
-function(trib_precompile name)
-  cmake_parse_arguments(ARG "" "" "HEADERS" ${ARGN})
-  if(NOT CMAKE_CXX_CLANG_TIDY)
-    target_precompile_headers(${name} PRIVATE ${ARG_HEADERS})
-  endif()
+# trib_library(NAME SOURCES a.cc ... DEPS targets ... [PRECOMPILE headers ...]): a static library whose public headers are its folder's.
+function(trib_library name)
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRECOMPILE" ${ARGN})
+  add_library(${name} STATIC ${ARG_SOURCES})
+  target_link_libraries(${name} PUBLIC trib_flags ${ARG_DEPS})
+  _trib_precompile(${name} trib_pch "${ARG_PRECOMPILE}")
 endfunction()
 
 # trib_program(NAME SOURCES main.cc DEPS targets ...): a program in build/<preset>/bin.
@@ -61,9 +70,9 @@ function(trib_program name)
   target_link_libraries(${name} PRIVATE trib_flags ${ARG_DEPS})
 endfunction()
 
-# trib_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS unit ...): one test program per library, one ctest case per TEST.
+# trib_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS unit ... [PRECOMPILE headers ...]): one test program per library, one ctest case per TEST.
 function(trib_test name)
-  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS;PRECOMPILE" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
@@ -73,6 +82,7 @@ function(trib_test name)
   add_executable(${name} ${ARG_SOURCES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} PRIVATE trib_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
+  _trib_precompile(${name} trib_test_pch "${ARG_PRECOMPILE}")
   set(_props LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
   if(ARG_SERIAL)
     list(APPEND _props RUN_SERIAL TRUE)

@@ -22,6 +22,8 @@ struct Correction {
   bool gradient_only = false;        // no step: only the gradient is wanted
   bool wants_mean_gradient = false;
   double gradient_noise = 0;         // s: every gradient gets + N(0, s²I), the same draw for both of a step
+  // Whether the step is SGD's own.
+  bool plain() const { return a == 1 && b == 0 && mu == 0 && !v.defined() && !gradient_only && !wants_mean_gradient && gradient_noise == 0; }
 };
 
 inline at::Tensor ToTensor(std::span<const double> values, const TrainableModel& model) {

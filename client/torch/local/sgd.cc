@@ -6,11 +6,13 @@
 
 #include <ATen/ops/zeros_like.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "client/core/random.h"
 #include "client/core/batch_order.h"
 #include "client/torch/local/solver.h"
+#include "client/torch/repeated_steps.h"
 
 namespace tributary::client {
 
@@ -24,16 +26,28 @@ at::Tensor Noise(const TrainableModel& model, int64_t elements, double deviation
   return ToTensor(values, model);
 }
 
+// Adds the gradient of the mean loss over a minibatch, which comes in pieces; that loss.
+absl::StatusOr<double> AddGradient(const LocalRun& run, const std::vector<Batch>& pieces, int64_t examples) {
+  double value = 0;
+  for (const Batch& piece : pieces) {
+    TRIB_ASSIGN_OR_RETURN(at::Tensor loss, run.data.Loss(run.model.model().Forward(piece.x, /*training=*/true), piece));
+    const double share = static_cast<double>(piece.x.size(0)) / static_cast<double>(examples);
+    const at::Tensor auxiliary = run.model.model().AuxiliaryLoss();
+    const at::Tensor all = auxiliary.defined() ? loss + auxiliary : loss;
+    (pieces.size() > 1 ? all * share : all).backward();
+    value += loss.item<double>() * share;
+  }
+  return value;
+}
+
 // The gradient at `weights` and at x⁻ over one batch, as the correction combines them; the loss at `weights`.
-absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, CounterRandom& random, at::Tensor* mean_gradient, double share) {
+absl::StatusOr<double> Direction(const LocalRun& run, const std::vector<Batch>& batch, int64_t examples, CounterRandom& random, at::Tensor* mean_gradient,
+                                 double share) {
   const Correction& correction = run.correction;
   at::Tensor& weights = run.model.trainable();
   at::Tensor& gradient = run.model.gradient();
   gradient.zero_();
-  TRIB_ASSIGN_OR_RETURN(const at::Tensor loss, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
-  const at::Tensor auxiliary = run.model.model().AuxiliaryLoss();
-  (auxiliary.defined() ? loss + auxiliary : loss).backward();
-  const double value = loss.item<double>();
+  TRIB_ASSIGN_OR_RETURN(const double value, AddGradient(run, batch, examples));
   at::Tensor fresh, noise;
   if (correction.gradient_noise > 0) {
     noise = Noise(run.model, gradient.size(0), correction.gradient_noise, random);
@@ -55,9 +69,7 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
       weights.copy_(correction.before);
       gradient.zero_();
     }
-    TRIB_ASSIGN_OR_RETURN(const at::Tensor loss_before, run.data.Loss(run.model.model().Forward(batch.x, /*training=*/true), batch));
-    const at::Tensor auxiliary_before = run.model.model().AuxiliaryLoss();
-    (auxiliary_before.defined() ? loss_before + auxiliary_before : loss_before).backward();
+    TRIB_RETURN_IF_ERROR(AddGradient(run, batch, examples).status());
     const at::NoGradGuard no_grad;
     weights.copy_(kept);
     run.model.buffers().copy_(buffers);
@@ -78,6 +90,7 @@ absl::StatusOr<double> Direction(const LocalRun& run, const Batch& batch, Counte
 
 absl::StatusOr<LocalOutcome> RunSgd(const LocalRun& run) {
   const LocalSpec& spec = run.spec;
+  if (run.repeated != nullptr && run.correction.plain() && run.pieces == 1) return run.repeated->Run(run);
   BatchOrder order(run.data.count(), static_cast<size_t>(spec.batch), run.seed);
   uint64_t steps = spec.steps > 0 ? static_cast<uint64_t>(spec.steps) : static_cast<uint64_t>(spec.epochs) * order.batches_per_epoch();
   if (run.correction.gradient_only) steps = 1;
@@ -96,11 +109,12 @@ absl::StatusOr<LocalOutcome> RunSgd(const LocalRun& run) {
   double examples = 0;
   for (uint64_t step = 0; step < steps; ++step) {
     const std::span<const uint32_t> positions = order.At(step);
-    const Batch batch = run.data.At(positions);
-    TRIB_ASSIGN_OR_RETURN(const double value, Direction(run, batch, random, &outcome.mean_gradient, 1.0 / static_cast<double>(steps)));
-    if (!std::isfinite(value)) {
-      return Internal("sgd: the loss is {} at step {} of {} (lr {}, batch {}): lower local.lr", value, step + 1, steps, spec.lr, spec.batch);
-    }
+    std::vector<Batch> batch;
+    const size_t each = (positions.size() + static_cast<size_t>(run.pieces) - 1) / static_cast<size_t>(run.pieces);
+    for (size_t first = 0; first < positions.size(); first += each) batch.push_back(run.data.At(positions.subspan(first, std::min(each, positions.size() - first))));
+    TRIB_ASSIGN_OR_RETURN(const double value, Direction(run, batch, static_cast<int64_t>(positions.size()), random, &outcome.mean_gradient,
+                                                        1.0 / static_cast<double>(steps)));
+    if (!std::isfinite(value)) return LossNotFinite(value, step, steps, spec);
     if (!run.correction.gradient_only) {
       const at::NoGradGuard no_grad;
       if (spec.weight_decay != 0) gradient.add_(weights, spec.weight_decay);

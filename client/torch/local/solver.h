@@ -16,6 +16,8 @@
 
 namespace tributary::client {
 
+class RepeatedSteps;  // repeated_steps.h
+
 struct LocalRun {
   TrainableModel& model;
   const Batches& data;
@@ -23,6 +25,8 @@ struct LocalRun {
   const Correction& correction;
   uint64_t seed = 0;  // of the minibatch order
   const std::function<bool(float)>& progress;
+  RepeatedSteps* repeated = nullptr;  // on a GPU: steps of this model that were recorded; null: none are
+  int64_t pieces = 1;                 // a minibatch's gradient is summed over so many parts of it, for want of memory
 };
 
 struct LocalOutcome {
@@ -33,6 +37,13 @@ struct LocalOutcome {
 
 // May throw LibTorch's exceptions: call it inside Guarded().
 using LocalSolver = absl::StatusOr<LocalOutcome> (*)(const LocalRun& run);
+
+inline bool UsesBf16(const LocalSpec& spec) { return spec.precision == "bf16"; }
+
+// What every solver refuses, and how it says that training has left the numbers.
+absl::Status CheckLocalSpec(const LocalSpec& spec);
+absl::Status LossNotFinite(double loss, uint64_t step, uint64_t steps, const LocalSpec& spec);
+absl::Status WeightNotFinite(int64_t steps, const LocalSpec& spec);
 
 // NOT_FOUND with the known ones.
 absl::StatusOr<LocalSolver> FindLocalSolver(const std::string& name);

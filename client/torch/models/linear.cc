@@ -1,18 +1,15 @@
 // One affine layer on the flattened input. 7,850 parameters for 1x28x28 and 10 classes.
+#include "client/torch/chain.h"
 #include "client/torch/models/registry.h"
 
 namespace tributary::client {
 namespace {
 
-class Linear : public ZooModel {
+class Linear : public ChainModel {
  public:
-  Linear(std::vector<int64_t> input, int64_t classes, at::TensorOptions options)
-      : ZooModel(input, classes, options), layer_(AddLinear("fc", ElementsOf(input), classes)) {}
-
-  at::Tensor Forward(const at::Tensor& x, bool) override { return Project(x.flatten(1), layer_.weight, layer_.bias); }
-
- private:
-  Affine layer_;
+  Linear(std::vector<int64_t> input, int64_t classes, at::TensorOptions options) : ChainModel(input, classes, options) {
+    Dense("fc", ElementsOf(input), classes);
+  }
 };
 
 }  // namespace

@@ -46,6 +46,8 @@ class ResNet18 : public ZooModel {
     return Project(at::adaptive_avg_pool2d(h, {1, 1}).flatten(1), fc_.weight, fc_.bias);
   }
 
+  bool repeatable() const override { return true; }
+
  private:
   struct Block {
     int64_t stride = 1;

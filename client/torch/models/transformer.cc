@@ -22,6 +22,7 @@ class Transformer : public Decoder {
     }
     AddHead();
   }
+  bool repeatable() const override { return true; }
 
  protected:
   at::Tensor FeedForward(size_t layer, const at::Tensor& h, bool) override {

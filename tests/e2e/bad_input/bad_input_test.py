@@ -128,6 +128,11 @@ def main():
                                                f"{folder}/model.safetensors:{weight}", "--out", folder / "x", server=False, check=False)
                     assert got in (USAGE, REFUSED), f"weight '{weight}': exit code {got}"
                     rows += 1
+                # Legal, and yet not what its author thinks: told at submission.
+                path.write_text(f"name: x\nmodel: {{tensors: {folder / 'model.safetensors'}}}\ncohort: {{size: 2, quorum: 1}}\n")
+                code, document, told = federation.cli("submit", path, check=False)
+                assert code == 0 and "warning: cohort.quorum has no effect without cohort.deadline_s" in told, (code, document, told)
+                federation.cli("jobs", "cancel", document["id"])
             federation.start_client("site-b", "--learner", "offset", "--offset", 2)
             shown = federation.wait_job(job)
             assert shown["state"] == "done", shown

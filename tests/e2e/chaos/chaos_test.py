@@ -35,8 +35,8 @@ TREE_POINTS = ("role_", "partial_", "worker_before_merge", "worker_in_merge", "w
 
 
 class Chaos:
-    def __init__(self, bin_dir, rng, one_process, durability, straggler=False, transfer=None):
-        self.rng, self.one_process, self.durability, self.straggler = rng, one_process, durability, straggler
+    def __init__(self, bin_dir, rng, one_process, durability, straggler=False, transfer=None, record=False):
+        self.rng, self.one_process, self.durability, self.straggler, self.record = rng, one_process, durability, straggler, record
         # Updates as file descriptors, or over gRPC as from other hosts.
         self.transfer = transfer or rng.choice(["on", "off"])
         self.federation = Federation(bin_dir, workers=2, aggregator_flags=["--local-transfer", self.transfer])
@@ -64,7 +64,7 @@ class Chaos:
     def submit(self, versions, hierarchy=HIERARCHIES[0]):
         return self.federation.submit(
             f"name: chaos\nmodel: {{tensors: {self.work}/model.safetensors}}\nstrategy: fedavg\ncohort: {{size: {CLIENTS}}}\n"
-            f"stop: {{versions: {versions}}}\nreproducible: true\ndurability: {self.durability}\nhierarchy: {hierarchy}\n")
+            f"stop: {{versions: {versions}}}\nreproducible: true\ndurability: {self.durability}\nhierarchy: {hierarchy}\nrecord: {str(self.record).lower()}\n")
 
     def state(self, job):
         code, shown, _ = self.federation.cli("jobs", "show", job, check=False)

@@ -1,5 +1,6 @@
 """Gate T20 for strategies whose clients keep a state, through the daemons: a state that is lost or older than it should be, an update that
-is dropped with what was staged for it, unequal numbers of steps. SCAFFOLD and ADMM still end at the optimum.
+is dropped with what was staged for it, unequal numbers of steps. SCAFFOLD and ADMM still end at the optimum, and a record of such a job is
+replayed bit for bit.
 
 usage: bad_days_test.py BIN_DIR [TEST…]
 """
@@ -85,7 +86,7 @@ def a_lost_or_older_state_makes_all_begin_anew(simulator):
                             ({"name": "scaffold_m_vr", "beta": .5}, {"steps": 5, "lr": .1}), ({"name": "rerce_admm"}, {"solver": "exact"}),
                             ({"name": "rerce_admm", "continual": True}, {"solver": "exact"})]:
         for older in [False, True]:
-            with Daemons(simulator, strategy=strategy, local=local, stop={"versions": 130}) as daemons:
+            with Daemons(simulator, strategy=strategy, local=local, stop={"versions": 130}, record=True, reproducible=True) as daemons:
                 daemons.await_death(daemons.start(crash=f"client_before_outbox_drop:{10 * N + 1}"))
                 file, version = daemons.state_file("client-1")
                 if older:
@@ -100,6 +101,10 @@ def a_lost_or_older_state_makes_all_begin_anew(simulator):
                 check(len(epochs) == 2 and version < epochs[1] <= version + 2, f"{strategy}: states began at {epochs}, the loss was after version {version}")
                 check("is lost" in daemons.federation.log("client.log", lines=10_000), daemons.federation.log("client.log"))
                 close(x, OPTIMUM, 1e-9, f"{strategy}, {'older' if older else 'lost'} state")
+                daemons.federation.aggregator.terminate()
+                daemons.federation.aggregator.wait()
+                again = daemons.federation.cli("replay", daemons.job, "--store", daemons.federation.work / "store", server=False)
+                check(again["equal"] and len(again["versions"]) == 130, f"{strategy}: replayed with the new beginning at {epochs[1]}, the hashes differ")
 
 
 def a_client_of_fedadmm_that_lost_its_state_begins_anew_alone(simulator):

@@ -1,7 +1,8 @@
 """R11: a disk that is really full, in the middle of a job. Four arms, each with a small tmpfs of its own that is filled up:
   watermark  of the aggregator's store: it refuses early and by name, answers reads, and goes on when there is room again
   inodes     no watermark, and no new file can be made although bytes are free: every commit fails with ENOSPC, by name
-  gasping    no watermark, and what little is free comes and goes many times a second: ENOSPC at any moment of any write
+  gasping    no watermark, and what little is free comes and goes many times a second: ENOSPC at any moment of any write; the last of
+             these records its updates, and is replayed
   outbox     of the clients: they decline their tasks by name, and go on when there is room again
 Without a watermark RocksDB may end the process; the test then starts it again, as a supervisor would.
 Afterwards no acknowledged update is lost or counted twice, and the model is bit-identical to an undisturbed run's (chaos_test.py).
@@ -92,9 +93,9 @@ def await_that(what, condition, timeout=30):
         time.sleep(0.05)
 
 
-def started(bin_dir, folder, mib, flags=(), durability="durable"):
+def started(bin_dir, folder, mib, flags=(), durability="durable", record=False):
     """A federation with work/`folder` on a disk of its own, at least two versions into its job."""
-    chaos = Chaos(bin_dir, random.Random(1), one_process=True, durability=durability)
+    chaos = Chaos(bin_dir, random.Random(1), one_process=True, durability=durability, record=record)
     chaos.federation.aggregator_flags += flags
     disk = Disk(chaos.work / folder, mib)
     chaos.start()
@@ -193,8 +194,8 @@ def inodes(bin_dir, reference):
         ended(chaos, disk)
 
 
-def gasping(bin_dir, reference, durability, seed):
-    chaos, disk, job = started(bin_dir, "store", 64, ["--min-free-mb", "0"], durability)
+def gasping(bin_dir, reference, durability, seed, record=False):
+    chaos, disk, job = started(bin_dir, "store", 96 if record else 64, ["--min-free-mb", "0"], durability, record)
     supervisor, rng = Supervisor(chaos), random.Random(seed)
     try:
         disk.fill()
@@ -210,9 +211,14 @@ def gasping(bin_dir, reference, durability, seed):
         disk.empty()
         supervisor.until_done(job)
         finished(chaos, job, reference)
+        if record:
+            chaos.federation.aggregator.terminate()
+            chaos.federation.aggregator.wait()
+            again = chaos.federation.cli("replay", job, "--store", chaos.work / "store", server=False)
+            assert again["equal"] and len(again["versions"]) == VERSIONS, again
         log = (chaos.work / "aggregator.log").read_text(errors="replace")
-        print(f"gasping, {durability}, seed {seed}: {gasps} times, at version {stands}; aggregator ended {supervisor.deaths} times; "
-              f"ENOSPC was met {log.count('the disk is full') + log.count('No space left on device')} times, the watermark of 0 {log.count('must stay free')} times")
+        print(f"gasping, {durability}{', recorded and replayed' if record else ''}, seed {seed}: {gasps} times, at version {stands}; "
+              f"aggregator ended {supervisor.deaths} times; ENOSPC was met {log.count('the disk is full') + log.count('No space left on device')} times, the watermark of 0 {log.count('must stay free')} times")
     finally:
         ended(chaos, disk)
 
@@ -247,6 +253,7 @@ def main():
     inodes(bin_dir, reference)
     for durability in ("durable", "ephemeral"):
         gasping(bin_dir, reference, durability, seed=int(time.time()))
+    gasping(bin_dir, reference, "durable", seed=int(time.time()), record=True)
     outbox(bin_dir, reference)
 
 

@@ -123,11 +123,13 @@ def killed_node(bin_dir, folder, reference):
     with Nodes(bin_dir, below=("a",)) as nodes:
         top, a = nodes.top, nodes.below["a"]
         where = [top, top, a, a, a]
-        nodes.start_clients(folder, where, train_ms=lambda i: 1200 if i == 4 else 0)
+        nodes.start_clients(folder, where)
+        a.clients["site-4"].send_signal(signal.SIGSTOP)  # the node cannot send before it
         job = nodes.submit(folder)
         nodes.wait(lambda: a.cli("jobs", "ls")["jobs"] and a.cli("jobs", "show", job)["clients_in"] == 2, "two of its updates are in")
         a.kill_aggregator()
         a.start_aggregator()
+        a.clients["site-4"].send_signal(signal.SIGCONT)
         shown = nodes.wait_done(job)
         assert shown["model_sha256"] == reference, f"{shown['model_sha256']}, expected {reference}\n" + nodes.logs()
         assert shown["updates_committed"] == len(WEIGHTS), shown
@@ -236,7 +238,7 @@ def lagging_node(bin_dir, folder):
         top.aggregator_flags += ["--keep-versions", "2"]
         top.start_aggregator()
         where = [top, top, top, a, a]
-        nodes.start_clients(folder, where)
+        nodes.start_clients(folder, where, train_ms=lambda i: 80)  # the job outlives the look at it
         job = top.submit(
             f"name: relay\nmodel: {{tensors: {folder}/model.safetensors}}\ncohort: {{size: 3}}\nstop: {{versions: 40}}\nreproducible: true\n"
             f"hierarchy: {{placement: worstfit}}\n")

@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <thread>
 
+#include "client/core/device_update.h"
 #include "client/rpc/client_runtime.h"
 #include "tests/integration/client/fake_server.h"
 #include "tests/support/status_matchers.h"
@@ -29,12 +30,45 @@ std::string ExpectedUpdate(const std::string& client, uint64_t version, const st
   return update;
 }
 
+// What learners of GPUs do and others do not.
+struct GpuWays {
+  size_t cohort = 1;
+  bool keeps_updates = false;            // on the "device"
+  std::atomic<int> out_of_memory{0};     // so many trainings fail
+  std::atomic<size_t> largest_cohort{0};
+};
+
+// Gives its bytes from the end to the beginning.
+class BackwardUpdate final : public DeviceUpdate {
+ public:
+  explicit BackwardUpdate(std::string bytes) : bytes_(std::move(bytes)) {}
+  size_t flat_bytes() const override { return bytes_.size(); }
+  absl::StatusOr<double> Encode(const UpdatePlan&, const Sink& sink) override {
+    for (size_t end = bytes_.size(); end > 0;) {
+      const size_t begin = end > 7 ? end - 7 : 0;
+      TRIB_RETURN_IF_ERROR(sink(begin, std::as_bytes(std::span(bytes_).subspan(begin, end - begin))));
+      end = begin;
+    }
+    return 0.0;
+  }
+
+ private:
+  const std::string bytes_;
+};
+
 class KnownLearner : public Learner {
  public:
-  KnownLearner(std::atomic<bool>* hang, std::atomic<int>* begun) : hang_(hang), begun_(begun) {}
+  KnownLearner(std::atomic<bool>* hang, std::atomic<int>* begun, GpuWays* ways) : hang_(hang), begun_(begun), ways_(ways) {}
   std::string device() const override { return "cpu"; }
+  std::optional<DeviceUsage> usage() const override { return DeviceUsage{.id = "GPU-1", .memory_used_bytes = 2, .memory_total_bytes = 8, .utilisation = 0.25}; }
+  size_t cohort_size() const override { return ways_->cohort; }
+  std::vector<absl::StatusOr<TrainResult>> TrainCohort(std::span<const CohortMember> members) override {
+    ways_->largest_cohort = std::max(ways_->largest_cohort.load(), members.size());
+    return Learner::TrainCohort(members);
+  }
   absl::StatusOr<TrainResult> Train(const TrainRequest& request, const Dataset*) override {
     ++*begun_;
+    if (ways_->out_of_memory > 0 && ways_->out_of_memory-- > 0) return ResourceExhausted("device memory: minibatches of 32 do not fit");
     while (hang_->load()) {
       if (!request.progress(0.5f)) return Cancelled("stopped");
       std::this_thread::sleep_for(std::chrono::milliseconds(1));
@@ -42,8 +76,12 @@ class KnownLearner : public Learner {
     const std::string model(reinterpret_cast<const char*>(request.model.data()), request.model.size());
     const std::string update = ExpectedUpdate(request.client, request.version, model);
     TrainResult result;
-    result.update.resize(update.size());
-    std::memcpy(result.update.data(), update.data(), update.size());
+    if (ways_->keeps_updates && request.may_stay_on_device) {
+      result.on_device = std::make_shared<BackwardUpdate>(update);
+    } else {
+      result.update.resize(update.size());
+      std::memcpy(result.update.data(), update.data(), update.size());
+    }
     result.weight = 1 + static_cast<double>(request.version);
     result.examples = 10;
     return result;
@@ -55,6 +93,7 @@ class KnownLearner : public Learner {
  private:
   std::atomic<bool>* hang_;
   std::atomic<int>* begun_;
+  GpuWays* ways_;
 };
 
 class ClientTest : public ::testing::Test {
@@ -90,7 +129,7 @@ class ClientTest : public ::testing::Test {
     };
     client_ = std::jthread([this, options](std::stop_token stop) {
       result_ = RunClient(
-          options, [this]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<KnownLearner>(&hang_, &begun_); },
+          options, [this]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<KnownLearner>(&hang_, &begun_, &ways_); },
           [](const DataRequest&) -> absl::StatusOr<std::shared_ptr<const Dataset>> { return std::shared_ptr<const Dataset>(); }, stop);
     });
   }
@@ -142,6 +181,7 @@ class ClientTest : public ::testing::Test {
   int port_ = 0;
   std::atomic<bool> hang_{false};
   std::atomic<int> begun_{0};
+  GpuWays ways_;
   absl::Mutex mutex_;
   size_t settled_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t stored_ ABSL_GUARDED_BY(mutex_) = 0;
@@ -165,6 +205,49 @@ TEST_F(ClientTest, IdentitiesShareOneDownloadPerVersion) {
   StartClient(8);
   ASSERT_TRUE(server_->WaitCommitted(8, absl::Seconds(30)));
   EXPECT_EQ(server_->fetches(), 1u);
+}
+
+TEST_F(ClientTest, IdentitiesOfALearnerOfCohortsTrainTogether) {
+  StartServer({}, 4);
+  ways_.cohort = 16;
+  hang_ = true;
+  StartClient(8);
+  ASSERT_TRUE(WaitTraining(1));  // those that come meanwhile wait for each other
+  ASSERT_TRUE(server_->WaitAttached(8, absl::Seconds(30)));
+  hang_ = false;
+  ASSERT_TRUE(server_->WaitCommitted(8, absl::Seconds(30)));
+  StopClient();
+  ExpectExactlyOnce(8, 4);
+  EXPECT_GT(ways_.largest_cohort, 1u);
+}
+
+TEST_F(ClientTest, UpdatesThatStayOnTheDeviceArriveAsTheOthersDo) {
+  StartServer({.cut_push = 0.1}, 3, 7);
+  ways_.keeps_updates = true;
+  StartClient(2);
+  ASSERT_TRUE(server_->WaitCommitted(2, absl::Seconds(30)));
+  ExpectExactlyOnce(2, 3);
+}
+
+TEST_F(ClientTest, ADeviceOutOfMemoryDeclinesItsTaskAndTheDaemonGoesOn) {
+  StartServer({}, 2);
+  ways_.out_of_memory = 1;
+  StartClient(1);
+  ASSERT_TRUE(server_->WaitDeclined(1, absl::Seconds(30)));
+  EXPECT_THAT(server_->Declines()[0], HasSubstr("device memory"));
+  ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(30)));
+  ExpectExactlyOnce(1, 2);
+}
+
+TEST_F(ClientTest, HeartbeatsTellHowFullAndBusyTheDeviceIs) {
+  StartServer({}, 0);
+  StartClient(1);
+  ASSERT_TRUE(server_->WaitHeartbeat(absl::Seconds(30)));
+  const v1::DeviceUsage usage = server_->LastHeartbeat().device();
+  EXPECT_EQ(usage.id(), "GPU-1");
+  EXPECT_EQ(usage.memory_used_bytes(), 2u);
+  EXPECT_EQ(usage.memory_total_bytes(), 8u);
+  EXPECT_EQ(usage.utilisation(), 0.25f);
 }
 
 TEST_F(ClientTest, ControlStreamsHaveAConnectionThatNoTransferUses) {

@@ -92,6 +92,17 @@ bool FakeServer::WaitDeclined(size_t count, absl::Duration timeout) {
   return mutex_.AwaitWithTimeout(absl::Condition(&done), timeout);
 }
 
+bool FakeServer::WaitHeartbeat(absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  const auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return heartbeat_.has_value(); };
+  return mutex_.AwaitWithTimeout(absl::Condition(&done), timeout);
+}
+
+v1::Heartbeat FakeServer::LastHeartbeat() const {
+  absl::MutexLock lock(&mutex_);
+  return *heartbeat_;
+}
+
 std::vector<FakeServer::Held> FakeServer::Committed() const {
   absl::MutexLock lock(&mutex_);
   std::vector<Held> all;
@@ -232,6 +243,7 @@ grpc::Status FakeServer::Attach(grpc::ServerContext* context, grpc::ServerReader
         declines_.push_back(message.declined().reason());
         open_.erase(client);
       }
+      if (message.has_heartbeat()) heartbeat_ = message.heartbeat();
       if (message.has_evaluation()) evaluations_.push_back(message.evaluation());
     }
     ended = true;

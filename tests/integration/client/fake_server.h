@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
 #include <set>
 #include <string>
@@ -59,6 +60,8 @@ class FakeServer final : public v1::Federation::Service {
   bool WaitCommitted(size_t clients, absl::Duration timeout);
   bool WaitAttached(size_t clients, absl::Duration timeout);
   bool WaitDeclined(size_t count, absl::Duration timeout);
+  bool WaitHeartbeat(absl::Duration timeout);
+  v1::Heartbeat LastHeartbeat() const;  // there is one
 
   std::vector<Held> Committed() const;      // in no order
   std::vector<std::string> Declines() const;
@@ -105,6 +108,7 @@ class FakeServer final : public v1::Federation::Service {
   std::map<std::string, std::pair<uint64_t, uint64_t>> open_ ABSL_GUARDED_BY(mutex_);  // client -> task, version
   std::set<std::string> attached_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> declines_ ABSL_GUARDED_BY(mutex_);
+  std::optional<v1::Heartbeat> heartbeat_ ABSL_GUARDED_BY(mutex_);
   std::vector<v1::EvaluationReport> evaluations_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> violations_ ABSL_GUARDED_BY(mutex_);
   std::set<std::string> control_peers_ ABSL_GUARDED_BY(mutex_);

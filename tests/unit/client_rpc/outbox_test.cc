@@ -70,6 +70,40 @@ class OutboxTest : public ::testing::Test {
   fs::path folder_;
 };
 
+TEST_F(OutboxTest, TakesAPayloadInPartsInAnyOrder) {
+  const std::vector<std::byte> payload = Bytes(5000);
+  const std::span<const std::byte> bytes(payload);
+  const auto outbox = Open();
+  TRIB_ASSERT_OK_AND_ASSIGN(const OutboxHeader stored, outbox->PutParts(Header(), payload.size(), [&](const Outbox::PartWriter& write, OutboxHeader* header) -> absl::Status {
+    TRIB_RETURN_IF_ERROR(write(4096, bytes.subspan(4096)));
+    TRIB_RETURN_IF_ERROR(write(100, bytes.subspan(100, 3996)));
+    header->scalars["within_clip"] = 1;
+    return write(0, bytes.first(100));
+  }));
+  EXPECT_EQ(stored.xxh3_128, Xxh3Digest(payload));
+  EXPECT_EQ(stored.scalars.at("within_clip"), 1);
+  TRIB_ASSERT_OK_AND_ASSIGN(const OutboxEntry entry, outbox->Load(stored.update));
+  EXPECT_EQ(entry.header, stored);
+  EXPECT_TRUE(std::equal(payload.begin(), payload.end(), entry.payload.bytes().begin(), entry.payload.bytes().end()));
+}
+
+TEST_F(OutboxTest, KeepsNothingOfAPayloadWhosePartsFailOrAreTooFew) {
+  const std::vector<std::byte> payload = Bytes(500);
+  const auto outbox = Open();
+  const auto put = [&](const absl::Status& then) {
+    return outbox->PutParts(Header(), 1000, [&](const Outbox::PartWriter& write, OutboxHeader*) -> absl::Status {
+      TRIB_RETURN_IF_ERROR(write(0, payload));
+      return then;
+    }).status();
+  };
+  EXPECT_THAT(put(Internal("the device fell off the bus")), StatusIs(absl::StatusCode::kInternal, HasSubstr("fell off the bus")));
+  EXPECT_THAT(put(absl::OkStatus()), StatusIs(absl::StatusCode::kInternal, HasSubstr("expected 1000 bytes in parts, got 500")));
+  EXPECT_THAT(outbox->Headers(), IsEmpty());
+  EXPECT_EQ(outbox->bytes(), 0u);
+  EXPECT_FALSE(fs::exists(Entry()));
+  EXPECT_THAT(outbox->Put(Header(), payload), IsOk());
+}
+
 TEST_F(OutboxTest, KeepsHeaderAndBytesOverARestart) {
   const auto payload = Bytes(5000);
   OutboxHeader stored;

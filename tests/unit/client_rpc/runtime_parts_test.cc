@@ -8,6 +8,7 @@
 
 #include "client/core/train_seed.h"
 #include "client/rpc/client_runtime.h"
+#include "client/rpc/ready_tasks.h"
 #include "client/rpc/upload.h"
 #include "client/rpc/work.h"
 #include "client/rpc/worker_pool.h"
@@ -142,6 +143,61 @@ TEST(WorkTest, CancelledTaskGivesNoResult) {
   result.update.resize(16);
   result.weight = 1;
   EXPECT_THAT(TrainWith(result, true), StatusIs(absl::StatusCode::kCancelled));
+}
+
+// A task of `job` for one identity, as its fetch leaves it.
+ReadyTask ReadyOf(const std::shared_ptr<const Job>& job, size_t identity, Task::Kind kind = Task::Kind::kTrain) {
+  PreparedTask prepared;
+  prepared.task = {kind, job->summary.job, identity, 2, absl::InfiniteFuture()};
+  prepared.job = job;
+  return {identity, {}, std::move(prepared)};
+}
+
+std::vector<size_t> Identities(const std::vector<ReadyTask>& tasks) {
+  std::vector<size_t> identities;
+  for (const ReadyTask& task : tasks) identities.push_back(task.identity);
+  return identities;
+}
+
+std::shared_ptr<const Job> JobCalled(const std::string& name) {
+  v1::JobInfo info = Info();
+  info.set_job(name);
+  return JobBook("").Learn(info);
+}
+
+TEST(ReadyTasksTest, TasksOfAJobWaitForThoseOnTheirWayAndGoTogether) {
+  const auto job = JobCalled("job-1");
+  ReadyTasks ready;
+  for (int i = 0; i < 4; ++i) ready.Expect("job-1");
+  for (const size_t identity : {0U, 1U}) ready.Arrive("job-1", ReadyOf(job, identity));
+  EXPECT_TRUE(ready.Take(8).empty());
+  ready.Arrive("job-1", std::nullopt);  // a fetch that failed keeps nobody
+  EXPECT_TRUE(ready.Take(8).empty());
+  ready.Arrive("job-1", ReadyOf(job, 3));
+  EXPECT_THAT(Identities(ready.Take(8)), ElementsAre(0, 1, 3));
+  EXPECT_TRUE(ready.Take(8).empty());
+}
+
+TEST(ReadyTasksTest, NoMoreGoTogetherThanTheLearnerTakesAndNoneOfOtherJobs) {
+  const auto first = JobCalled("job-1"), second = JobCalled("job-2");
+  ReadyTasks ready;
+  for (size_t i = 0; i < 6; ++i) ready.Arrive("", ReadyOf(i % 2 == 0 ? first : second, i));
+  EXPECT_THAT(Identities(ready.Take(2)), ElementsAre(0, 2));
+  EXPECT_THAT(Identities(ready.Take(2)), ElementsAre(1, 3));
+  EXPECT_THAT(Identities(ready.Take(2)), ElementsAre(4));
+  EXPECT_THAT(Identities(ready.Take(2)), ElementsAre(5));
+}
+
+TEST(ReadyTasksTest, EvaluationsAndLearnersOfOneTaskWaitForNobody) {
+  const auto job = JobCalled("job-1");
+  ReadyTasks ready;
+  ready.Expect("job-1");
+  ready.Arrive("", ReadyOf(job, 0));
+  ready.Arrive("", ReadyOf(job, 1, Task::Kind::kEvaluate));
+  ready.Arrive("", ReadyOf(job, 2, Task::Kind::kEvaluate));
+  EXPECT_THAT(Identities(ready.Take(8)), ElementsAre(1));
+  EXPECT_THAT(Identities(ready.Take(1)), ElementsAre(0)) << "a learner of one task takes it as it comes";
+  EXPECT_THAT(Identities(ready.Take(8)), ElementsAre(2));
 }
 
 TEST(WorkerPoolTest, RunsInOrderAndDropsWhatHasNotBegun) {

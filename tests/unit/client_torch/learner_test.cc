@@ -154,6 +154,41 @@ TEST(TorchLearnerTest, LeavesNothingOfOneTaskInTheNext) {
   EXPECT_EQ(first.update, again.update);
 }
 
+TEST(TorchLearnerTest, ComputesInBfloat16OnRequestAndKeepsTheModelsType) {
+  JobSpec spec = ZooJob("mlp", {{"input", "5"}, {"classes", "3"}, {"hidden", "16"}});
+  spec.local.batch = 4;
+  TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+  const Dataset data = Classes(40, {5}, 3);
+  const auto learner = CpuLearner();
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult exact, learner->Train(RequestFor(spec, model), &data));
+  spec.local.precision = "bf16";
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult rough, learner->Train(RequestFor(spec, model), &data));
+  spec.local.precision = "f32";
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult again, learner->Train(RequestFor(spec, model), &data));
+  EXPECT_EQ(again.update, exact.update) << "nothing of it stays";
+  ASSERT_EQ(rough.update.size(), exact.update.size());
+  EXPECT_NE(rough.update, exact.update);
+  const size_t count = model.layout.float_count();
+  const std::vector<float> a = Floats<float>(rough.update, count), b = Floats<float>(exact.update, count);
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < count; ++i) {
+    difference += std::pow(static_cast<double>(a[i]) - static_cast<double>(b[i]), 2);
+    norm += std::pow(static_cast<double>(b[i]), 2);
+  }
+  EXPECT_LT(std::sqrt(difference / norm), 2e-2);  // eight bits of mantissa, as moe_lora.md has it
+  auto cohorts = MakeTorchLearner({.device = "cpu", .threads = 1, .cohort = 4});
+  ASSERT_THAT(cohorts, testing::IsOk());
+  spec.local.precision = "bf16";
+  const std::vector<CohortMember> members = {{RequestFor(spec, model), &data}, {RequestFor(spec, model, 2), &data}};
+  const auto together = (*cohorts)->TrainCohort(members);
+  ASSERT_THAT(together[0], testing::IsOk());
+  const std::vector<float> c = Floats<float>(together[0]->update, count);
+  difference = 0;
+  for (size_t i = 0; i < count; ++i) difference += std::pow(static_cast<double>(c[i]) - static_cast<double>(b[i]), 2);
+  EXPECT_GT(difference, 0);
+  EXPECT_LT(std::sqrt(difference / norm), 2e-2);
+}
+
 TEST(TorchLearnerTest, EvaluatesLossAndAccuracyInBatches) {
   JobSpec spec = ZooJob("linear", {{"input", "2"}, {"classes", "2"}});
   TRIB_ASSERT_OK_AND_ASSIGN(FlatModel model, InitialModel(spec));

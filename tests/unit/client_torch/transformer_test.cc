@@ -83,7 +83,8 @@ TEST_P(LanguageModelTest, APositionSeesNothingThatComesAfterIt) {
 TEST_P(LanguageModelTest, ItsGradientIsThatOfFiniteDifferences) {
   const auto model = Initialised(GetParam());
   const Dataset data = Tokens(3, 16);
-  TRIB_ASSERT_OK_AND_ASSIGN(const Batches batches, Batches::Create(&data, *model));
+  ExampleStore store(at::kCPU);
+  TRIB_ASSERT_OK_AND_ASSIGN(const Batches batches, Batches::Create(&data, *model, store));
   const std::vector<uint32_t> all = {0, 1, 2};
   const auto loss = [&] {
     const Batch batch = batches.At(all);

@@ -19,7 +19,7 @@ model: {zoo: cnn, params: {width: 8, hidden: "64"}, init: start.safetensors}
 data: {source: fashion-mnist, path: /data/fm, partition: {kind: dirichlet, alpha: 0.3}, seed: 7}
 strategy: {name: fedavgm, momentum: 0.9}
 cohort: {size: 10, quorum: 8, deadline_s: 60.5, over_select: 1.3}
-local: {solver: sgd, steps: 20, batch: 16, lr: 0.1, momentum: 0.5, weight_decay: 1e-4}
+local: {solver: sgd, steps: 20, batch: 16, lr: 0.1, momentum: 0.5, weight_decay: 1e-4, precision: bf16}
 dtype: float64
 codec: f64
 durability: ephemeral
@@ -239,7 +239,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"local: {epochs: 1, steps: 1}", "not both"}, Refusal{"local: {epochs: 0}", "local.epochs"},
         Refusal{"local: {steps: 0}", "local.steps"}, Refusal{"local: {batch: 0}", "local.batch"}, Refusal{"local: {lr: 0}", "local.lr"},
         Refusal{"local: {lr: nan}", "local.lr"}, Refusal{"local: {lr: -0.1}", "local.lr"}, Refusal{"local: {momentum: 1}", "local.momentum"},
-        Refusal{"local: {momentum: -0.1}", "local.momentum"}, Refusal{"local: {weight_decay: -1}", "local.weight_decay"},
+        Refusal{"local: {momentum: -0.1}", "local.momentum"}, Refusal{"local: {weight_decay: -1}", "local.weight_decay"}, Refusal{"local: {precision: fp16}", "local.precision"},
         Refusal{"local: {steps: [1, 0]}", "integers from 1"}, Refusal{"local: {lr: []}", "empty list"}, Refusal{"local: {solver: adam}", "local.solver"},
         Refusal{"dtype: float16", "dtype"}, Refusal{"codec: f64", "dtype float32 needs codec f32"},
         Refusal{"dtype: float64\ncodec: int8", "dtype float64 needs codec f64"}, Refusal{"codec: {kind: int8, fraction: 0.1}", "only for kind topk"},

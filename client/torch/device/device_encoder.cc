@@ -1,0 +1,255 @@
+#include "client/torch/device/device_encoder.h"
+
+#include <absl/base/thread_annotations.h>
+#include <absl/synchronization/mutex.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "client/cuda/cuda_status.h"
+#include "client/cuda/device_memory.h"
+#include "client/cuda/privatise.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr size_t kPartTiles = 8192;  // 16 MiB of Δ: copies at full speed, and a short first wait
+constexpr size_t kPartElements = kPartTiles * kCodeTile;
+constexpr size_t kSlotBytes = kPartElements * sizeof(float);
+constexpr size_t kSlots = 2;
+
+CodeFormat FormatOf(Codec codec) {
+  switch (codec) {
+    case Codec::kBf16:
+      return CodeFormat::kBf16;
+    case Codec::kInt8:
+      return CodeFormat::kInt8;
+    case Codec::kInt4:
+      return CodeFormat::kInt4;
+    default:
+      return CodeFormat::kF32;
+  }
+}
+
+// A stream and the buffers that bring codes to the host; two updates have one each at a time.
+struct Workspace {
+  struct DestroyStream {
+    void operator()(CUstream_st* stream) const { cudaStreamDestroy(stream); }
+  };
+  struct DestroyEvent {
+    void operator()(CUevent_st* event) const { cudaEventDestroy(event); }
+  };
+  int device = 0;
+  std::unique_ptr<CUstream_st, DestroyStream> stream;
+  std::array<PinnedArray<std::byte>, kSlots> slots;
+  std::array<std::unique_ptr<CUevent_st, DestroyEvent>, kSlots> copied;
+  PinnedArray<double> sum;
+  PinnedArray<uint32_t> failed;
+
+  static absl::StatusOr<std::unique_ptr<Workspace>> Make(int device) {
+    auto made = std::make_unique<Workspace>();
+    made->device = device;
+    cudaStream_t stream = nullptr;
+    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "a stream for updates");
+    made->stream.reset(stream);
+    for (size_t s = 0; s < kSlots; ++s) {
+      TRIB_ASSIGN_OR_RETURN(made->slots[s], MakePinnedArray<std::byte>(kSlotBytes));
+      cudaEvent_t event = nullptr;
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync), "an event for updates");
+      made->copied[s].reset(event);
+    }
+    TRIB_ASSIGN_OR_RETURN(made->sum, MakePinnedArray<double>(1));
+    TRIB_ASSIGN_OR_RETURN(made->failed, MakePinnedArray<uint32_t>(1));
+    return made;
+  }
+};
+
+// Workspaces that nobody uses now. There are never more than threads that store updates at one time.
+class Workspaces {
+ public:
+  absl::StatusOr<std::unique_ptr<Workspace>> Take(int device) {
+    {
+      absl::MutexLock lock(&mutex_);
+      for (auto at = free_.begin(); at != free_.end(); ++at) {
+        if ((*at)->device != device) continue;
+        std::unique_ptr<Workspace> taken = std::move(*at);
+        free_.erase(at);
+        return taken;
+      }
+    }
+    return Workspace::Make(device);
+  }
+  void Give(std::unique_ptr<Workspace> workspace) {
+    absl::MutexLock lock(&mutex_);
+    free_.push_back(std::move(workspace));
+  }
+  // Never destroyed: CUDA may be gone by then.
+  static Workspaces& All() {
+    static auto* const all = new Workspaces;
+    return *all;
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::vector<std::unique_ptr<Workspace>> free_ ABSL_GUARDED_BY(mutex_);
+};
+
+// Memory for one update, ordered on its stream.
+class StreamMemory {
+ public:
+  static absl::StatusOr<StreamMemory> Make(size_t bytes, cudaStream_t stream) {
+    StreamMemory memory;
+    memory.stream_ = stream;
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMallocAsync(&memory.at_, std::max<size_t>(1, bytes), stream), "{} bytes of device memory for an update", bytes);
+    return memory;
+  }
+  StreamMemory(StreamMemory&& other) noexcept : at_(std::exchange(other.at_, nullptr)), stream_(other.stream_) {}
+  StreamMemory& operator=(StreamMemory&&) = delete;
+  ~StreamMemory() {
+    if (at_ != nullptr) cudaFreeAsync(at_, stream_);
+  }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(at_);
+  }
+
+ private:
+  StreamMemory() = default;
+  void* at_ = nullptr;
+  cudaStream_t stream_ = nullptr;
+};
+
+// Bytes [first, last) of the result.
+struct Range {
+  size_t first = 0, last = 0;
+};
+
+class EncodedOnDevice final : public DeviceUpdate {
+ public:
+  EncodedOnDevice(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest)
+      : device_(device), holder_(std::move(holder)), delta_(delta), elements_(elements), rest_(std::move(rest)) {}
+
+  size_t flat_bytes() const override { return elements_ * sizeof(float) + rest_.size(); }
+
+  absl::StatusOr<double> Encode(const UpdatePlan& plan, const Sink& sink) override {
+    const PipelineOptions& options = plan.options;
+    const UpdateEncoding& encoding = options.encoding;
+    if (!DeviceEncodes(encoding) || encoding.trainable != elements_) {
+      return Internal("an update of {} elements on the device, its encoding is for {} and not made there", elements_, encoding.trainable);
+    }
+    TRIB_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_), "device {}", device_);
+    TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Workspace> workspace, Workspaces::All().Take(device_));
+    absl::StatusOr<double> norm = EncodeWith(*workspace, plan, sink);
+    // Nothing of this update may still be under way in buffers that the next one gets.
+    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(workspace->stream.get()), "the end of an update");
+    Workspaces::All().Give(std::move(workspace));
+    return norm;
+  }
+
+ private:
+  absl::StatusOr<double> EncodeWith(Workspace& workspace, const UpdatePlan& plan, const Sink& sink) const {
+    const PipelineOptions& options = plan.options;
+    const UpdateEncoding& encoding = options.encoding;
+    cudaStream_t const stream = workspace.stream.get();
+    PrivatiseWork work{.fresh = delta_, .loaded = nullptr, .elements = elements_, .clip = options.clip};
+    work.format = FormatOf(encoding.codec);
+    work.rounding = options.rounding;
+    if (options.noise_stddev > 0) {
+      work.noise = plan.noise_key ? NoiseWords::kChaCha20 : NoiseWords::kPhilox;
+      work.noise_stddev = options.noise_stddev;
+      work.noise_stream = plan.noise_stream;
+      if (plan.noise_key) std::memcpy(work.noise_key, plan.noise_key->data(), plan.noise_key->size());
+    }
+    TRIB_ASSIGN_OR_RETURN(const StreamMemory out, StreamMemory::Make(CodeBytes(work.format, elements_), stream));
+    TRIB_ASSIGN_OR_RETURN(const StreamMemory scratch, StreamMemory::Make(ScratchDoubles(elements_) * sizeof(double), stream));
+    TRIB_ASSIGN_OR_RETURN(const StreamMemory failed, StreamMemory::Make(sizeof(uint32_t), stream));
+    work.out = out.as<std::byte>();
+    work.scratch = scratch.as<double>();
+    work.failed = failed.as<uint32_t>();
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(work.failed, 0, sizeof(uint32_t), stream), "an update");
+    const bool untouched = encoding.codec == Codec::kPlain && options.clip == 0 && options.noise_stddev == 0;  // EncodeUpdate takes no norm then
+    if (!untouched) {
+      TRIB_RETURN_IF_CUDA_ERROR(LaunchNorm(work, stream), "the norm of an update");
+      TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.sum.get(), work.scratch + NormIndex(elements_), sizeof(double), cudaMemcpyDeviceToHost, stream), "a norm");
+      TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream), "the norm of an update");
+      if (!std::isfinite(workspace.sum[0])) return InvalidArgument("the update is not finite");
+    }
+    TRIB_RETURN_IF_ERROR(Parts(workspace, work, sink));
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.failed.get(), work.failed, sizeof(uint32_t), cudaMemcpyDeviceToHost, stream), "an update");
+    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream), "an update");
+    if (workspace.failed[0] != 0) return InvalidArgument("the update is not finite once its noise is added");
+    if (!rest_.empty()) TRIB_RETURN_IF_ERROR(sink(encoding.buffers_offset(), rest_));
+    return untouched ? 0.0 : std::sqrt(workspace.sum[0]);
+  }
+
+  // Encodes part after part; a part's codes, and of int8 and int4 its scales, are given to the sink while the next is made.
+  absl::Status Parts(Workspace& workspace, const PrivatiseWork& work, const Sink& sink) const {
+    const size_t tiles = (elements_ + kCodeTile - 1) / kCodeTile;
+    const size_t parts = (tiles + kPartTiles - 1) / kPartTiles;
+    std::array<std::array<Range, 2>, kSlots> in_slot{};
+    const auto give = [&](size_t part) -> absl::Status {
+      const size_t slot = part % kSlots;
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(workspace.copied[slot].get()), "part {} of an update", part);
+      const std::byte* from = workspace.slots[slot].get();
+      for (const Range& range : in_slot[slot]) {
+        if (range.first == range.last) continue;
+        TRIB_RETURN_IF_ERROR(sink(range.first, {from, range.last - range.first}));
+        from += range.last - range.first;
+      }
+      return absl::OkStatus();
+    };
+    for (size_t part = 0; part < parts; ++part) {
+      const size_t slot = part % kSlots;
+      if (part >= kSlots) TRIB_RETURN_IF_ERROR(give(part - kSlots));
+      const size_t first = part * kPartTiles, count = std::min(kPartTiles, tiles - first);
+      TRIB_RETURN_IF_CUDA_ERROR(LaunchEncode(work, first, count, workspace.stream.get()), "part {} of an update", part);
+      in_slot[slot] = RangesOf(work.format, first * kCodeTile, std::min(elements_, (first + count) * kCodeTile));
+      std::byte* to = workspace.slots[slot].get();
+      for (const Range& range : in_slot[slot]) {
+        if (range.first == range.last) continue;
+        TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(to, work.out + range.first, range.last - range.first, cudaMemcpyDeviceToHost, workspace.stream.get()),
+                                  "part {} of an update", part);
+        to += range.last - range.first;
+      }
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventRecord(workspace.copied[slot].get(), workspace.stream.get()), "part {} of an update", part);
+    }
+    for (size_t part = parts > kSlots ? parts - kSlots : 0; part < parts; ++part) TRIB_RETURN_IF_ERROR(give(part));
+    return absl::OkStatus();
+  }
+
+  // Where the codes of elements [first, last) lie, and their scales; `first` begins a tile.
+  std::array<Range, 2> RangesOf(CodeFormat format, size_t first, size_t last) const {
+    const size_t blocks = (elements_ + kCodeBlock - 1) / kCodeBlock, codes = blocks * sizeof(float);
+    const size_t first_block = first / kCodeBlock, last_block = (last + kCodeBlock - 1) / kCodeBlock;
+    const Range scales{first_block * sizeof(float), last_block * sizeof(float)};
+    switch (format) {
+      case CodeFormat::kF32:
+        return {Range{first * sizeof(float), last * sizeof(float)}, Range{}};
+      case CodeFormat::kBf16:
+        return {Range{first * 2, last * 2}, Range{}};
+      case CodeFormat::kInt8:
+        return {scales, Range{codes + first, codes + last}};
+      case CodeFormat::kInt4:
+        return {scales, Range{codes + first_block * kCodeBlock / 2, codes + last_block * kCodeBlock / 2}};
+    }
+    return {};
+  }
+
+  const int device_;
+  const std::shared_ptr<const void> holder_;
+  const float* const delta_;
+  const size_t elements_;
+  const LargeBytes rest_;
+};
+
+}  // namespace
+
+std::unique_ptr<DeviceUpdate> MakeDeviceUpdate(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest) {
+  return std::make_unique<EncodedOnDevice>(device, std::move(holder), delta, elements, std::move(rest));
+}
+
+}  // namespace tributary::client

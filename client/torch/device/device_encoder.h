@@ -1,0 +1,19 @@
+// Updates on a GPU (client/core/device_update.h): the kernels of privatise.h over one Δ, in parts of 16 MiB of it, whose codes come to the
+// host through two buffers of pinned memory in turn: while the sink stores one part, the next is encoded and copied.
+//
+// `delta`: [elements] floats of the device's memory, 16-byte aligned, complete when this is called; `holder` keeps it until the update goes.
+// `rest`: the flat form's buffers and counters. Pinned buffers are used again by later updates.
+// Threads: as DeviceUpdate. Errors: RESOURCE_EXHAUSTED (no device or pinned memory), INTERNAL (CUDA's, by name), EncodeUpdate's.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+
+#include "client/core/device_update.h"
+#include "common/large_bytes.h"
+
+namespace tributary::client {
+
+std::unique_ptr<DeviceUpdate> MakeDeviceUpdate(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest);
+
+}  // namespace tributary::client
