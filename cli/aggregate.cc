@@ -9,9 +9,12 @@
 #include <optional>
 #include <vector>
 
-#include "aggregator/core/kernels.h"
+#include "aggregator/core/adapters.h"
 #include "aggregator/core/aggregate.h"
+#include "aggregator/core/kernels.h"
+#include "aggregator/core/lora_product.h"
 #include "aggregator/core/strategy.h"
+#include "cli/adapter_files.h"
 #include "cli/command.h"
 #include "common/digest.h"
 #include "common/safetensors.h"
@@ -121,6 +124,7 @@ struct Outcome {
   size_t updates = 0;
   double sum_weight = 0;
   std::string model_sha256;
+  std::vector<aggregator::AdapterError> adapter_errors;  // of a model of adapters
 };
 
 aggregator::RoundContributor ContributorOf(const UpdateFile& update, size_t place) {
@@ -147,6 +151,8 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   const aggregator::Strategy& strategy = **made;
   TRIB_ASSIGN_OR_RETURN(const SafetensorsFile model_file, SafetensorsFile::Read(flags.model));
   auto model = ToModel(model_file.view());
+  const AdapterMode adapters = strategy.adapters();
+  if (model.ok() && adapters != AdapterMode::kNone) model = AsAdapterModel(adapters, *model);
   if (!model.ok()) return Annotate(model.status(), flags.model);
   const TensorLayout& layout = model->layout;
   TRIB_RETURN_IF_ERROR(CheckFinite(flags.model, layout, model->bytes));
@@ -156,8 +162,10 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   aggregator::ClientTable clients;
   for (size_t i = 0; i < updates.size(); ++i) {
     contributors.push_back(ContributorOf(updates[i], i + 1));
-    const aggregator::RoundContributor& contributor = contributors.back();
+    aggregator::RoundContributor& contributor = contributors.back();
+    if (adapters == AdapterMode::kRoLora) contributor.scalars.try_emplace(kAdapterPhase, MovesB(1) ? 1 : 0);
     TRIB_RETURN_IF_ERROR(Annotate(aggregator::CheckScalars(strategy, contributor.scalars), updates[i].path));
+    TRIB_RETURN_IF_ERROR(Annotate(aggregator::CheckPhase(strategy, contributor.scalars, 0), updates[i].path));
     if (!clients.Register(contributor.key.client)) {
       return InvalidArgument("{}: client '{}' has an update already", updates[i].path, contributor.key.client);
     }
@@ -169,11 +177,12 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   aggregator::Aggregate sum(strategy, layout, arithmetic, static_cast<int64_t>(updates.size()));
   std::vector<double> weights;
   std::vector<std::byte> base;
+  std::vector<std::vector<std::byte>> kept;  // of adapters, for their errors
   for (size_t i = 0; i < updates.size(); ++i) {
     const UpdateFile& update = updates[i];
     aggregator::RoundContributor& contributor = contributors[i];
     TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(update.path));
-    const auto flat = ToFlat(file.view(), update_layout);
+    const auto flat = adapters == AdapterMode::kNone ? ToFlat(file.view(), update_layout) : ReadAdapterUpdate(adapters, layout, file.view());
     if (!flat.ok()) return Annotate(flat.status(), update.path);
     TRIB_RETURN_IF_ERROR(CheckFinite(update.path, update_layout, *flat));
     aggregator::AddMeasured(strategy, layout, *flat, &contributor.scalars);
@@ -184,6 +193,7 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
     if (!factor) return InvalidArgument("{}: the strategy refuses a staleness of {}", update.path, contributor.staleness);
     contributor.weight = *weight * *factor;
     weights.push_back(contributor.weight);
+    if (adapters != AdapterMode::kNone) kept.push_back(*flat);
     const absl::Status folded = sum.Fold(contributor, *flat);
     if (!folded.ok()) {
       return Annotate(folded, fmt::format("{}: tensor '{}'", update.path, LargestTensor(update_layout, *flat)));
@@ -200,6 +210,8 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
       base = *std::move(base_flat);
     }
   }
+  aggregator::AdapterRound round{.mode = adapters, .model = &layout, .pairs = {}, .previous = model->bytes, .updates = {}};
+  for (size_t i = 0; i < kept.size(); ++i) round.updates.push_back({.share = contributors[i].weight, .flat = kept[i]});
   std::sort(contributors.begin(), contributors.end(),
             [](const aggregator::RoundContributor& a, const aggregator::RoundContributor& b) { return a.key < b.key; });
 
@@ -213,7 +225,14 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   if (absl::IsDataLoss(applied)) return InvalidArgument("the new model: {}", MessageOf(applied));
   TRIB_RETURN_IF_ERROR(applied);
   TRIB_RETURN_IF_ERROR(WriteSafetensors(flags.out, layout, next));
-  return Outcome{.updates = updates.size(), .sum_weight = sum_weight, .model_sha256 = Sha256Hex(next)};
+  Outcome outcome{.updates = updates.size(), .sum_weight = sum_weight, .model_sha256 = Sha256Hex(next), .adapter_errors = {}};
+  if (adapters != AdapterMode::kNone) {
+    TRIB_ASSIGN_OR_RETURN(const std::vector<AdapterPair> pairs, FindAdapters(adapters, layout));
+    round.pairs = pairs;
+    for (aggregator::AdapterRound::Update& update : round.updates) update.share /= sum_weight;
+    outcome.adapter_errors = aggregator::AdapterErrors(round, next);
+  }
+  return outcome;
 }
 
 int RunAggregate(const Context& context, const AggregateFlags& flags) {
@@ -230,17 +249,30 @@ int RunAggregate(const Context& context, const AggregateFlags& flags) {
   }
   const auto outcome = Aggregate(flags, *spec, updates);
   if (!outcome.ok()) return ReportError(context, outcome.status());
+  const std::vector<aggregator::AdapterError>& errors = outcome->adapter_errors;
+  const auto relative = [](const aggregator::AdapterError& one) { return aggregator::RelativeError(std::span(&one, 1)); };
   if (context.json) {
-    PrintJson({{"strategy", flags.strategy},
-               {"updates", outcome->updates},
-               {"sum_weight", outcome->sum_weight},
-               {"reproducible", flags.reproducible},
-               {"model_sha256", outcome->model_sha256},
-               {"out", flags.out}});
+    nlohmann::json document = {{"strategy", flags.strategy},
+                               {"updates", outcome->updates},
+                               {"sum_weight", outcome->sum_weight},
+                               {"reproducible", flags.reproducible},
+                               {"model_sha256", outcome->model_sha256},
+                               {"out", flags.out}};
+    if (!errors.empty()) {
+      document[aggregator::kAdapterError] = aggregator::RelativeError(errors);
+      for (const aggregator::AdapterError& one : errors) {
+        document["adapter_errors"].push_back({{"layer", one.layer}, {"error", one.error}, {"norm", one.norm}, {"relative", relative(one)}});
+      }
+    }
+    PrintJson(document);
     return kDone;
   }
   fmt::print("{}: {} updates of weight {} in all\nmodel_sha256 {}\nout          {}\n", flags.strategy, outcome->updates, outcome->sum_weight,
              outcome->model_sha256, flags.out);
+  if (errors.empty()) return kDone;
+  fmt::print("\n{:<48} {:>12} {:>12} {:>12}\n", "ADAPTER", "OF THE SUM", "ERROR", "RELATIVE");
+  for (const aggregator::AdapterError& one : errors) fmt::print("{:<48} {:>12.6g} {:>12.3g} {:>12.3g}\n", one.layer, one.norm, one.error, relative(one));
+  fmt::print("{:<48} {:>12} {:>12} {:>12.3g}\n", "all", "", "", aggregator::RelativeError(errors));
   return kDone;
 }
 
@@ -268,7 +300,8 @@ void AddAggregateCommand(CLI::App& app, Context& context) {
       "Example:\n  tributary aggregate --strategy fedavg --model m.safetensors --update a.safetensors:600 --update b.safetensors:200 "
       "--out next.safetensors\n  tributary aggregate --strategy krum --param byzantine=1 --model m.safetensors --update a.safetensors:1 ... "
       "--out next.safetensors\n  tributary aggregate --strategy fednova --model m.safetensors --update a.safetensors:600,step_norm=5 "
-      "--update b.safetensors:200,step_norm=20 --out next.safetensors");
+      "--update b.safetensors:200,step_norm=20 --out next.safetensors\n  tributary aggregate --strategy fedavg --param adapters=fedex --model "
+      "adapter_model.safetensors --update a.safetensors:1 --update b.safetensors:1 --out next.safetensors   (PEFT's names; prints each adapter's error)");
   command->callback([&context, flags] { context.action = [&context, flags] { return RunAggregate(context, *flags); }; });
 }
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <span>
 #include <string_view>
 #include <vector>
 
@@ -26,6 +27,12 @@ constexpr CatalogEntry kModels[] = {
 #define TRIB_ANALYTIC(name, factory, help, params) {#name, help, params},
 #include "client/core/analytic/analytic.def"
 #undef TRIB_ANALYTIC
+};
+
+constexpr CatalogEntry kAdapters[] = {
+#define TRIB_ADAPTER(kind, help, params) {#kind, help, params},
+#include "client/torch/lora/lora.def"
+#undef TRIB_ADAPTER
 };
 
 constexpr CatalogEntry kRouters[] = {
@@ -52,18 +59,32 @@ nlohmann::json ParamsJson(std::string_view params) {
   return list;
 }
 
-template <typename Entries>
-int PrintCatalog(const Context& context, const char* key, const Entries& entries) {
+nlohmann::json EntriesJson(std::span<const CatalogEntry> entries) {
   nlohmann::json list = nlohmann::json::array();
+  for (const CatalogEntry& entry : entries) list.push_back({{"name", entry.name}, {"help", entry.help}, {"parameters", ParamsJson(entry.params)}});
+  return list;
+}
+
+void PrintEntries(std::span<const CatalogEntry> entries) {
   for (const CatalogEntry& entry : entries) {
-    if (context.json) {
-      list.push_back({{"name", entry.name}, {"help", entry.help}, {"parameters", ParamsJson(entry.params)}});
-    } else {
-      fmt::print("{:<16} {}\n", entry.name, entry.help);
-      if (!entry.params.empty()) fmt::print("{:<16}   params: {}\n", "", entry.params);
-    }
+    fmt::print("{:<16} {}\n", entry.name, entry.help);
+    if (!entry.params.empty()) fmt::print("{:<16}   params: {}\n", "", entry.params);
   }
-  if (context.json) PrintJson({{key, list}});
+}
+
+int PrintCatalog(const Context& context, const char* key, std::span<const CatalogEntry> entries) {
+  context.json ? PrintJson({{key, EntriesJson(entries)}}) : PrintEntries(entries);
+  return kDone;
+}
+
+int PrintModels(const Context& context) {
+  if (context.json) {
+    PrintJson({{"models", EntriesJson(kModels)}, {"adapters", EntriesJson(kAdapters)}});
+    return kDone;
+  }
+  PrintEntries(kModels);
+  fmt::print("\nadapters of the zoo's models (model: {{zoo: NAME, adapter: {{kind: lora, …}}}}):\n");
+  PrintEntries(kAdapters);
   return kDone;
 }
 
@@ -139,7 +160,7 @@ void AddCatalogCommands(CLI::App& app, Context& context) {
   strategies->callback([&context] { context.action = [&context] { return PrintStrategies(context); }; });
   CLI::App* models = app.add_subcommand("models", "Models of the zoo (model: {zoo: NAME, params: {…}})");
   models->footer("Example:\n  tributary models");
-  models->callback([&context] { context.action = [&context] { return PrintCatalog(context, "models", kModels); }; });
+  models->callback([&context] { context.action = [&context] { return PrintModels(context); }; });
   CLI::App* routers = app.add_subcommand("routers", "Routers of mixtures of experts (model: {zoo: moe_transformer, params: {router: {name: NAME, …}}})");
   routers->footer("Example:\n  tributary routers");
   routers->callback([&context] { context.action = [&context] { return PrintCatalog(context, "routers", kRouters); }; });

@@ -125,8 +125,9 @@ absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_fi
   TRIB_ASSIGN_OR_RETURN(const JobSpec spec, ReadJobSpec(job_file));
   std::optional<FileSource> artifact;
   std::string artifact_sha256;
-  if (!spec.model.torchscript.empty()) {
-    TRIB_ASSIGN_OR_RETURN(artifact, FileSource::Open(spec.model.torchscript));
+  // What clients fetch once, beside the versions.
+  if (const std::string& path = spec.model.base.empty() ? spec.model.torchscript : spec.model.base; !path.empty()) {
+    TRIB_ASSIGN_OR_RETURN(artifact, FileSource::Open(path));
     Sha256 sha256;
     TRIB_RETURN_IF_ERROR(ForEachPiece(*artifact, kPartBytes, [&](std::span<const std::byte> piece) {
       sha256.Update(piece);
@@ -135,7 +136,8 @@ absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_fi
     artifact_sha256 = sha256.HexDigest();
   }
   const std::string& file = spec.model.init.empty() ? spec.model.tensors : spec.model.init;
-  auto tensors = file.empty() ? InitialiseModel(job_file) : OpenTensors(file);
+  // A file of adapters says nothing of which of them its mode freezes: only whoever knows the model can tell.
+  auto tensors = file.empty() || spec.model.adapter.enabled() ? InitialiseModel(job_file) : OpenTensors(file);
   if (!tensors.ok()) return tensors.status();
   std::vector<std::string> warnings;
   if (client::IsAnalytic(spec)) {

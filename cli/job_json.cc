@@ -58,10 +58,12 @@ nlohmann::json JobJson(const v1::Job& job) {
                        {"evaluator", m.evaluator()},
                        {"bytes_up", m.bytes_up()},
                        {"bytes_down", m.bytes_down()}});
+    for (const auto& [name, value] : m.measured()) metrics.back()[name] = NumberOrNull(value);
   }
   nlohmann::json rounds = nlohmann::json::array();
   for (const v1::RoundTiming& r : job.rounds()) {
     rounds.push_back({{"version", r.version()}, {"aggregate_s", r.aggregate_s()}, {"commit_s", r.commit_s()}, {"updates", r.updates()}});
+    for (const auto& [name, value] : r.measured()) rounds.back()[name] = NumberOrNull(value);
   }
   nlohmann::json rejected = nlohmann::json::object();
   for (const auto& [reason, count] : job.updates_rejected()) rejected[reason] = count;

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "cli/adapter_files.h"
 #include "cli/command.h"
 #include "cli/job_json.h"
 #include "cli/state_source.h"
@@ -22,6 +23,7 @@ struct StateFlags {
   uint64_t from = 0;
   uint64_t to = 0;
   std::string out;
+  std::string peft;
   bool strategy_state = false;
 };
 
@@ -79,6 +81,7 @@ nlohmann::json VersionJson(const v1::VersionInfo& info) {
           {"state_epoch", info.state_epoch()},
           {"pruned_us", info.pruned_us()},
           {"privacy", info.has_privacy() ? PrivacyJson(info.privacy()) : nlohmann::json(nullptr)},
+          {"measured", std::map<std::string, double>(info.measured().begin(), info.measured().end())},
           {"contributors", contributors}, {"metrics", metrics},                  {"strategy_state", vectors},
           {"clients", clients}};
 }
@@ -124,6 +127,7 @@ absl::StatusOr<int> Get(const Context& context, StateSource& source, const std::
     fmt::print("privacy     epsilon {:.6g} at delta {:.3g} for all versions up to this one{}\n", info.privacy().epsilon(), info.privacy().delta(),
                info.privacy().insecure_seed() ? "; the noise follows from the job's seed" : "");
   }
+  for (const auto& [name, value] : info.measured()) fmt::print("measured    {} {:.6g}\n", name, value);
   for (const v1::Metric& m : info.metrics()) {
     fmt::print("metric      loss {:.6g}, accuracy {:.4f}, {} examples, by {}\n", m.loss(), m.accuracy(), m.examples(), m.evaluator());
   }
@@ -143,7 +147,24 @@ absl::StatusOr<int> Get(const Context& context, StateSource& source, const std::
   return kDone;
 }
 
+absl::StatusOr<int> ExportPeft(const Context& context, StateSource& source, const std::string& id, const StateFlags& flags) {
+  TRIB_ASSIGN_OR_RETURN(const v1::VersionInfo info, source.Get(id, flags.version));
+  TRIB_ASSIGN_OR_RETURN(const JobSpec spec, source.Spec(id));
+  if (!spec.model.adapter.enabled()) return InvalidArgument("--peft: job '{}' trains its whole model, there is no adapter to export", id);
+  TRIB_ASSIGN_OR_RETURN(const std::string file, source.Export(id, info.version(), false));
+  TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(file))));
+  TRIB_ASSIGN_OR_RETURN(const FlatModel model, ToModel(view));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<std::string> written, WritePeft(flags.peft, spec.model.adapter, AdaptersOf(spec.strategy), model));
+  if (context.json) {
+    PrintJson({{"job", id}, {"version", info.version()}, {"sha256", info.sha256()}, {"files", written}, {"out", flags.peft}});
+  } else {
+    fmt::print("adapter of job {} version {}: {} in {}\n", id, info.version(), fmt::join(written, ", "), flags.peft);
+  }
+  return kDone;
+}
+
 absl::StatusOr<int> Export(const Context& context, StateSource& source, const std::string& id, const StateFlags& flags) {
+  if (!flags.peft.empty()) return ExportPeft(context, source, id, flags);
   TRIB_ASSIGN_OR_RETURN(const v1::VersionInfo info, source.Get(id, flags.version));
   if (flags.strategy_state && info.strategy_state_size() == 0) {
     return NotFound("job '{}' version {} has no strategy state", id, info.version());
@@ -279,11 +300,14 @@ void AddStateCommands(CLI::App& app, Context& context) {
   });
 
   CLI::App* export_command =
-      add("export", "A version as a safetensors file", "tributary state export fashion --out fashion.safetensors");
+      add("export", "A version as a safetensors file", "tributary state export fashion --out fashion.safetensors\n  tributary state export languages --peft adapter/");
   version(export_command);
-  export_command->add_option("--out", flags->out, "The file (replaced as a whole, or not at all)")->required();
-  export_command->add_flag("--strategy-state", flags->strategy_state, "The strategy's vectors (F64) instead of the model");
+  CLI::Option* out = export_command->add_option("--out", flags->out, "The file (replaced as a whole, or not at all)");
+  CLI::Option* peft = export_command->add_option("--peft", flags->peft, "Of a job with model.adapter: a folder for PEFT's adapter_config.json and adapter_model.safetensors");
+  peft->excludes(out);
+  export_command->add_flag("--strategy-state", flags->strategy_state, "The strategy's vectors (F64) instead of the model")->excludes(peft);
   export_command->callback([&context, flags] {
+    if (flags->out.empty() && flags->peft.empty()) throw CLI::RequiredError("--out or --peft");
     context.action = [&context, flags] {
       return WithJob(context, *flags, [&](StateSource& source, const std::string& id) { return Export(context, source, id, *flags); });
     };

@@ -90,6 +90,11 @@ class StoreSource final : public StateSource {
     return info;
   }
 
+  absl::StatusOr<JobSpec> Spec(const std::string& id) override {
+    TRIB_ASSIGN_OR_RETURN(const auto job, store_->GetJob(id));
+    return ParseJobSpec(job.spec_yaml(), id);
+  }
+
   absl::StatusOr<std::string> Export(const std::string& id, uint64_t version, bool strategy_state) override {
     if (strategy_state) return ExportStrategyState(id, version);
     TRIB_ASSIGN_OR_RETURN(const auto row, store_->GetVersion(id, version));
@@ -176,6 +181,13 @@ class ServerSource final : public StateSource {
     request.set_latest(!version);
     request.set_version(version.value_or(0));
     return client_.Call(&v1::Admin::Stub::GetVersion, request);
+  }
+
+  absl::StatusOr<JobSpec> Spec(const std::string& id) override {
+    v1::GetJobRequest request;
+    request.set_job(id);
+    TRIB_ASSIGN_OR_RETURN(const v1::Job job, client_.Call(&v1::Admin::Stub::GetJob, request));
+    return ParseJobSpec(job.spec_yaml(), id);
   }
 
   absl::StatusOr<std::string> Export(const std::string& id, uint64_t version, bool strategy_state) override {

@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "common/job_spec.h"
 #include "common/safetensors.h"
 #include "common/status.h"
 #include "tributary/v1/admin.pb.h"
@@ -27,6 +28,8 @@ class StateSource {
   virtual absl::StatusOr<std::vector<v1::VersionInfo>> List(const std::string& id) = 0;
   // With its layout. No version: the latest.
   virtual absl::StatusOr<v1::VersionInfo> Get(const std::string& id, std::optional<uint64_t> version) = 0;
+  // The job, as it was submitted.
+  virtual absl::StatusOr<JobSpec> Spec(const std::string& id) = 0;
   // A safetensors file: the model, or the strategy state as F64 tensors.
   virtual absl::StatusOr<std::string> Export(const std::string& id, uint64_t version, bool strategy_state) = 0;
   // One line per finding; "" checks all jobs. `progress` gets one line per thing looked at.

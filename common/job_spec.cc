@@ -110,11 +110,10 @@ void ReadModel(YamlReader& top, ModelSpec* model) {
   map.reader().String("torchscript", &model->torchscript);
   map.reader().String("tensors", &model->tensors);
   map.reader().String("init", &model->init);
-  for (const std::string_view key : {"zoo", "torchscript", "tensors", "init"}) {
-    const std::string& value = key == "zoo"           ? model->zoo
-                               : key == "torchscript" ? model->torchscript
-                               : key == "tensors"     ? model->tensors
-                                                      : model->init;
+  map.reader().String("base", &model->base);
+  ReadAdapter(map.reader(), "adapter", &model->adapter);
+  for (const auto& [key, value] : std::map<std::string_view, std::string>{
+           {"zoo", model->zoo}, {"torchscript", model->torchscript}, {"tensors", model->tensors}, {"init", model->init}, {"base", model->base}}) {
     if (map.Has(key) && value.empty()) map.Fail(key, "expected a value, got an empty text");
   }
   const int sources = map.Has("zoo") + map.Has("torchscript") + map.Has("tensors");
@@ -123,6 +122,8 @@ void ReadModel(YamlReader& top, ModelSpec* model) {
   }
   if (map.Has("params") && !map.Has("zoo")) map.Fail("params", "only a model of the zoo has parameters");
   if (map.Has("init") && map.Has("tensors")) map.Fail("init", "a model given by tensors already has its initial weights");
+  if (map.Has("adapter") && !map.Has("zoo")) map.Fail("adapter", "only a model of the zoo shows which of its layers are linear");
+  if (map.Has("base") && !map.Has("adapter")) map.Fail("base", "only beside an adapter: what is trained begins as init says");
 }
 
 void ReadData(YamlReader& top, DataSpec* data) {
@@ -408,6 +409,11 @@ std::string_view TimingKindName(TimingKind kind) {
   return "batch";
 }
 
+AdapterMode AdaptersOf(const StrategySpec& strategy) {
+  const auto adapters = strategy.params.find("adapters");
+  return adapters == strategy.params.end() ? AdapterMode::kNone : AdapterModeOf(adapters->second).value_or(AdapterMode::kNone);
+}
+
 absl::StatusOr<LocalSpec> LocalSpec::Of(int64_t client) const {
   LocalSpec own = *this;
   own.client_steps.clear();
@@ -497,6 +503,8 @@ std::string CanonicalYaml(const JobSpec& spec) {
   if (!spec.model.torchscript.empty()) line("  ", "torchscript", Quoted(spec.model.torchscript));
   if (!spec.model.tensors.empty()) line("  ", "tensors", Quoted(spec.model.tensors));
   if (!spec.model.init.empty()) line("  ", "init", Quoted(spec.model.init));
+  if (!spec.model.base.empty()) line("  ", "base", Quoted(spec.model.base));
+  if (spec.model.adapter.enabled()) line("  ", "adapter", CanonicalAdapter(spec.model.adapter));
   out += "data:\n";
   line("  ", "seed", number(spec.data.seed));
   if (!spec.data.source.empty()) {

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "common/adapter_spec.h"
 #include "common/privacy_spec.h"
 #include "common/simulate_spec.h"
 #include "common/status.h"
@@ -29,7 +30,9 @@ struct ModelSpec {            // exactly one of zoo, torchscript, tensors
   ParamMap params;
   std::string torchscript;    // path on the submitter's machine
   std::string tensors;        // safetensors: a model known by its tensors alone (scripted clients, benchmarks)
-  std::string init;           // safetensors with the initial weights; empty: the zoo's own initialisation from `seed`
+  std::string init;           // safetensors with the initial weights (of the adapters, if it has some); empty: the zoo's own initialisation from `seed`
+  std::string base;           // with an adapter: safetensors with the frozen weights, which the server hands out once; empty: as `init` says of a zoo model
+  AdapterSpec adapter;        // zoo only
   bool operator==(const ModelSpec&) const = default;
 };
 
@@ -54,6 +57,9 @@ struct StrategySpec {
   ParamMap params;
   bool operator==(const StrategySpec&) const = default;
 };
+
+// Its parameter `adapters`; kNone where it has none that is known.
+AdapterMode AdaptersOf(const StrategySpec& strategy);
 
 struct CohortSpec {
   int64_t size = 0;           // >= 1: updates wanted per version. Required; with Poisson sampling rate × population, rounded up

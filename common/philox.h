@@ -42,7 +42,7 @@ TRIB_HOST_DEVICE PhiloxWords Philox4x32(uint32_t key0, uint32_t key1, PhiloxWord
 }
 
 // What the random numbers are for; no two uses of one (seed, client, version) share any.
-enum class RandomStage : uint32_t { kNoise = 1, kRounding = 2, kSelection = 3 };
+enum class RandomStage : uint32_t { kNoise = 1, kRounding = 2, kSelection = 3, kAdapter = 4 };
 
 // The four words of elements 4·quad … 4·quad + 3. `client` is a number of the client (the server is 0); quad < 2^56.
 struct PhiloxStream {

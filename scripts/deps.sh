@@ -19,7 +19,7 @@ packages=(
   protobuf-compiler protobuf-compiler-grpc libgrpc++-dev libprotobuf-dev libabsl-dev
   prometheus-cpp-dev librocksdb-dev libsnappy-dev liblz4-dev libbz2-dev
   libgtest-dev libgmock-dev libbenchmark-dev
-  libhwy-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libssl-dev libxxhash-dev libisal-dev libzstd-dev
+  libhwy-dev libeigen3-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libssl-dev libxxhash-dev libisal-dev libzstd-dev
   zlib1g-dev
   python3 python3-venv python3-pip unzip util-linux
   dataset-fashion-mnist

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Made by scripts/docs.py from `tributary {}`. Change the tables it reads, then run it again. -->\n"
 
 
-def listed(program, what):
-    return json.loads(subprocess.run([program, what, "--json"], capture_output=True, text=True, check=True).stdout)[what]
+def listed(program, what, key=None):
+    return json.loads(subprocess.run([program, what, "--json"], capture_output=True, text=True, check=True).stdout)[key or what]
 
 
 def cell(text):
@@ -45,10 +45,13 @@ def strategies(program):
 
 
 def models(program):
-    text = NOTE.format("models, routers, datasets, codecs --json") + "# Models, routers, data sources, codecs\n\n"
+    text = NOTE.format("models, routers, datasets, codecs --json") + "# Models, adapters, routers, data sources, codecs\n\n"
     text += "## Models\n`model: {zoo: NAME, params: {…}}`. Those that say \"no LibTorch\" need none.\n\n"
     rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"]) or "–"] for e in listed(program, "models")]
     text += table(["model", "what it is", "parameters and defaults"], rows)
+    text += "\n## Adapters\n`model: {zoo: NAME, adapter: {kind: lora, targets: [LAYER, …], …}}` with `strategy: {adapters: MODE}`: only the adapters travel.\n\n"
+    rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"])] for e in listed(program, "models", "adapters")]
+    text += table(["adapter", "what it is", "parameters and defaults"], rows)
     text += "\n## Routers\n`model: {zoo: moe_transformer, params: {router: {name: NAME, …}}}`: who serves which token, and what balances the experts.\n\n"
     rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"]) or "–"] for e in listed(program, "routers")]
     text += table(["router", "what it is", "parameters and defaults"], rows)

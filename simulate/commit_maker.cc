@@ -45,7 +45,8 @@ absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weigh
 absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew) {
   aggregator::CommitFacts facts{
       .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
-  aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base};
+  aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base, .measured = &measured_};
+  measured_.clear();
   std::unique_ptr<RandomWords> noise;
   if (privacy_ != nullptr) {
     noise = privacy_->NoiseOf(commit.version, std::nullopt);  // simulations have no secrets
@@ -58,7 +59,7 @@ absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit
   TRIB_RETURN_IF_ERROR(Open().Step(input, &state_, *next));
   aggregate_.reset();
   if (anew) TRIB_RETURN_IF_ERROR(aggregator::BeginClientsAnew(strategy_, layout_, *next, &state_.strategy));
-  if (privacy_ != nullptr) clip_ = privacy_->NextClip(clip_, commit.contributors, layout_.trainable_count(), noise.get());
+  if (privacy_ != nullptr) clip_ = privacy_->NextClip(clip_, commit.contributors, update_layout_.trainable_count(), noise.get());
   return next;
 }
 

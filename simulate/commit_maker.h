@@ -5,9 +5,11 @@
 // Borrows spec, strategy and layout. Threads: thread-compatible. Errors: those of Aggregate, JobPrivacy and CheckScalars.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "aggregator/core/aggregate.h"
@@ -28,6 +30,7 @@ class CommitMaker {
   const aggregator::JobPrivacy* privacy() const { return privacy_.get(); }  // null: the job has none
   double clip() const { return clip_; }
   const aggregator::MemoryState& state() const { return state_; }
+  const std::map<std::string, double>& measured() const { return measured_; }  // of the last model made
 
   // What the server's clip makes of the update's weight: a factor in (0, 1]. INVALID_ARGUMENT for another size, codes that mean nothing,
   // values that are not finite, or numbers that are missing; those that the server measures are added to `scalars`.
@@ -51,6 +54,7 @@ class CommitMaker {
   std::unique_ptr<aggregator::JobPrivacy> privacy_;
   double clip_ = 0;
   aggregator::MemoryState state_;
+  std::map<std::string, double> measured_;
   std::optional<aggregator::Aggregate> aggregate_;   // of the open version, once something is folded
 };
 

@@ -62,6 +62,7 @@ absl::Status Recorder::Commit(const Version& version) {
   info.set_committed_us(MicrosAt(version.now_ns));
   info.set_trigger(commit.trigger);
   if (version.privacy) *info.mutable_privacy() = *version.privacy;
+  info.mutable_measured()->insert(version.measured.begin(), version.measured.end());
   info.set_epoch(store_->epoch());
   for (const auto& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   for (const aggregator::RoundContributor& contributor : commit.contributors) {

@@ -33,6 +33,7 @@ class Recorder {
     std::vector<std::pair<std::string, std::span<const std::byte>>> client_vectors;
     const std::map<UpdateId, LargeBytes>* updates = nullptr;   // of the contributors, to be kept for replay; null: not kept
     std::optional<v1::PrivacySpend> privacy{};                 // spent up to this version
+    std::map<std::string, double> measured{};                  // by its aggregation
     int64_t now_ns = 0;
   };
   absl::Status Commit(const Version& version);

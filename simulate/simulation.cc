@@ -187,7 +187,7 @@ absl::Status Simulation::Prepare() {
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
   TRIB_ASSIGN_OR_RETURN(maker_, CommitMaker::Make(spec_, *strategy_, layout_, *model_));
   training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &maker_->update_layout(), .encoding = maker_->encoding(), .initial = model_,
-                                    .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.torchscript,
+                                    .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.base.empty() ? spec_.model.torchscript : spec_.model.base,
                                     .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model()});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(MakeVectors());
@@ -371,7 +371,7 @@ absl::Status Simulation::Do(const aggregator::Commit& commit) {
   if (recorder_) {
     sha256_ = Sha256Hex(*model_);
     TRIB_RETURN_IF_ERROR(recorder_->Commit({.commit = &commit, .model = *model_, .sha256 = sha256_, .state = &maker_->state().strategy, .client_vectors = rows,
-                                            .updates = spec_.record ? &kept_ : nullptr, .privacy = result_.privacy, .now_ns = now_ns_}));
+                                            .updates = spec_.record ? &kept_ : nullptr, .privacy = result_.privacy, .measured = maker_->measured(), .now_ns = now_ns_}));
   }
   kept_.clear();
   if (!bases_.empty()) {
@@ -419,6 +419,7 @@ absl::Status Simulation::Do(const aggregator::Evaluate& action) {
   metric.set_evaluator("simulation");
   metric.set_bytes_up(result_.bytes_up);
   metric.set_bytes_down(result_.bytes_down);
+  if (action.version == result_.version) metric.mutable_measured()->insert(maker_->measured().begin(), maker_->measured().end());
   if (recorder_) TRIB_RETURN_IF_ERROR(recorder_->Metric(metric));
   return Post(aggregator::MetricReported{action.version, measured.accuracy});
 }

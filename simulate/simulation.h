@@ -45,7 +45,7 @@ struct SimulationOptions {
   std::vector<client::Learner*> learners;             // at least one; each is used by one thread
   std::function<absl::StatusOr<std::shared_ptr<const client::Dataset>>(uint32_t client)> data;
   std::shared_ptr<const client::Dataset> evaluation;  // null: nothing is evaluated
-  std::string artifact;                               // content of the TorchScript file; empty: none
+  std::string artifact;                               // content of the TorchScript file or of the adapters' base; empty: none
   aggregator::StateStore* store = nullptr;            // null: nothing is kept
   bool keep_history = false;                          // contributors of every version in the result
   bool keep_models = false;                           // the model of every version in the result

@@ -76,8 +76,9 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (artifact.size() != header.artifact_bytes()) {
     return InvalidArgument("artifact: expected the {} bytes that the header says, got {}", header.artifact_bytes(), artifact.size());
   }
-  if (!spec.model.torchscript.empty() && artifact.empty()) return InvalidArgument("model.torchscript: the TorchScript file did not come with the job");
-  if (spec.model.torchscript.empty() && !artifact.empty()) return InvalidArgument("artifact: the job names no TorchScript model, got {} bytes", artifact.size());
+  const std::string_view named = !spec.model.torchscript.empty() ? "torchscript" : !spec.model.base.empty() ? "base" : "";
+  if (!named.empty() && artifact.empty()) return InvalidArgument("model.{}: the file did not come with the job", named);
+  if (named.empty() && !artifact.empty()) return InvalidArgument("artifact: the job names no TorchScript model and no base, got {} bytes", artifact.size());
   std::string artifact_sha256;
   if (!artifact.empty()) {
     artifact_sha256 = Sha256Hex(std::as_bytes(std::span(artifact)));

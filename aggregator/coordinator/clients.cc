@@ -348,6 +348,9 @@ void Coordinator::OnEvaluation(ClientRecord& client, const v1::EvaluationReport&
       metric.set_evaluator(client.id);
       metric.set_bytes_up(job->row.bytes_up());
       metric.set_bytes_down(job->row.bytes_down());
+      for (const v1::RoundTiming& made : job->timings) {
+        if (made.version() == report.version()) *metric.mutable_measured() = made.measured();
+      }
       std::erase_if(job->metrics, [&](const v1::Metric& old) { return old.version() == metric.version() && old.evaluator() == metric.evaluator(); });
       const auto at = std::upper_bound(job->metrics.begin(), job->metrics.end(), metric.version(),
                                        [](uint64_t version, const v1::Metric& other) { return version < other.version(); });

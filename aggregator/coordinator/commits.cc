@@ -79,6 +79,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   std::shared_ptr<NodeSums> from_nodes;
   bool own_updates = false;
   double clip = 0;
+  std::map<std::string, double> measured;  // by the step, of the version it makes
   std::vector<ObjectKey> kept;  // of the contributors in their order, where updates are kept whole
   {
     absl::MutexLock lock(&mutex_);
@@ -99,7 +100,7 @@ void Coordinator::RunCommit(CommitWork& work) {
     for (size_t i = 0; i < kept.size() && sums.ok(); ++i) {
       const absl::StatusOr<std::span<const std::byte>> bytes = runtime.pool->Read(kept[i]);
       if (bytes.ok()) {
-        whole.push_back({.client = commit.contributors[i].key.client, .flat = bytes->first(runtime.update_layout.total_bytes())});
+        whole.push_back({.client = commit.contributors[i].key.client, .flat = bytes->first(runtime.update_layout.total_bytes()), .weight = commit.contributors[i].weight});
       } else {
         sums = bytes.status();
       }
@@ -118,7 +119,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   }
   if (sums.ok() && from_nodes != nullptr) {
     if (const absl::Status whole = from_nodes->Finish(*runtime.reducer, pieces, counters); whole.ok()) {
-      pieces = {{0, runtime.layout.float_count(), from_nodes->floats().data()}};
+      pieces = {{0, runtime.update_layout.float_count(), from_nodes->floats().data()}};
       counters = from_nodes->counters();
     } else {
       sums = whole;
@@ -141,7 +142,7 @@ void Coordinator::RunCommit(CommitWork& work) {
       return;
     }
   }
-  absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model, &clip);
+  absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model, &clip, &measured);
   // A client without its state trained as one that has none: its step counts, and what is a sum over all states begins with this version.
   const bool anew = !work.lost.empty() && runtime.strategy->client_state() == ClientStateKind::kShared;
   if (stepped.ok() && anew) stepped = BeginClientsAnew(*runtime.strategy, runtime.layout, model->bytes(), &runtime.state);
@@ -177,6 +178,8 @@ void Coordinator::RunCommit(CommitWork& work) {
   info.set_epoch(store_->epoch());
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   if (runtime.privacy != nullptr) *info.mutable_privacy() = PrivacyRow(*runtime.privacy, commit.version, clip);
+  info.mutable_measured()->insert(measured.begin(), measured.end());
+  row.mutable_timing()->mutable_measured()->insert(measured.begin(), measured.end());
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
   for (size_t i = 0; i < rows.size(); ++i) batch.client_vectors.emplace_back(whole[i].client, rows[i]);
   row.set_registered(static_cast<uint64_t>(commit.registered));
@@ -233,7 +236,7 @@ void Coordinator::RunCommit(CommitWork& work) {
 }
 
 absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
-                                    std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip) {
+                                    std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip, std::map<std::string, double>* measured) {
   const JobPrivacy* privacy = runtime.privacy.get();
   const double noise_stddev = privacy != nullptr && privacy->central() ? privacy->SumStddev(*clip) : 0;
   std::span<const StatePiece> pieces = sums.pieces;
@@ -245,8 +248,8 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
       return absl::OkStatus();
     }
     // That nobody was drawn is as secret as who was: the sum of nobody gets its noise too.
-    nothing.resize(runtime.layout.float_count() * runtime.reducer->state_bytes_per_element());
-    zero = {0, runtime.layout.float_count(), nothing.data()};
+    nothing.resize(runtime.update_layout.float_count() * runtime.reducer->state_bytes_per_element());
+    zero = {0, runtime.update_layout.float_count(), nothing.data()};
     pieces = {&zero, 1};
   }
   // What a private job divides by, and the noise that its sums get before anything is made of them.
@@ -261,12 +264,12 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
       TRIB_ASSIGN_OR_RETURN(key, SecretKey());
     }
     noise = privacy->NoiseOf(commit.version, key);
-    if (noise_stddev > 0) reducer = &noisy.emplace(*reducer, pieces, runtime.layout.trainable_count(), noise_stddev, *noise);
-    *clip = privacy->NextClip(*clip, commit.contributors, runtime.layout.trainable_count(), noise.get());
+    if (noise_stddev > 0) reducer = &noisy.emplace(*reducer, pieces, runtime.update_layout.trainable_count(), noise_stddev, *noise);
+    *clip = privacy->NextClip(*clip, commit.contributors, runtime.update_layout.trainable_count(), noise.get());
   }
   const CommitFacts facts{.version = commit.version, .sum_weight = sum_weight, .registered = commit.registered, .contributors = commit.contributors};
   if (runtime.keeps_updates()) {
-    return ApplyWholeStep(*runtime.strategy, runtime.layout, whole, RowsOf(job), facts, previous.bytes(), runtime.state, next.writable());
+    return ApplyWholeStep(*runtime.strategy, runtime.layout, whole, RowsOf(job), facts, previous.bytes(), runtime.state, next.writable(), measured);
   }
   SharedBytes base;
   if (runtime.strategy->server_step().needs_base()) {
@@ -275,7 +278,8 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
   }
   return ApplyServerStep(runtime.strategy->server_step(),
                          {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = pieces, .counters = sums.counters,
-                          .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers()},
+                          .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers(),
+                          .without_buffers = runtime.strategy->adapters() != AdapterMode::kNone, .spread = runtime.strategy->spread()},
                          runtime.state, next.writable());
 }
 

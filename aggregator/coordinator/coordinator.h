@@ -210,7 +210,8 @@ class Coordinator {
   // On the commit thread: the sums of the workers and nodes, or the updates kept whole, into the next model. `clip`: of the version that the
   // updates start from; becomes that of the next one.
   absl::Status MakeModel(const JobPtr& job, JobRuntime& runtime, const Commit& commit, const WorkerPool::Sums& sums,
-                         std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip) ABSL_LOCKS_EXCLUDED(mutex_);
+                         std::span<const WholeUpdate> whole, const ModelBuffer& previous, ModelBuffer& next, double* clip,
+                         std::map<std::string, double>* measured) ABSL_LOCKS_EXCLUDED(mutex_);
   // Recorded updates of a job that is over which are in no version.
   absl::Status DropUncounted(const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status CheckRecordSize(const JobSpec& spec, const JobRuntime& runtime) const;

@@ -417,7 +417,7 @@ PartialAdmission Coordinator::BeginPartial(const std::string& name, const Checke
   if (admission.answer.state() != v1::PARTIAL_STATE_SEND) return admission;
   const JobRuntime& runtime = *job->runtime;
   admission.answer.set_chunk_bytes(kPartialChunkBytes);
-  admission.float_bytes = runtime.layout.float_count() * runtime.reducer->state_bytes_per_element();
+  admission.float_bytes = runtime.update_layout.float_count() * runtime.reducer->state_bytes_per_element();
   admission.limit = FixedPointLimit(job->spec.ClientsAsked()) * static_cast<double>(int64_t{1} << kFixedPointBits);
   admission.sums.resize(partial.bytes);
   return admission;
@@ -473,7 +473,7 @@ v1::PartialAnswer Coordinator::FinishPartial(const std::string& name, const Chec
     Post(job, PartialArrived{ContributorsOf(partial)});  // nothing is committed before they count as folded
     Post(job, NodesExpected{ExpectedFromNodes(*job)});
   }
-  const bool merged = target->Merge(*runtime->reducer, sums, runtime->layout.float_count(), runtime->layout.counter_count());
+  const bool merged = target->Merge(*runtime->reducer, sums, runtime->update_layout.float_count(), runtime->layout.counter_count());
   absl::MutexLock lock(&mutex_);
   if (!job->Open() || job->round_number != round_number) return AnswerOf(v1::PARTIAL_STATE_RETRY, "the aggregate was lost meanwhile");
   if (!merged) {

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
+#include "aggregator/core/adapters.h"
 #include "aggregator/core/aggregate.h"
 #include "common/log.h"
 
@@ -108,6 +109,10 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
     if (status.ok()) {
       status = CheckHeader(header, *job);
       code = "header";
+      if (status.ok()) {
+        status = Annotate(CheckPhase(*job->runtime->strategy, header.scalars, header.version), fmt::format("update {}", ToHex(header.key.update)));
+        if (!status.ok()) code = "wrong_phase";
+      }
     } else if (status.code() != absl::StatusCode::kFailedPrecondition) {
       code = "task";
     }
@@ -115,7 +120,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
     const bool own_task = task != job->tasks.end() && task->second.task == header.key.task;
     if (!status.ok()) {
       CountRefused(*job, code, header.key, MessageOf(status));
-      if (own_task && code == "header") {
+      if (own_task && (code == "header" || code == "wrong_phase")) {
         task->second.give_up = clock_->Now() + options_.refused_grace;
         task->second.give_up_reason = MessageOf(status);
       }

@@ -9,7 +9,11 @@
 
 namespace tributary::aggregator {
 
-absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model) { return WithGroups(model, strategy.update_groups()); }
+absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model) {
+  if (strategy.adapters() == AdapterMode::kNone) return WithGroups(model, strategy.update_groups());
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout travelling, AdapterUpdateLayout(strategy.adapters(), model));
+  return WithGroups(travelling, strategy.update_groups());
+}
 
 Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding)
     : strategy_(strategy),
@@ -31,10 +35,10 @@ absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<cons
   if (!Scan(update.first(layout.float_bytes()), layout.float_dtype()).finite) {
     return InvalidArgument("update {}: it has a NaN or an infinity", name);
   }
-  for (const auto& [key, bytes] : whole_) {
-    if (key.update == contributor.key.update) return AlreadyExists("update {} is already counted", name);
+  for (const Kept& kept : whole_) {
+    if (kept.key.update == contributor.key.update) return AlreadyExists("update {} is already counted", name);
   }
-  whole_.emplace_back(contributor.key, std::vector<std::byte>(update.begin(), update.end()));
+  whole_.push_back({.key = contributor.key, .weight = contributor.weight, .bytes = {update.begin(), update.end()}});
   ++count_;
   return absl::OkStatus();
 }
@@ -46,23 +50,24 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     const Reducer* reducer = &partial_.reducer();
     std::optional<NoisySums> noisy;
     if (input.noise_stddev > 0) {
-      reducer = &noisy.emplace(*reducer, std::span(&piece, 1), layout_.trainable_count(), input.noise_stddev, *input.noise);
+      reducer = &noisy.emplace(*reducer, std::span(&piece, 1), partial_.layout().trainable_count(), input.noise_stddev, *input.noise);
     }
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
-                            .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers()},
+                            .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers(),
+                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .spread = strategy_.spread()},
                            state->strategy, next);
   }
-  std::vector<const std::pair<UpdateKeyRef, std::vector<std::byte>>*> order;
-  for (const auto& kept : whole_) order.push_back(&kept);
-  std::sort(order.begin(), order.end(), [](const auto* a, const auto* b) { return a->first < b->first; });
+  std::vector<const Kept*> order;
+  for (const Kept& kept : whole_) order.push_back(&kept);
+  std::sort(order.begin(), order.end(), [](const Kept* a, const Kept* b) { return a->key < b->key; });
   std::vector<WholeUpdate> updates;
-  for (const auto* kept : order) updates.push_back({.client = kept->first.client, .flat = kept->second});
+  for (const Kept* kept : order) updates.push_back({.client = kept->key.client, .flat = kept->bytes, .weight = kept->weight});
   const RowReader row = [state](const std::string& client) -> absl::StatusOr<std::vector<std::byte>> {
     const auto at = state->rows.find(client);
     return at == state->rows.end() ? std::vector<std::byte>() : at->second;
   };
-  TRIB_RETURN_IF_ERROR(ApplyWholeStep(strategy_, layout_, updates, row, input.facts, input.previous, state->strategy, next));
+  TRIB_RETURN_IF_ERROR(ApplyWholeStep(strategy_, layout_, updates, row, input.facts, input.previous, state->strategy, next, input.measured));
   if (whole->keeps_rows()) {
     for (const WholeUpdate& update : updates) {
       TRIB_ASSIGN_OR_RETURN(state->rows[update.client], NextRow(strategy_, layout_, update, row));
@@ -72,14 +77,17 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
 }
 
 absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout, std::span<const WholeUpdate> updates, const RowReader& row,
-                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next) {
+                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next,
+                            std::map<std::string, double>* measured) {
   const WholeReducer& whole = *strategy.whole_reducer();
   TRIB_RETURN_IF_ERROR(whole.CheckCount(static_cast<int64_t>(updates.size())));
   TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
   const size_t groups = strategy.update_groups().size();
-  std::vector<double> sums(layout.float_count() + (groups - 1) * layout.trainable_count());
+  const bool adapters = strategy.adapters() != AdapterMode::kNone;
+  std::vector<double> sums((adapters ? layout.trainable_count() : layout.float_count()) + (groups - 1) * layout.trainable_count());
   const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
-  TRIB_RETURN_IF_ERROR(whole.Reduce({.layout = &layout, .updates = updates, .registered = facts.registered, .row = row}, state, sums));
+  const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous};
+  TRIB_RETURN_IF_ERROR(whole.Reduce(input, state, sums));
   std::vector<int64_t> counters(layout.counter_count());
   for (size_t k = 0; k < updates.size(); ++k) {
     FoldCounters(counters.data(), updates[k].flat.data() + float_bytes, counters.size(), k == 0);
@@ -88,9 +96,11 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   const StatePiece piece{.first = 0, .count = sums.size(), .state = reinterpret_cast<const std::byte*>(sums.data())};
   CommitFacts one = facts;
   one.sum_weight = whole.gives_sums() ? static_cast<double>(updates.size()) : 1;
-  return ApplyServerStep(strategy.server_step(),
-                         {.layout = &layout, .groups = groups, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous, .base = {}, .facts = one, .keep_buffers = strategy.local_buffers()},
-                         state, next);
+  TRIB_RETURN_IF_ERROR(ApplyServerStep(strategy.server_step(),
+                                       {.layout = &layout, .groups = groups, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous,
+                                        .base = {}, .facts = one, .keep_buffers = strategy.local_buffers(), .without_buffers = adapters},
+                                       state, next));
+  return whole.Finish(input, next, measured);
 }
 
 std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat) {

@@ -42,6 +42,7 @@ class Aggregate {
     std::span<const std::byte> base;   // for a step that needs it
     double noise_stddev = 0;           // on each element of the sums: central privacy noise
     RandomWords* noise = nullptr;      // with noise_stddev > 0
+    std::map<std::string, double>* measured = nullptr;  // WholeReducer::Finish
   };
   // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.
   absl::Status Step(const Input& input, MemoryState* state, std::span<std::byte> next) const;
@@ -53,12 +54,18 @@ class Aggregate {
   TensorLayout layout_;
   Partial partial_;
   size_t count_ = 0;
-  std::vector<std::pair<UpdateKeyRef, std::vector<std::byte>>> whole_;
+  struct Kept {
+    UpdateKeyRef key;
+    double weight = 0;
+    std::vector<std::byte> bytes;
+  };
+  std::vector<Kept> whole_;
 };
 
 // The server step of a strategy with a whole_reducer(), from `updates` in the order of their clients' names.
 absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout, std::span<const WholeUpdate> updates, const RowReader& row,
-                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next);
+                            const CommitFacts& facts, std::span<const std::byte> previous, StrategyState& state, std::span<std::byte> next,
+                            std::map<std::string, double>* measured = nullptr);
 
 // The trainable part of an update, its first group.
 std::span<const std::byte> RowOf(const TensorLayout& layout, std::span<const std::byte> flat);

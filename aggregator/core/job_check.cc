@@ -1,5 +1,6 @@
 #include "aggregator/core/job_check.h"
 
+#include "aggregator/core/adapters.h"
 #include "aggregator/core/aggregate.h"
 #include "common/update_codec.h"
 
@@ -9,7 +10,7 @@ namespace {
 // Whoever reads updates other than by the fold reads them as they are.
 absl::Status CheckCodec(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
   TRIB_ASSIGN_OR_RETURN(const TensorLayout update, UpdateLayout(strategy, model));
-  const bool as_they_are = strategy.whole_reducer() != nullptr || !strategy.norm_scalar().empty() || update != model;
+  const bool as_they_are = strategy.whole_reducer() != nullptr || !strategy.norm_scalar().empty() || strategy.update_groups() != std::vector<std::string>{""};
   if (as_they_are && spec.Encoding(update).codec != Codec::kPlain) {
     return InvalidArgument("codec: strategy '{}' needs its updates as they are: expected f32, got {}", spec.strategy.name, spec.codec);
   }
@@ -38,6 +39,7 @@ absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const Tenso
   if (spec.cohort.poisson && spec.cohort.population == 0) {
     return InvalidArgument("cohort.sampling: poisson needs the number of clients that each version is drawn among: cohort.population");
   }
+  TRIB_RETURN_IF_ERROR(CheckAdapters(spec, strategy, model));
   TRIB_RETURN_IF_ERROR(strategy.CheckJob(spec));
   TRIB_RETURN_IF_ERROR(CheckValues(spec, strategy));
   return CheckCodec(spec, strategy, model);

@@ -116,18 +116,24 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
   std::erase_if(sorted, [](const StatePiece& piece) { return piece.count == 0; });
   std::sort(sorted.begin(), sorted.end(), [](const StatePiece& a, const StatePiece& b) { return a.first < b.first; });
   const size_t extra = (input.groups - 1) * layout.trainable_count();
-  TRIB_RETURN_IF_ERROR(CheckPieces(sorted, layout.float_count() + extra));
+  const size_t own = input.without_buffers ? layout.trainable_count() : layout.float_count();
+  const size_t summed = input.spread == nullptr ? own + extra : sorted.empty() ? 0 : sorted.back().first + sorted.back().count;
+  TRIB_RETURN_IF_ERROR(CheckPieces(sorted, summed));
   TRIB_RETURN_IF_ERROR(PrepareState(step, layout, input.previous, &state));
   const Reducer* reducer = input.reducer;
   std::unique_ptr<Reducer> plain;
   std::vector<double> first_group, second_group;
   if (input.groups == 2) {
     // Elements i and trainable + i may lie in different pieces: both groups are laid out whole.
-    const std::vector<double> all = ReportAll(*reducer, sorted, layout.float_count() + extra);
+    const std::vector<double> all = ReportAll(*reducer, sorted, own + extra);
     const auto split = all.begin() + static_cast<ptrdiff_t>(layout.trainable_count());
     first_group.assign(all.begin(), split);
     second_group.assign(split, split + static_cast<ptrdiff_t>(extra));
     first_group.insert(first_group.end(), split + static_cast<ptrdiff_t>(extra), all.end());
+  } else if (input.spread != nullptr) {
+    TRIB_ASSIGN_OR_RETURN(first_group, input.spread->Spread(layout, input.facts, ReportAll(*reducer, sorted, summed)));
+  }
+  if (!first_group.empty()) {
     plain = MakeMeanReducer(DType::kF64, Arithmetic::kFloat64);
     reducer = plain.get();
     sorted = {{.first = 0, .count = first_group.size(), .state = reinterpret_cast<const std::byte*>(first_group.data())}};
@@ -169,6 +175,11 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
                         DTypeName(dtype));
       }
     }
+  }
+  if (input.without_buffers) {
+    const size_t trainable_bytes = layout.trainable_count() * DTypeBytes(dtype);
+    std::copy_n(input.previous.begin() + static_cast<ptrdiff_t>(trainable_bytes), layout.float_bytes() - trainable_bytes,
+                next.begin() + static_cast<ptrdiff_t>(trainable_bytes));
   }
   const size_t counter_bytes = layout.counter_count() * sizeof(int64_t);
   if (counter_bytes > 0) {

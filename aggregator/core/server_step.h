@@ -75,6 +75,14 @@ struct StatePiece {
 // of another size.
 absl::Status PrepareState(const ServerStep& step, const TensorLayout& layout, std::span<const std::byte> model, StrategyState* state);
 
+// Of updates whose elements are not the trainable ones of the model: what they stand for. Pure.
+class SumSpread {
+ public:
+  virtual ~SumSpread() = default;
+  // Σ w·Δ of all trainable elements from the sums over all elements of the updates; an element that none of them moves has 0.
+  virtual absl::StatusOr<std::vector<double>> Spread(const TensorLayout& model, const CommitFacts& facts, std::span<const double> sums) const = 0;
+};
+
 struct StepInput {
   const TensorLayout* layout = nullptr;    // of the model
   size_t groups = 1;                       // 1 or 2: the sums are over the model's float elements with the trainable ones so many times in front
@@ -85,6 +93,8 @@ struct StepInput {
   std::span<const std::byte> base;         // the same, for a step that needs it
   CommitFacts facts;
   bool keep_buffers = false;               // buffers stay as they were
+  bool without_buffers = false;            // the same, and updates carry none: the sums end with the trainable elements
+  const SumSpread* spread = nullptr;       // only without buffers
 };
 
 // Rounds `values` to the type; false if one is not finite then. `out`: values.size() elements.

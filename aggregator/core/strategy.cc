@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "aggregator/core/adapters.h"
 #include "common/state_version.h"
 #include "common/suggest.h"
 
@@ -34,7 +35,20 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeWithCommon(const StrategySpec& spe
   if (buffers != "average" && buffers != "local") {
     return InvalidArgument("strategy '{}': {} must be in {}, got '{}'", spec.name, info.name, info.range, buffers);
   }
+  const auto adapters = own.params.extract(AdaptersParam().name);
+  AdapterMode mode = AdapterMode::kNone;
+  if (!adapters.empty()) {
+    const absl::StatusOr<AdapterMode> named = AdapterModeOf(adapters.mapped());
+    if (!named.ok()) return InvalidArgument("strategy '{}': {}", spec.name, MessageOf(named.status()));
+    mode = *named;
+  }
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy, make(own, local));
+  if (mode != AdapterMode::kNone) {
+    if (buffers == "local") {
+      return InvalidArgument("strategy '{}': buffers: with adapters: {} they are the server's and never go up; expected average, got local", spec.name, AdapterModeName(mode));
+    }
+    TRIB_ASSIGN_OR_RETURN(strategy, WithAdapters(mode, own, std::move(strategy)));
+  }
   strategy->set_local_buffers(buffers == "local");
   return strategy;
 }
@@ -43,6 +57,7 @@ template <Params params>
 std::vector<ParamInfo> ParamsWithCommon() {
   std::vector<ParamInfo> all = params();
   all.push_back(BuffersParam());
+  all.push_back(AdaptersParam());
   return all;
 }
 

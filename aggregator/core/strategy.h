@@ -15,6 +15,7 @@
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/weight_rule.h"
 #include "aggregator/core/whole_reducer.h"
+#include "common/adapter_spec.h"
 #include "common/job_spec.h"
 #include "common/status.h"
 
@@ -42,6 +43,7 @@ struct ScalarInfo {
   double low = 0;      // > low (low_open) or >= low, finite
   bool low_open = false;
   bool binary = false;  // 0 or 1 and nothing else
+  bool of_version = false;  // follows from the version alone: says nothing of the client
   std::string help;
 };
 
@@ -73,9 +75,14 @@ class Strategy {
   virtual std::string in_place_of_model() const { return ""; }
   // Not kNone: updates carry kStateVersion, and weights() keeps the clients.
   virtual ClientStateKind client_state() const { return ClientStateKind::kNone; }
-  // `buffers: local`: the model's buffers stay as they are, whatever updates bring.
-  bool local_buffers() const { return local_buffers_; }
+  // `buffers: local`: the model's buffers stay as they are, whatever updates bring. Of a model of adapters they are the server's own.
+  bool local_buffers() const { return local_buffers_ || adapters_ != AdapterMode::kNone; }
   void set_local_buffers(bool local) { local_buffers_ = local; }
+  // `adapters`: not kNone, the model is one of adapters, and updates are laid out as AdapterUpdateLayout says.
+  AdapterMode adapters() const { return adapters_; }
+  void set_adapters(AdapterMode mode) { adapters_ = mode; }
+  // Set: the elements of an update are not the model's trainable ones one by one.
+  virtual const SumSpread* spread() const { return nullptr; }
   // Of a strategy whose rows are copies of the clients' states: the client's name for that vector. A client that lost it is given its row.
   virtual std::string mirrored_state() const { return ""; }
   // What of the job does not go with this strategy: INVALID_ARGUMENT naming the key, expected and got.
@@ -83,6 +90,7 @@ class Strategy {
 
  private:
   bool local_buffers_ = false;
+  AdapterMode adapters_ = AdapterMode::kNone;
 };
 
 // Whether other nodes can fold for it: the weight follows from the client's claim alone, and so does the commit from sums and weights.

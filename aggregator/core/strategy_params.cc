@@ -140,6 +140,7 @@ class AssembledStrategy final : public Strategy {
  public:
   explicit AssembledStrategy(StrategyParts parts) : parts_(std::move(parts)) {}
   const WholeReducer* whole_reducer() const override { return parts_.whole.get(); }
+  const SumSpread* spread() const override { return parts_.spread.get(); }
   const ServerStep& server_step() const override { return *parts_.step; }
   const WeightRule& weights() const override { return *parts_.weights; }
   std::vector<ScalarInfo> scalars() const override { return parts_.scalars; }

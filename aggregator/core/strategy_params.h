@@ -62,6 +62,7 @@ struct StrategyParts {
   std::unique_ptr<WeightRule> weights;
   std::unique_ptr<WholeReducer> whole = nullptr;
   std::optional<AsynchronousSpec> asynchronous = std::nullopt;  // nothing: synchronous rounds
+  std::unique_ptr<SumSpread> spread = nullptr;
   std::vector<ScalarInfo> scalars{};
   std::string norm_scalar{};
   std::vector<std::string> version_vectors{};

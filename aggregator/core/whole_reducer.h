@@ -8,6 +8,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,7 @@ struct StrategyState;
 struct WholeUpdate {
   std::string client;
   std::span<const std::byte> flat;
+  double weight = 1;
 };
 
 // Bytes of a client's row: the trainable part of its last counted update; empty before the first.
@@ -33,6 +35,8 @@ struct WholeInput {
   std::span<const WholeUpdate> updates;  // at least one
   int64_t registered = 0;                // N
   RowReader row;                         // set if the reducer keeps rows
+  uint64_t version = 0;                  // that is being made
+  std::span<const std::byte> previous{};  // the model before
 };
 
 class WholeReducer {
@@ -50,6 +54,8 @@ class WholeReducer {
   virtual absl::Status CheckCount(int64_t) const { return absl::OkStatus(); }
   // `out`: as many elements as an update has floating ones, what takes the place of the mean (trainable: of Δ; buffers: of values).
   virtual absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const = 0;
+  // After the server step: what it makes of buffers that are the server's, and what it has measured of the version, by name (may be null).
+  virtual absl::Status Finish(const WholeInput&, std::span<std::byte> /*next*/, std::map<std::string, double>* /*measured*/) const { return absl::OkStatus(); }
 };
 
 // Element i of the float region of an update.

@@ -99,13 +99,19 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     job->layout = *std::move(layout);
     job->version_vectors.assign(info.version_vectors().begin(), info.version_vectors().end());
     job->update_layout = job->layout;
-    if (info.update_groups_size() > 0) {
-      absl::StatusOr<TensorLayout> update = WithGroups(job->layout, {info.update_groups().begin(), info.update_groups().end()});
+    const AdapterMode adapters = AdaptersOf(job->spec.strategy);
+    absl::StatusOr<TensorLayout> travelling = adapters == AdapterMode::kNone ? job->layout : AdapterUpdateLayout(adapters, job->layout);
+    if (!travelling.ok()) {
+      job->summary.problem = "this client cannot read the job's adapters: " + MessageOf(travelling.status());
+    } else if (info.update_groups_size() > 0) {
+      absl::StatusOr<TensorLayout> update = WithGroups(*travelling, {info.update_groups().begin(), info.update_groups().end()});
       if (update.ok()) {
         job->update_layout = *std::move(update);
       } else {
         job->summary.problem = "this client cannot read the job's update groups: " + MessageOf(update.status());
       }
+    } else {
+      job->update_layout = *std::move(travelling);
     }
     job->vectors_in_model = info.vectors_in_model();
     job->client_state = info.client_state();

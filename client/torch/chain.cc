@@ -41,7 +41,7 @@ at::Tensor ChainModel::Forward(const at::Tensor& x, bool) {
         h = at::conv2d(h, tensors.weight, tensors.bias, 1, layers_[i].padding);
         break;
       case ChainLayer::Kind::kDense:
-        h = at::linear(h.flatten(1), tensors.weight, tensors.bias);
+        h = Project(h.flatten(1), tensors.weight, tensors.bias);
         break;
       case ChainLayer::Kind::kRelu:
         h = at::relu(h);

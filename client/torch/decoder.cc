@@ -59,12 +59,18 @@ Decoder::Decoder(const DecoderShape& shape, at::TensorOptions options) : ZooMode
 
 at::Tensor Decoder::AddMatrix(std::string name, int64_t out, int64_t in) { return Add(std::move(name), {out, in}, Init::Normal(kDeviation)); }
 
+at::Tensor Decoder::AddProjection(const std::string& name, int64_t out, int64_t in) {
+  at::Tensor weight = AddMatrix(name + ".weight", out, in);
+  AddLinearLayer(name, weight);
+  return weight;
+}
+
 void Decoder::AddAttention(const std::string& prefix) {
   Block block;
-  block.q = AddMatrix(prefix + ".self_attn.q_proj.weight", shape_.width, shape_.width);
-  block.k = AddMatrix(prefix + ".self_attn.k_proj.weight", shape_.width, shape_.width);
-  block.v = AddMatrix(prefix + ".self_attn.v_proj.weight", shape_.width, shape_.width);
-  block.o = AddMatrix(prefix + ".self_attn.o_proj.weight", shape_.width, shape_.width);
+  block.q = AddProjection(prefix + ".self_attn.q_proj", shape_.width, shape_.width);
+  block.k = AddProjection(prefix + ".self_attn.k_proj", shape_.width, shape_.width);
+  block.v = AddProjection(prefix + ".self_attn.v_proj", shape_.width, shape_.width);
+  block.o = AddProjection(prefix + ".self_attn.o_proj", shape_.width, shape_.width);
   block.input_norm = Add(prefix + ".input_layernorm.weight", {shape_.width}, Init::Constant(1));
   block.post_norm = Add(prefix + ".post_attention_layernorm.weight", {shape_.width}, Init::Constant(1));
   blocks_.push_back(std::move(block));
@@ -72,7 +78,7 @@ void Decoder::AddAttention(const std::string& prefix) {
 
 void Decoder::AddHead() {
   norm_ = Add("model.norm.weight", {shape_.width}, Init::Constant(1));
-  head_ = AddMatrix("lm_head.weight", shape_.vocabulary, shape_.width);
+  head_ = AddProjection("lm_head", shape_.vocabulary, shape_.width);
 }
 
 at::Tensor Decoder::Forward(const at::Tensor& x, bool training) {
@@ -82,16 +88,16 @@ at::Tensor Decoder::Forward(const at::Tensor& x, bool training) {
     h = h + Attention(block, RmsNorm(h, block.input_norm));
     h = h + FeedForward(layer, RmsNorm(h, block.post_norm), training);
   }
-  return at::linear(RmsNorm(h, norm_), head_);
+  return Project(RmsNorm(h, norm_), head_);
 }
 
 at::Tensor Decoder::Attention(const Block& block, const at::Tensor& h) const {
   const auto split = [&](const at::Tensor& flat) {
     return flat.view({h.size(0), h.size(1), shape_.heads, shape_.width / shape_.heads}).transpose(1, 2);
   };
-  const at::Tensor q = Rotated(split(at::linear(h, block.q))), k = Rotated(split(at::linear(h, block.k))), v = split(at::linear(h, block.v));
+  const at::Tensor q = Rotated(split(Project(h, block.q))), k = Rotated(split(Project(h, block.k))), v = split(Project(h, block.v));
   const at::Tensor mixed = at::scaled_dot_product_attention(q, k, v, {}, /*dropout_p=*/0.0, /*is_causal=*/true);
-  return at::linear(mixed.transpose(1, 2).reshape(h.sizes()), block.o);
+  return Project(mixed.transpose(1, 2).reshape(h.sizes()), block.o);
 }
 
 at::Tensor Decoder::Rotated(const at::Tensor& heads) const {

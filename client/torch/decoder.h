@@ -37,6 +37,7 @@ class Decoder : public ZooModel {
   Decoder(const DecoderShape& shape, at::TensorOptions options);
   const DecoderShape& shape() const { return shape_; }
   at::Tensor AddMatrix(std::string name, int64_t out, int64_t in);  // N(0, 0.02²), as transformers begins
+  at::Tensor AddProjection(const std::string& name, int64_t out, int64_t in);  // the same, one for Project: name.weight
   void AddAttention(const std::string& prefix);
   void AddHead();
   // h: [B, T, width], already normalised.

@@ -31,6 +31,7 @@
 #include "client/torch/example_store.h"
 #include "client/torch/guard.h"
 #include "client/torch/local/solver.h"
+#include "client/torch/lora/lora.h"
 #include "client/torch/on_device.h"
 #include "client/torch/repeated_steps.h"
 #include "client/torch/trainable_model.h"
@@ -172,6 +173,11 @@ class TorchLearner : public Learner {
       TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(local.solver));
       TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
       TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_, store_));
+      const AdapterMode adapters = AdaptersOf(request.spec->strategy);
+      if (adapters != AdapterMode::kNone) {
+        TRIB_ASSIGN_OR_RETURN(const int64_t rank, request.spec->model.adapter.RankOf(request.shard));
+        if (TakesAnyRank(adapters)) KeepComponents(*model_, adapters, rank);
+      }
       at::manual_seed(request.seed);  // dropout and the like, in user modules
       double initial_loss = 0;
       if (request.spec->strategy.name == "qfedavg") {
@@ -190,15 +196,17 @@ class TorchLearner : public Learner {
         Correction none;
         none.gradient_noise = request.gradient_noise;
         TRIB_RETURN_IF_ERROR(run(none));
-        if (request.may_stay_on_device && device_.is_cuda()) result.on_device = KeepOnDevice(model_->Delta(), model_->BuffersAndCounters());
+        if (request.may_stay_on_device && device_.is_cuda() && adapters == AdapterMode::kNone) result.on_device = KeepOnDevice(model_->Delta(), model_->BuffersAndCounters());
         if (result.on_device == nullptr) result.update = model_->Update();
       } else {
         TRIB_RETURN_IF_ERROR(TrainCorrected(request, rule, run, outcome, &result));
       }
+      if (adapters != AdapterMode::kNone) result.update = TravellingPart(model_->layout(), adapters, request.version, std::move(result.update));
       result.examples = batches.count();
       result.weight = static_cast<double>(batches.count());
       result.scalars = StrategyScalars(request.spec->strategy, StepNorm(static_cast<uint64_t>(outcome.steps), local.lr, local.momentum, rule.mu()),
                                        initial_loss);
+      if (adapters == AdapterMode::kRoLora) result.scalars[kAdapterPhase] = MovesB(request.version + 1) ? 1 : 0;
       result.metrics["train_loss"] = outcome.train_loss;
       result.metrics["train_steps"] = static_cast<double>(outcome.steps);
       result.metrics.merge(model_->model().Metrics());
@@ -275,7 +283,8 @@ class TorchLearner : public Learner {
     const LargeBytes values = model_->Values();
     result->update.resize(uplink.groups.size() * group_bytes + values.size() - group_bytes);
     const size_t expected = request.update_layout == nullptr ? layout.total_bytes() : request.update_layout->total_bytes();
-    if (result->update.size() != expected) {
+    const bool whole = AdaptersOf(request.spec->strategy) == AdapterMode::kNone;  // else buffers do not travel
+    if (whole && result->update.size() != expected) {
       return Internal("strategy '{}': the update has {} vectors, its layout {} bytes", request.spec->strategy.name, uplink.groups.size(), expected);
     }
     std::span<std::byte> to(result->update);
@@ -298,7 +307,9 @@ class TorchLearner : public Learner {
       cohorts_.Forget();
       repeated_.reset();
       model_.reset();  // two models at once may not fit the device
-      TRIB_ASSIGN_OR_RETURN(model_, TrainableModel::Create(request.spec->model, request.spec->dtype, script, device_));
+      const bool adapted = request.spec->model.adapter.enabled();
+      TRIB_ASSIGN_OR_RETURN(model_, adapted ? MakeAdapted(*request.spec, script, device_)
+                                            : TrainableModel::Create(request.spec->model, request.spec->dtype, script, device_));
       if (device_.is_cuda() && model_->model().repeatable()) repeated_ = std::make_unique<RepeatedSteps>(device_);
       key_ = key;
     }
@@ -334,7 +345,10 @@ class TorchLearner : public Learner {
   static std::string KeyOf(const JobSpec& spec, const std::string& script) {
     std::string key = fmt::format("{}|{}|{}", spec.model.zoo, DTypeName(spec.dtype), spec.model.zoo.empty() ? script : "");
     for (const auto& [name, value] : spec.model.params) key += fmt::format("|{}={}", name, value);
-    if (spec.model.zoo.empty()) {
+    if (spec.model.adapter.enabled()) {
+      key += fmt::format("|{}|{}|{}|{}", CanonicalAdapter(spec.model.adapter), AdapterModeName(AdaptersOf(spec.strategy)), spec.seed, script);
+    }
+    if (!script.empty()) {
       std::error_code error;
       const auto written = std::filesystem::last_write_time(script, error).time_since_epoch().count();
       key += fmt::format("|{}|{}", written, std::filesystem::file_size(script, error));
@@ -371,15 +385,15 @@ absl::StatusOr<std::unique_ptr<Learner>> MakeTorchLearner(const TorchLearnerOpti
 
 absl::StatusOr<FlatModel> InitialModel(const JobSpec& spec) {
   return Guarded("initial model", [&]() -> absl::StatusOr<FlatModel> {
-    TRIB_ASSIGN_OR_RETURN(const auto model, TrainableModel::Create(spec.model, spec.dtype, spec.model.torchscript, at::Device(at::kCPU)));
+    const bool adapted = spec.model.adapter.enabled();
+    const at::Device cpu(at::kCPU);
+    TRIB_ASSIGN_OR_RETURN(const auto model, adapted ? MakeAdapted(spec, spec.model.base, cpu) : TrainableModel::Create(spec.model, spec.dtype, spec.model.torchscript, cpu));
     FlatModel result;
     result.layout = model->layout();
-    if (spec.model.init.empty()) {
-      result.bytes = model->Initialise(static_cast<uint64_t>(spec.seed));
-      return result;
-    }
+    result.bytes = model->Initialise(adapted ? AdapterSeed(spec.seed) : static_cast<uint64_t>(spec.seed));
+    if (spec.model.init.empty()) return result;
     TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(spec.model.init));
-    auto flat = ToFlat(file.view(), result.layout);
+    auto flat = adapted ? AdaptersFrom(file.view(), result.layout, std::move(result.bytes)) : ToFlat(file.view(), result.layout);
     if (!flat.ok()) return Annotate(flat.status(), spec.model.init);
     result.bytes = *std::move(flat);
     return result;

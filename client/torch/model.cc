@@ -1,7 +1,9 @@
 #include "client/torch/model.h"
 
+#include <ATen/TensorOperators.h>
 #include <ATen/ops/batch_norm.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
 
 #include <cmath>
 #include <utility>
@@ -24,7 +26,14 @@ at::Tensor ZooModel::Add(std::string name, std::vector<int64_t> shape, Init init
 ZooModel::Affine ZooModel::AddLinear(const std::string& name, int64_t in, int64_t out) {
   const Init init = Init::Uniform(1 / std::sqrt(static_cast<double>(in)));
   at::Tensor weight = Add(name + ".weight", {out, in}, init);
+  AddLinearLayer(name, weight);
   return {weight, Add(name + ".bias", {out}, init)};
+}
+
+at::Tensor ZooModel::Project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) const {
+  const at::Tensor y = at::linear(x, weight, bias);
+  const auto beside = beside_.find(weight.unsafeGetTensorImpl());
+  return beside == beside_.end() ? y : y + beside->second(x);
 }
 
 ZooModel::Affine ZooModel::AddConv(const std::string& name, int64_t in, int64_t out, int64_t kernel) {

@@ -9,10 +9,12 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <span>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "common/status.h"
@@ -77,6 +79,12 @@ class Model {
   std::vector<ModelTensor> tensors_;
 };
 
+// A layer x·Wᵀ + b beside which an adapter can stand.
+struct LinearLayer {
+  std::string name;   // of its weight, without ".weight"
+  at::Tensor weight;  // [out, in]
+};
+
 // Base of the zoo's models: fixed shapes, tensors made through Add*.
 class ZooModel : public Model {
  public:
@@ -84,6 +92,11 @@ class ZooModel : public Model {
       : input_shape_(std::move(input_shape)), outputs_(outputs), options_(options) {}
   std::vector<int64_t> input_shape() const override { return input_shape_; }
   int64_t outputs() const override { return outputs_; }
+  // Those that Forward takes through Project, in order.
+  const std::vector<LinearLayer>& linear_layers() const { return linear_layers_; }
+  // From now on the layer's result is what it was, plus what `beside` gives for the same x.
+  using Beside = std::function<at::Tensor(const at::Tensor& x)>;
+  void Attach(const LinearLayer& layer, Beside beside) { beside_[layer.weight.unsafeGetTensorImpl()] = std::move(beside); }
 
  protected:
   struct Affine {
@@ -93,7 +106,11 @@ class ZooModel : public Model {
     at::Tensor weight, bias, mean, variance, batches;
   };
   at::Tensor Add(std::string name, std::vector<int64_t> shape, Init init, TensorKind kind = TensorKind::kTrainable);
-  // torch.nn.Linear and torch.nn.Conv2d with their default initialisation U(±1/√fan_in) of weight and bias.
+  // Of a weight [out, in] that Forward takes through Project.
+  void AddLinearLayer(const std::string& name, const at::Tensor& weight) { linear_layers_.push_back({name, weight}); }
+  // x·weightᵀ + bias of such a layer, with what stands beside it.
+  at::Tensor Project(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {}) const;
+  // torch.nn.Linear (one for Project) and torch.nn.Conv2d with their default initialisation U(±1/√fan_in) of weight and bias.
   Affine AddLinear(const std::string& name, int64_t in, int64_t out);
   Affine AddConv(const std::string& name, int64_t in, int64_t out, int64_t kernel);
   // torch.nn.BatchNorm2d: weight 1, bias 0, running_mean 0, running_var 1, num_batches_tracked 0.
@@ -105,6 +122,8 @@ class ZooModel : public Model {
   std::vector<int64_t> input_shape_;
   int64_t outputs_;
   at::TensorOptions options_;
+  std::vector<LinearLayer> linear_layers_;
+  std::unordered_map<const void*, Beside> beside_;  // by the layer's weight
 };
 
 int64_t ElementsOf(std::span<const int64_t> shape);

@@ -50,16 +50,22 @@ absl::StatusOr<std::unique_ptr<TrainableModel>> TrainableModel::Create(const Mod
     return InvalidArgument("dtype: expected F32 or F64, got {}", DTypeName(dtype));
   }
   const at::TensorOptions options = at::TensorOptions().dtype(dtype == DType::kF32 ? at::kFloat : at::kDouble).device(device);
-  std::unique_ptr<TrainableModel> result(new TrainableModel());
+  std::unique_ptr<Model> model;
   if (!spec.zoo.empty()) {
-    TRIB_ASSIGN_OR_RETURN(result->model_, MakeZooModel(spec, options));
+    TRIB_ASSIGN_OR_RETURN(model, MakeZooModel(spec, options));
   } else if (!spec.torchscript.empty()) {
-    TRIB_ASSIGN_OR_RETURN(result->model_, LoadTorchScript(script_path, options));
+    TRIB_ASSIGN_OR_RETURN(model, LoadTorchScript(script_path, options));
   } else {
     return InvalidArgument("model: a model known by its tensors alone ('{}') has no forward pass; name a zoo or torchscript model to train",
                            spec.tensors);
   }
+  return Of(std::move(model), dtype, device);
+}
 
+absl::StatusOr<std::unique_ptr<TrainableModel>> TrainableModel::Of(std::unique_ptr<Model> model, DType dtype, at::Device device) {
+  const at::TensorOptions options = at::TensorOptions().dtype(dtype == DType::kF32 ? at::kFloat : at::kDouble).device(device);
+  std::unique_ptr<TrainableModel> result(new TrainableModel());
+  result->model_ = std::move(model);
   std::vector<TensorSpec> specs;
   std::map<std::string, const ModelTensor*> by_name;
   for (const ModelTensor& tensor : result->model_->tensors()) {
@@ -173,6 +179,16 @@ std::vector<std::byte> TrainableModel::Initialise(uint64_t seed) const {
     }
   }
   return flat;
+}
+
+void TrainableModel::Freeze() {
+  for (const ModelTensor& tensor : model_->tensors()) {
+    if (tensor.kind != TensorKind::kTrainable) continue;
+    tensor.value.mutable_grad() = at::Tensor();
+    tensor.value.requires_grad_(false);
+  }
+  gradient_ = at::Tensor();
+  loaded_ = at::Tensor();
 }
 
 at::Tensor& TrainableModel::Scratch() {

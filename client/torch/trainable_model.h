@@ -28,6 +28,9 @@ class TrainableModel {
   static absl::StatusOr<std::unique_ptr<TrainableModel>> Create(const ModelSpec& spec, DType dtype, const std::string& script_path,
                                                                 at::Device device);
 
+  // The same around a model that is made already, its tensors of type `dtype` on `device`.
+  static absl::StatusOr<std::unique_ptr<TrainableModel>> Of(std::unique_ptr<Model> model, DType dtype, at::Device device);
+
   const TensorLayout& layout() const { return layout_; }
   Model& model() { return *model_; }
   at::Device device() const { return floats_.device(); }
@@ -45,6 +48,9 @@ class TrainableModel {
   bool IsFinite() const;
   // The zoo's initial values; unchanged for TorchScript. Equal for equal seeds, whatever the machine.
   std::vector<std::byte> Initialise(uint64_t seed) const;
+
+  // From now on nothing trains: no gradients and nothing to take a difference to are kept, and Load, Update and gradient() may not be called.
+  void Freeze();
 
   at::Tensor& trainable() { return trainable_; }  // [trainable_count], a view
   at::Tensor& gradient() { return gradient_; }    // [trainable_count]

@@ -33,8 +33,10 @@ absl::Status CheckOneSum(const JobSpec& spec, const Strategy& strategy) {
   if (strategy.whole_reducer() != nullptr) {
     return InvalidArgument("privacy: strategy '{}' looks at every update by itself: the noise on a sum does not cover that", name);
   }
-  if (!strategy.scalars().empty() || !strategy.norm_scalar().empty()) {
-    const std::string what = strategy.scalars().empty() ? strategy.norm_scalar() : strategy.scalars().front().name;
+  const std::vector<ScalarInfo> scalars = strategy.scalars();
+  const auto telling = std::find_if(scalars.begin(), scalars.end(), [](const ScalarInfo& one) { return !one.of_version; });
+  if (telling != scalars.end() || !strategy.norm_scalar().empty()) {
+    const std::string what = telling == scalars.end() ? strategy.norm_scalar() : telling->name;
     return InvalidArgument("privacy: with strategy '{}' a number of every update ('{}') leaves the client without noise", name, what);
   }
   if (strategy.update_groups() != std::vector<std::string>{""}) {

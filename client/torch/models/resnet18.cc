@@ -3,7 +3,6 @@
 // stride-2 convolution and its pooling by a 3x3 one of stride 1 (their CIFAR-10 variant's stem).
 #include <ATen/ops/adaptive_avg_pool2d.h>
 #include <ATen/ops/conv2d.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/max_pool2d.h>
 #include <ATen/ops/relu.h>
 
@@ -44,7 +43,7 @@ class ResNet18 : public ZooModel {
           block.down_bn ? ApplyBatchNorm(*block.down_bn, Conv(h, block.down_conv, block.stride, 0), training) : h;
       h = at::relu(y.add(shortcut));
     }
-    return at::linear(at::adaptive_avg_pool2d(h, {1, 1}).flatten(1), fc_.weight, fc_.bias);
+    return Project(at::adaptive_avg_pool2d(h, {1, 1}).flatten(1), fc_.weight, fc_.bias);
   }
 
   bool repeatable() const override { return true; }
@@ -67,7 +66,7 @@ class ResNet18 : public ZooModel {
   }
 
   void AddBlock(const std::string& name, int64_t in, int64_t out, int64_t stride) {
-    Block block;
+    Block& block = blocks_.emplace_back();
     block.stride = stride;
     block.conv1 = AddPlainConv(name + ".conv1", in, out, 3);
     block.bn1 = AddBatchNorm(name + ".bn1", out);
@@ -77,7 +76,6 @@ class ResNet18 : public ZooModel {
       block.down_conv = AddPlainConv(name + ".downsample.0", in, out, 1);
       block.down_bn = AddBatchNorm(name + ".downsample.1", out);
     }
-    blocks_.push_back(std::move(block));
   }
 
   bool small_stem_;

@@ -1,4 +1,7 @@
 // A decoder-only transformer over bytes (decoder.h) whose feed-forward part is SwiGLU. 918,656 parameters by default.
+#include <ATen/TensorOperators.h>
+#include <ATen/ops/silu.h>
+
 #include "client/torch/decoder.h"
 #include "client/torch/models/registry.h"
 
@@ -12,9 +15,9 @@ class Transformer : public Decoder {
       const std::string prefix = "model.layers." + std::to_string(layer);
       AddAttention(prefix);
       Mlp mlp;
-      mlp.gate = AddMatrix(prefix + ".mlp.gate_proj.weight", hidden, shape.width);
-      mlp.up = AddMatrix(prefix + ".mlp.up_proj.weight", hidden, shape.width);
-      mlp.down = AddMatrix(prefix + ".mlp.down_proj.weight", shape.width, hidden);
+      mlp.gate = AddProjection(prefix + ".mlp.gate_proj", hidden, shape.width);
+      mlp.up = AddProjection(prefix + ".mlp.up_proj", hidden, shape.width);
+      mlp.down = AddProjection(prefix + ".mlp.down_proj", shape.width, hidden);
       mlps_.push_back(std::move(mlp));
     }
     AddHead();
@@ -22,7 +25,10 @@ class Transformer : public Decoder {
   bool repeatable() const override { return true; }
 
  protected:
-  at::Tensor FeedForward(size_t layer, const at::Tensor& h, bool) override { return SwiGlu(h, mlps_[layer].gate, mlps_[layer].up, mlps_[layer].down); }
+  at::Tensor FeedForward(size_t layer, const at::Tensor& h, bool) override {
+    const Mlp& mlp = mlps_[layer];
+    return Project(at::silu(Project(h, mlp.gate)) * Project(h, mlp.up), mlp.down);
+  }
 
  private:
   struct Mlp {

@@ -308,5 +308,53 @@ TEST(JobSpecTest, AMissingFileIsNotFound) {
   EXPECT_THAT(ReadJobSpec("/nonexistent/job.yaml"), StatusIs(absl::StatusCode::kNotFound, HasSubstr("/nonexistent/job.yaml")));
 }
 
+std::string WithModel(const std::string& model) { return "name: n\nmodel: {" + model + "}\ncohort: {size: 2}\n"; }
+
+TEST(JobSpecTest, ReadsAnAdapterAndItsBase) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(WithModel("zoo: transformer, base: b.safetensors, adapter: {rank: 4, alpha: 8, targets: [q_proj, "
+                                                                       "self_attn.v_proj], dropout: 0.1, rank_stabilised: true}"),
+                                                             "j.yaml"));
+  const AdapterSpec& adapter = spec.model.adapter;
+  EXPECT_TRUE(adapter.enabled());
+  EXPECT_EQ(spec.model.base, "b.safetensors");
+  EXPECT_EQ(adapter.rank, 4);
+  EXPECT_EQ(adapter.targets, (std::vector<std::string>{"q_proj", "self_attn.v_proj"}));
+  EXPECT_EQ(adapter.dropout, 0.1);
+  EXPECT_DOUBLE_EQ(adapter.Scale(), 4);  // 8/√4
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+  EXPECT_EQ(again, spec);
+}
+
+TEST(JobSpecTest, AListOfRanksIsOneForEachClient) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(WithModel("zoo: mlp, adapter: {rank: [2, 8, 4], targets: [fc1]}"), "j.yaml"));
+  EXPECT_EQ(spec.model.adapter.rank, 8);
+  EXPECT_DOUBLE_EQ(spec.model.adapter.Scale(), 2);  // of alpha 16
+  TRIB_ASSERT_OK_AND_ASSIGN(const int64_t third, spec.model.adapter.RankOf(2));
+  EXPECT_EQ(third, 4);
+  EXPECT_THAT(spec.model.adapter.RankOf(3), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("rank has 3 values, client 3 has none")));
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+  EXPECT_EQ(again, spec);
+}
+
+TEST(JobSpecTest, RefusesAdaptersThatMakeNoSense) {
+  const std::vector<std::pair<std::string, std::string>> wrong = {
+      {"zoo: mlp, adapter: {rank: 4}", "targets"},
+      {"zoo: mlp, adapter: {targets: []}", "expected names of linear layers"},
+      {"zoo: mlp, adapter: {targets: [\"a b\"]}", "expected names of linear layers, got 'a b'"},
+      {"zoo: mlp, adapter: {targets: [fc1], rank: 0}", "expected 1 to 4096, got 0"},
+      {"zoo: mlp, adapter: {targets: [fc1], rank: [2, x]}", "got 'x'"},
+      {"zoo: mlp, adapter: {targets: [fc1], rank: []}", "empty list"},
+      {"zoo: mlp, adapter: {targets: [fc1], alpha: -1}", "alpha"},
+      {"zoo: mlp, adapter: {targets: [fc1], dropout: 1}", "expected a number in [0, 1), got 1"},
+      {"zoo: mlp, adapter: {targets: [fc1], kind: lore}", "expected lora, got 'lore'"},
+      {"zoo: mlp, adapter: {targets: [fc1], ranks: 4}", "did you mean 'rank'"},
+      {"tensors: a.safetensors, adapter: {targets: [fc1]}", "only a model of the zoo"},
+      {"zoo: mlp, base: a.safetensors", "only beside an adapter"},
+  };
+  for (const auto& [model, message] : wrong) {
+    EXPECT_THAT(ParseJobSpec(WithModel(model), "j.yaml"), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(message))) << model;
+  }
+}
+
 }  // namespace
 }  // namespace tributary

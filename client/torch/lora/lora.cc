@@ -1,0 +1,174 @@
+#include "client/torch/lora/lora.h"
+
+#include <ATen/TensorOperators.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/ops/dropout.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "client/core/random.h"
+#include "client/torch/models/registry.h"
+#include "common/check.h"
+
+namespace tributary::client {
+namespace {
+
+constexpr uint64_t kAdapterPart = 0x6c6f7261;  // of the job's seed
+
+bool Matches(const std::string& layer, const std::string& target) {
+  return layer == target || (layer.size() > target.size() && layer.ends_with(target) && layer[layer.size() - target.size() - 1] == '.');
+}
+
+// The layers that a job's targets name.
+absl::StatusOr<std::vector<LinearLayer>> Targets(const ZooModel& base, const JobSpec& spec) {
+  std::vector<LinearLayer> chosen;
+  std::vector<std::string> names;
+  for (const LinearLayer& layer : base.linear_layers()) {
+    names.push_back(layer.name);
+    for (const std::string& target : spec.model.adapter.targets) {
+      if (!Matches(layer.name, target)) continue;
+      chosen.push_back(layer);
+      break;
+    }
+  }
+  for (const std::string& target : spec.model.adapter.targets) {
+    bool found = false;
+    for (const std::string& name : names) found = found || Matches(name, target);
+    if (!found) {
+      return InvalidArgument("model.adapter.targets: model '{}' has no linear layer '{}'; it has: {}", spec.model.zoo, target, fmt::join(names, ", "));
+    }
+  }
+  return chosen;
+}
+
+class AdaptedModel final : public Model {
+ public:
+  // `base`: frozen; `zoo`: the model in it.
+  AdaptedModel(std::unique_ptr<TrainableModel> base, ZooModel& zoo, const std::vector<LinearLayer>& layers, const AdapterSpec& spec, AdapterMode mode)
+      : base_(std::move(base)), zoo_(zoo), scale_(spec.Scale()), dropout_(spec.dropout) {
+    for (const LinearLayer& layer : layers) Add(layer, spec.rank, mode);
+  }
+
+  at::Tensor Forward(const at::Tensor& x, bool training) override {
+    training_ = training;
+    return zoo_.Forward(x, training);
+  }
+  std::vector<int64_t> input_shape() const override { return zoo_.input_shape(); }
+  int64_t outputs() const override { return zoo_.outputs(); }
+  bool next_token() const override { return zoo_.next_token(); }
+  at::Tensor AuxiliaryLoss() const override { return zoo_.AuxiliaryLoss(); }
+  void EndStep() override { zoo_.EndStep(); }
+  std::map<std::string, double> Metrics() const override { return zoo_.Metrics(); }
+  void BeginTask() override {
+    const at::NoGradGuard no_grad;
+    for (const Residual& layer : residuals_) layer.weight.copy_(layer.frozen).add_(layer.residual, scale_);
+    zoo_.BeginTask();
+  }
+
+ private:
+  struct Residual {
+    at::Tensor weight, frozen, residual;
+  };
+
+  void Add(const LinearLayer& layer, int64_t rank, AdapterMode mode) {
+    const int64_t out = layer.weight.size(0), in = layer.weight.size(1);
+    const DType dtype = layer.weight.scalar_type() == at::kDouble ? DType::kF64 : DType::kF32;
+    const bool drawn = mode == AdapterMode::kFedSb;
+    at::Tensor a, b, r;
+    for (TensorSpec& spec : AdapterTensors(mode, layer.name, in, out, rank, dtype)) {
+      const at::Tensor value = at::empty(spec.shape, layer.weight.options());
+      Init init = Init::Constant(0);
+      if (spec.name.ends_with(".lora_A.weight")) {
+        init = drawn ? Init::Normal(1 / std::sqrt(static_cast<double>(in))) : Init::Uniform(1 / std::sqrt(static_cast<double>(in)));
+        a = value;
+      } else if (spec.name.ends_with(".lora_B.weight")) {
+        if (drawn) init = Init::Normal(1 / std::sqrt(static_cast<double>(out)));
+        b = value;
+      } else if (spec.name.ends_with(".lora_R.weight")) {
+        r = value;
+      } else {
+        residuals_.push_back({layer.weight, layer.weight.clone(), value});
+      }
+      tensors_.push_back({.name = std::move(spec.name), .kind = spec.kind, .value = value, .init = init});
+    }
+    zoo_.Attach(layer, [this, a, b, r](const at::Tensor& x) {
+      at::Tensor h = at::linear(training_ && dropout_ > 0 ? at::dropout(x, dropout_, /*train=*/true) : x, a);
+      if (r.defined()) h = at::linear(h, r);
+      return at::linear(h, b) * scale_;
+    });
+  }
+
+  std::unique_ptr<TrainableModel> base_;
+  ZooModel& zoo_;
+  double scale_, dropout_;
+  bool training_ = false;
+  std::vector<Residual> residuals_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<TrainableModel>> MakeAdapted(const JobSpec& spec, const std::string& base_path, at::Device device) {
+  TRIB_ASSIGN_OR_RETURN(std::unique_ptr<TrainableModel> base, TrainableModel::Create(spec.model, spec.dtype, "", device));
+  auto* zoo = dynamic_cast<ZooModel*>(&base->model());
+  TRIB_CHECK(zoo != nullptr, "model '{}' of the zoo is no ZooModel", spec.model.zoo);
+  const TensorLayout& layout = base->layout();
+  if (layout.trainable_count() != layout.float_count() || layout.counter_count() != 0) {
+    return InvalidArgument("model.adapter: model '{}' has buffers that training changes, and below adapters everything is frozen; expected a model without", spec.model.zoo);
+  }
+  if (spec.model.base.empty()) {
+    base->Load(base->Initialise(static_cast<uint64_t>(spec.seed)));
+  } else {
+    TRIB_ASSIGN_OR_RETURN(const SafetensorsFile file, SafetensorsFile::Read(base_path));
+    const auto flat = ToFlat(file.view(), layout);
+    if (!flat.ok()) return Annotate(flat.status(), "model.base");
+    base->Load(*flat);
+  }
+  base->Freeze();
+  TRIB_ASSIGN_OR_RETURN(const std::vector<LinearLayer> layers, Targets(*zoo, spec));
+  return TrainableModel::Of(std::make_unique<AdaptedModel>(std::move(base), *zoo, layers, spec.model.adapter, AdaptersOf(spec.strategy)), spec.dtype, device);
+}
+
+absl::StatusOr<std::vector<std::byte>> AdaptersFrom(const SafetensorsView& file, const TensorLayout& layout, std::vector<std::byte> fresh) {
+  std::vector<TensorSpec> named;
+  for (const PlacedTensor& tensor : layout.tensors()) {
+    if (!tensor.spec.name.ends_with(".residual") || file.Find(tensor.spec.name) != nullptr) named.push_back(tensor.spec);
+  }
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout given, TensorLayout::Create(std::move(named)));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<std::byte> values, ToFlat(file, given));
+  for (const PlacedTensor& tensor : given.tensors()) {
+    std::memcpy(fresh.data() + layout.Find(tensor.spec.name)->offset_bytes, values.data() + tensor.offset_bytes, tensor.bytes);
+  }
+  return fresh;
+}
+
+uint64_t AdapterSeed(int64_t job_seed) { return MixSeeds(static_cast<uint64_t>(job_seed), kAdapterPart); }
+
+void KeepComponents(TrainableModel& model, AdapterMode mode, int64_t rank) {
+  const auto pairs = FindAdapters(mode, model.layout());
+  TRIB_CHECK(pairs.ok(), "{}", MessageOf(pairs.status()));
+  const at::NoGradGuard no_grad;
+  for (const AdapterPair& pair : *pairs) {
+    const auto all = static_cast<int64_t>(pair.rank), in = static_cast<int64_t>(pair.in), out = static_cast<int64_t>(pair.out);
+    if (rank >= all) continue;
+    model.trainable().narrow(0, static_cast<int64_t>(pair.a), all * in).view({all, in}).narrow(0, rank, all - rank).zero_();
+    model.trainable().narrow(0, static_cast<int64_t>(pair.b), out * all).view({out, all}).narrow(1, rank, all - rank).zero_();
+  }
+}
+
+LargeBytes TravellingPart(const TensorLayout& model, AdapterMode mode, uint64_t version, LargeBytes update) {
+  if (mode == AdapterMode::kRoLora) {
+    const auto pairs = FindAdapters(mode, model);
+    TRIB_CHECK(pairs.ok(), "{}", MessageOf(pairs.status()));
+    const std::vector<std::byte> live = PackLive(model, *pairs, MovesB(version + 1), update);
+    return LargeBytes(live.begin(), live.end());
+  }
+  // Buffers are the server's. More than one group of trainable elements may be in front of them.
+  update.resize(update.size() - (model.total_bytes() - model.trainable_count() * DTypeBytes(model.float_dtype())));
+  return update;
+}
+
+}  // namespace tributary::client

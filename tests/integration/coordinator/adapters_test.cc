@@ -1,0 +1,160 @@
+// Jobs whose model is adapters: what of it travels, what the server makes of it, over restarts and over several workers.
+#include <gmock/gmock.h>
+
+#include <cstring>
+
+#include "common/adapter_spec.h"
+#include "common/digest.h"
+#include "tests/integration/coordinator/federation_fixture.h"
+
+namespace tributary::aggregator {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using testing::IsOk;
+using testing::StatusIs;
+
+constexpr char kA[] = "base_model.model.fc.lora_A.weight";
+constexpr char kB[] = "base_model.model.fc.lora_B.weight";
+constexpr char kR[] = "base_model.model.fc.lora_R.weight";
+constexpr char kResidual[] = "base_model.model.fc.base_layer.residual";
+
+class AdapterJobsTest : public FederationTest {
+ protected:
+  std::string SubmitAdapters(AdapterMode mode, int64_t in, int64_t out, int64_t rank, int versions, int cohort = 2) {
+    mode_ = mode;
+    absl::StatusOr<TensorLayout> layout = TensorLayout::Create(AdapterTensors(mode, "fc", in, out, rank, DType::kF32));
+    EXPECT_THAT(layout, IsOk());
+    layout_ = *std::move(layout);
+    return Submit(fmt::format("strategy: {{name: fedavg, adapters: {}}}", AdapterModeName(mode)), cohort, versions);
+  }
+
+  Upload Change(const TestClient& client, const v1::TrainTask& task, const std::vector<float>& values, double weight = 1, Scalars scalars = {}) {
+    const TensorLayout travelling = *AdapterUpdateLayout(mode_, layout_);
+    EXPECT_EQ(values.size(), travelling.float_count());
+    Upload upload;
+    upload.bytes.resize(values.size() * sizeof(float));
+    std::memcpy(upload.bytes.data(), values.data(), upload.bytes.size());
+    upload.header.key = {client.name, task.task(), RandomUpdateId()};
+    upload.header.job = task.job();
+    upload.header.version = task.version();
+    upload.header.layout = travelling.Fingerprint();
+    upload.header.codec = "f32";
+    upload.header.bytes = upload.bytes.size();
+    upload.header.xxh3_128 = Xxh3Digest(upload.bytes);
+    upload.header.weight = weight;
+    upload.header.examples = 10;
+    upload.header.scalars = std::move(scalars);
+    return upload;
+  }
+  Upload Answer(TestClient& client, const std::vector<float>& values, double weight = 1, Scalars scalars = {}) {
+    Upload upload = Change(client, AwaitTask(client), values, weight, std::move(scalars));
+    EXPECT_THAT(Send(upload), IsOk());
+    return upload;
+  }
+  void AwaitVersion(const std::string& job, uint64_t version) {
+    EXPECT_TRUE(Until([&] { return coordinator_->GetJob(job)->version() >= version; })) << coordinator_->GetJob(job)->DebugString();
+  }
+  std::vector<float> Values(const std::string& job, const std::string& name, uint64_t version) {
+    std::vector<float> values;
+    for (size_t i = 0; i < layout_.Find(name)->elements; ++i) values.push_back(Value(job, name, i, version));
+    return values;
+  }
+  double Measured(const std::string& job, uint64_t version) {
+    v1::GetVersionRequest request;
+    request.set_job(job);
+    request.set_version(version);
+    return coordinator_->GetVersion(request)->measured().at("adapter_error");
+  }
+
+  AdapterMode mode_ = AdapterMode::kNone;
+};
+
+TEST_F(AdapterJobsTest, FedExFoldsWhatTheMeansLoseIntoTheResidualOverARestart) {
+  options_.journal_every = absl::ZeroDuration();
+  Stop();
+  Start();
+  const std::string job = SubmitAdapters(AdapterMode::kFedEx, /*in=*/3, /*out=*/2, /*rank=*/1, /*versions=*/2);
+  TestClient a = Attach("a"), b = Attach("b");
+  const Upload first = Answer(a, {1, 0, 0, 1, 0}, /*weight=*/1);  // A, then B
+  EXPECT_TRUE(Until([&] { return Query(first).state() == v1::UPDATE_STATE_JOURNALED; }));
+  Stop();
+  Start();
+  a = Attach("a");
+  b = Attach("b");
+  EXPECT_EQ(Query(first).state(), v1::UPDATE_STATE_JOURNALED);
+  Answer(b, {0, 1, 0, 0, 1}, /*weight=*/3);
+  AwaitVersion(job, 1);
+  EXPECT_THAT(Values(job, kA, 1), ElementsAre(.25f, .75f, 0));
+  EXPECT_THAT(Values(job, kB, 1), ElementsAre(.25f, .75f));
+  // ¼·e₁e₁ᵀ + ¾·e₂e₂ᵀ less B̄·Ā
+  EXPECT_THAT(Values(job, kResidual, 1), ElementsAre(.1875f, -.1875f, 0, -.1875f, .1875f, 0));
+  EXPECT_EQ(Measured(job, 1), 0);
+  Stop();
+  Start();
+  a = Attach("a");
+  b = Attach("b");
+  Answer(a, {0, 0, 0, 0, 0});
+  Answer(b, {0, 0, 0, 0, 0});
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Values(job, kResidual, 2), Values(job, kResidual, 1));
+}
+
+TEST_F(AdapterJobsTest, FedItSaysHowFarItIsOff) {
+  const std::string job = SubmitAdapters(AdapterMode::kFedIt, 3, 2, 1, /*versions=*/1);
+  TestClient a = Attach("a"), b = Attach("b");
+  Answer(a, {1, 0, 0, 1, 0});
+  Answer(b, {0, 1, 0, 0, 1});
+  AwaitState(job, v1::JOB_STATE_DONE);
+  // ½·I against ¼·J: each of four entries is off by ¼, and ‖½·I‖ = ½·√2.
+  EXPECT_NEAR(Measured(job, 1), 0.5 / std::sqrt(0.5), 1e-12);
+  EXPECT_EQ(coordinator_->GetJob(job)->rounds(0).measured().at("adapter_error"), Measured(job, 1));
+}
+
+TEST_F(AdapterJobsTest, RoLoraTakesTheFactorWhoseTurnItIsAndNamesTheOther) {
+  const std::string job = SubmitAdapters(AdapterMode::kRoLora, /*in=*/3, /*out=*/2, /*rank=*/1, /*versions=*/2, /*cohort=*/1);
+  TestClient a = Attach("a");
+  const v1::TrainTask task = AwaitTask(a);
+  EXPECT_THAT(Send(Change(a, task, {1, 2, 0}, 1, {{"phase", 0}})), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("wrong_phase: version 1 moves B; got the change of A")));
+  EXPECT_EQ(coordinator_->GetJob(job)->updates_rejected().at("wrong_phase"), 1u);
+  EXPECT_THAT(Send(Change(a, task, {1, 2, 0}, 1)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("'phase' is missing")));
+  EXPECT_THAT(Send(Change(a, task, {1, 2, 0}, 1, {{"phase", 1}})), IsOk());
+  AwaitVersion(job, 1);
+  EXPECT_THAT(Values(job, kB, 1), ElementsAre(1, 2));
+  EXPECT_THAT(Values(job, kA, 1), ElementsAre(0, 0, 0));
+  Stop();
+  Start();
+  a = Attach("a");
+  const v1::TrainTask next = AwaitTask(a);
+  EXPECT_THAT(Send(Change(a, next, {9, 9, 0}, 1, {{"phase", 1}})), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("version 2 moves A; got the change of B")));
+  EXPECT_THAT(Send(Change(a, next, {4, 5, 6}, 1, {{"phase", 0}})), IsOk());
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_THAT(Values(job, kB, 2), ElementsAre(1, 2));
+  EXPECT_THAT(Values(job, kA, 2), ElementsAre(4, 5, 6));
+}
+
+TEST_F(AdapterJobsTest, FrozenFactorsGoDownAndNeverUp) {
+  // More than one block of what trains, and so more than one worker.
+  const std::string job = SubmitAdapters(AdapterMode::kFedSb, /*in=*/40, /*out=*/30, /*rank=*/200, /*versions=*/1);
+  TestClient a = Attach("a"), b = Attach("b");
+  const Upload sent = Answer(a, std::vector<float>(40'000, 1), 1);
+  Answer(b, std::vector<float>(40'000, 5), 3);
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(sent.bytes.size(), 160'000u);
+  EXPECT_EQ(coordinator_->GetJob(job)->bytes_up(), 2 * 160'000u);
+  for (const size_t i : {0, 17, 39'999}) EXPECT_EQ(Value(job, kR, i, 1), 4.0f);
+  for (const size_t i : {0, 17, 7'999}) EXPECT_EQ(Value(job, kA, i, 1), 0.0f);
+}
+
+TEST_F(AdapterJobsTest, AModelThatIsNoneOfAdaptersIsRefused) {
+  const std::string tensors = *SerializeSafetensors(layout_, std::vector<std::byte>(layout_.total_bytes()));
+  v1::SubmitHeader header;
+  header.set_spec_yaml("name: test\nmodel: {tensors: m.safetensors}\ncohort: {size: 2}\nstrategy: {name: fedavg, adapters: fedex}\n");
+  header.set_tensors_bytes(tensors.size());
+  EXPECT_THAT(coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""),
+              StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("strategy.adapters: tensor 'w': expected one of an adapter")));
+}
+
+}  // namespace
+}  // namespace tributary::aggregator
