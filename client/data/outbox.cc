@@ -334,7 +334,7 @@ absl::StatusOr<std::string> ClientSecret(const fs::path& folder) {
       return FailedPrecondition("{}: expected 64 lower-case hex digits, got {} bytes; the server knows this client by that secret: "
                                 "restore the file, or choose another client name", path.string(), text->size());
     }
-    return text;
+    return *text;
   }
   if (!absl::IsNotFound(text.status())) return text.status();
   TRIB_RETURN_IF_ERROR(MakeDirectories(folder));

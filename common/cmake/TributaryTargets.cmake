@@ -41,8 +41,9 @@ endif()
 # Half of the compile time of most files goes into headers that nearly all of them begin with, so those are compiled once for all targets of
 # a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. Debug builds only: the optimised
 # ones show that each file includes what it uses. A target with PRECOMPILE has headers of its own, in every build. ccache caches all these
-# files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself.
-if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT CMAKE_CXX_CLANG_TIDY)
+# files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself, nor with
+# sanitizers: what comes from a precompiled header is no system header to GCC 12, whose false warnings about std::string then count.
+if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT CMAKE_CXX_CLANG_TIDY AND NOT TRIBUTARY_SANITIZER)
   set(TRIBUTARY_SHARED_PCH TRUE)
 endif()
 function(_trib_precompile name shared own)

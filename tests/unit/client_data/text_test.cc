@@ -33,7 +33,8 @@ class TextTest : public ::testing::Test {
 };
 
 TEST_F(TextTest, CutsFilesIntoWindowsOfBytes) {
-  const std::string first = std::string(127, 'a') + "\xC3", second = "\xA9" + std::string(127, 'b');  // é, cut in two
+  std::string first(128, 'a'), second(128, 'b');
+  first.back() = '\xC3', second.front() = '\xA9';  // é, cut in two
   Write("b.txt", std::string(130, 'c'));
   Write("a.txt", first + second + "the rest is not used");
   Write("test.txt", std::string(256, 't'));
