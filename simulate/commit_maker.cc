@@ -58,7 +58,10 @@ absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit
   auto next = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
   TRIB_RETURN_IF_ERROR(Open().Step(input, &state_, *next));
   aggregate_.reset();
-  if (anew) TRIB_RETURN_IF_ERROR(aggregator::BeginClientsAnew(strategy_, layout_, *next, &state_.strategy));
+  if (anew) {
+    TRIB_RETURN_IF_ERROR(aggregator::BeginClientsAnew(strategy_, layout_, *next, &state_.strategy));
+    state_.rows.clear();  // of this version too: what they hold goes with the lost states
+  }
   if (privacy_ != nullptr) clip_ = privacy_->NextClip(clip_, commit.contributors, update_layout_.trainable_count(), noise.get());
   return next;
 }

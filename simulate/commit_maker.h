@@ -38,7 +38,7 @@ class CommitMaker {
   // `weight`: the engine's, times Check's factor.
   absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update);
   // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
-  // `anew`: all clients begin anew from the model made (BeginClientsAnew).
+  // `anew`: all clients begin anew from the model made (BeginClientsAnew), and no row of them is known.
   absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew = false);
 
  private:
