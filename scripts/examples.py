@@ -13,6 +13,7 @@ A job's header has a line "# Run: tributary simulate FILE [flags]" (or `run`: th
 "# Result: …". The demo (fashion-fedavg.yaml) is left to scripts/demo.sh.
 """
 import argparse
+import functools
 import json
 import math
 import random
@@ -61,6 +62,7 @@ def regressions(clients, size, least, most, noise, weight, seed):
         yield {"x": f64((rows, size), (v for row in x for v in row)), "y": f64((rows,), y), "weights": f64((rows,), [weight] * rows)}
 
 
+@functools.cache
 def solution(folder):
     """w of the least squares over everybody's rows (all of one weight), by elimination: normal equations are positive definite."""
     moments = None

@@ -153,7 +153,9 @@ class Replayer {
       base.resize(layout_.total_bytes());
       TRIB_RETURN_IF_ERROR(store_.ReadTensors(job_, commit.version - 1 - commit.contributors[0].staleness, base, /*verify=*/true));
     }
-    TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base, began_anew_.contains(commit.version)));
+    // Only to a strategy whose vectors are sums over the clients' states is it of any concern.
+    const bool anew = strategy_->client_state() == aggregator::ClientStateKind::kShared && began_anew_.contains(commit.version);
+    TRIB_ASSIGN_OR_RETURN(model_, maker_->NextModel(commit, model_, base, anew));
     result_.versions.push_back({.version = commit.version, .sha256 = Sha256Hex(*model_), .recorded_sha256 = "", .updates = commit.contributors.size()});
     return Post(aggregator::VersionCommitted{commit.version});
   }

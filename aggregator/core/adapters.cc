@@ -51,11 +51,12 @@ class AdapterSums final : public WholeReducer {
     TRIB_ASSIGN_OR_RETURN(const std::vector<AdapterPair> pairs, FindAdapters(mode_, *input.layout));
     const AdapterRound round = RoundOf(mode_, input, pairs);
     const DType dtype = input.layout->float_dtype();
-    for (const AdapterPair& pair : pairs) {
-      if (!NeedsResidual(mode_)) break;
-      const std::vector<double> residual = ResidualOf(round, pair, next);
-      if (!StoreFloats(dtype, residual, next.subspan(pair.residual * DTypeBytes(dtype), residual.size() * DTypeBytes(dtype)))) {
-        return DataLoss("layer '{}': its residual is not finite", pair.layer);
+    if (NeedsResidual(mode_)) {
+      for (const AdapterPair& pair : pairs) {
+        const std::vector<double> residual = ResidualOf(round, pair, next);
+        if (!StoreFloats(dtype, residual, next.subspan(pair.residual * DTypeBytes(dtype), residual.size() * DTypeBytes(dtype)))) {
+          return DataLoss("layer '{}': its residual is not finite", pair.layer);
+        }
       }
     }
     if (measured != nullptr) (*measured)[kAdapterError] = RelativeError(AdapterErrors(round, next));

@@ -1,4 +1,4 @@
-// Models whose layers stand in a row, as a description beside the forward pass: what trains many clients at once (cohort.h) reads it and puts
+// Models whose layers stand in a row, as a description beside the forward pass: what trains many clients at once (cohort_program.h) reads it and puts
 // a client dimension in front of every tensor.
 //
 // A subclass's constructor calls Conv, Relu, MaxPool and Dense in order. x is [B, …input_shape].
