@@ -33,18 +33,8 @@ class AdapterJobsTest : public FederationTest {
   Upload Change(const TestClient& client, const v1::TrainTask& task, const std::vector<float>& values, double weight = 1, Scalars scalars = {}) {
     const TensorLayout travelling = *AdapterUpdateLayout(mode_, layout_);
     EXPECT_EQ(values.size(), travelling.float_count());
-    Upload upload;
-    upload.bytes.resize(values.size() * sizeof(float));
-    std::memcpy(upload.bytes.data(), values.data(), upload.bytes.size());
-    upload.header.key = {client.name, task.task(), RandomUpdateId()};
-    upload.header.job = task.job();
-    upload.header.version = task.version();
-    upload.header.layout = travelling.Fingerprint();
-    upload.header.codec = "f32";
-    upload.header.bytes = upload.bytes.size();
-    upload.header.xxh3_128 = Xxh3Digest(upload.bytes);
-    upload.header.weight = weight;
-    upload.header.examples = 10;
+    const auto bytes = std::as_bytes(std::span(values));
+    Upload upload = UploadOf(client, task, travelling, {bytes.begin(), bytes.end()}, weight);
     upload.header.scalars = std::move(scalars);
     return upload;
   }

@@ -118,14 +118,19 @@ v1::TrainTask FederationTest::AwaitTask(TestClient& client) {
 }
 
 FederationTest::Upload FederationTest::MakeUpdate(const TestClient& client, const v1::TrainTask& task, float value, double weight, int64_t count) {
+  std::vector<std::byte> bytes(layout_.total_bytes());
+  for (size_t i = 0; i < layout_.float_count(); ++i) std::memcpy(bytes.data() + 4 * i, &value, 4);
+  std::memcpy(bytes.data() + layout_.float_bytes(), &count, 8);
+  return UploadOf(client, task, layout_, std::move(bytes), weight);
+}
+
+FederationTest::Upload FederationTest::UploadOf(const TestClient& client, const v1::TrainTask& task, const TensorLayout& layout, std::vector<std::byte> bytes, double weight) {
   Upload upload;
-  upload.bytes.resize(layout_.total_bytes());
-  for (size_t i = 0; i < layout_.float_count(); ++i) std::memcpy(upload.bytes.data() + 4 * i, &value, 4);
-  std::memcpy(upload.bytes.data() + layout_.float_bytes(), &count, 8);
+  upload.bytes = std::move(bytes);
   upload.header.key = {client.name, task.task(), RandomUpdateId()};
   upload.header.job = task.job();
   upload.header.version = task.version();
-  upload.header.layout = layout_.Fingerprint();
+  upload.header.layout = layout.Fingerprint();
   upload.header.codec = "f32";
   upload.header.bytes = upload.bytes.size();
   upload.header.xxh3_128 = Xxh3Digest(upload.bytes);

@@ -56,6 +56,8 @@ class FederationTest : public ::testing::Test {
   v1::TrainTask AwaitTask(TestClient& client);
   // An update with every trainable element = `value`, the buffer = `value`, the counter = `count`.
   Upload MakeUpdate(const TestClient& client, const v1::TrainTask& task, float value, double weight = 1, int64_t count = 1);
+  // Of values that the caller gives, in their layout.
+  static Upload UploadOf(const TestClient& client, const v1::TrainTask& task, const TensorLayout& layout, std::vector<std::byte> bytes, double weight);
   absl::Status Send(const Upload& upload);           // admit, copy, accept; ACCEPTED or COMMITTED is OK
   v1::UpdateStatus Query(const Upload& upload);
   v1::UpdateKey Key(const Upload& upload);
