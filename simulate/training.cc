@@ -56,7 +56,9 @@ absl::Status Training::Take(SimulatedTask* task, absl::StatusOr<client::TrainRes
   const std::string who = fmt::format("client '{}', version {}", (*options_.clients)[task->client], task->version);
   if (!result.ok()) return Annotate(result.status(), who);
   TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
-  TRIB_ASSIGN_OR_RETURN(task->scan, Annotate(aggregator::ScanUpdate(options_.encoding, result->update), who));
+  const absl::StatusOr<aggregator::ScanResult> scan = aggregator::ScanUpdate(options_.encoding, result->update);
+  if (!scan.ok()) return Annotate(scan.status(), who);
+  task->scan = *scan;
   task->result = *std::move(result);
   return absl::OkStatus();
 }

@@ -204,7 +204,9 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
       EXPECT_THAT(weight, tributary::testing::IsOk());
       contributor.weight = *weight;
       weights.push_back(contributor.weight);
-      if (!together) EXPECT_THAT(aggregate.Fold(contributor, bytes), tributary::testing::IsOk());
+      if (!together) {
+        EXPECT_THAT(aggregate.Fold(contributor, bytes), tributary::testing::IsOk());
+      }
       contributors.push_back(contributor);
       flats.push_back(bytes);
     }
