@@ -44,13 +44,6 @@ std::filesystem::path FolderOf(const std::filesystem::path& path) {
   return folder.empty() ? std::filesystem::path(".") : folder;
 }
 
-absl::Status SyncFolder(const std::filesystem::path& folder) {
-  UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid()) return FileError(folder, "open");
-  if (::fsync(fd.get()) != 0) return FileError(folder, "fsync");
-  return absl::OkStatus();
-}
-
 std::filesystem::path HomeDir() {
   if (const char* home = std::getenv("HOME"); home != nullptr && *home != '\0') return home;
   if (const passwd* entry = ::getpwuid(::getuid()); entry != nullptr && entry->pw_dir != nullptr) return entry->pw_dir;
@@ -65,6 +58,13 @@ std::filesystem::path XdgDir(const char* variable, const char* fallback) {
 }
 
 }  // namespace
+
+absl::Status SyncFolder(const std::filesystem::path& folder) {
+  UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd.valid()) return FileError(folder, "open");
+  if (::fsync(fd.get()) != 0) return FileError(folder, "fsync");
+  return absl::OkStatus();
+}
 
 absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, size_t max_bytes) {
   struct stat info {};

@@ -20,6 +20,9 @@ absl::StatusOr<std::string> ReadFile(const std::filesystem::path& path, size_t m
 absl::Status WriteFileAtomically(const std::filesystem::path& path, std::span<const std::byte> bytes, bool durable = true);
 absl::Status WriteFileAtomically(const std::filesystem::path& path, std::string_view text, bool durable = true);
 
+// Entries of the folder that were made, renamed or removed before last through a power cut.
+absl::Status SyncFolder(const std::filesystem::path& folder);
+
 // Creates `path` and its parents with mode 0700 where missing.
 absl::Status MakeDirectories(const std::filesystem::path& path);
 

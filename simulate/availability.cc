@@ -16,7 +16,7 @@ namespace {
 using client::CounterRandom;
 using client::MixSeeds;
 
-constexpr uint64_t kStream = 0x61766169;
+constexpr uint64_t kAvailabilityStream = 0x61766169;
 
 class Everybody final : public Availability {
  public:
@@ -34,7 +34,7 @@ class FixedSize final : public Availability {
     std::iota(order_.begin(), order_.end(), 0U);
   }
   std::span<const uint32_t> NextRound() override {
-    CounterRandom random(MixSeeds(seed_, round_++), kStream);
+    CounterRandom random(MixSeeds(seed_, round_++), kAvailabilityStream);
     for (size_t i = 0; i < size_; ++i) std::swap(order_[i], order_[i + random.Below(order_.size() - i)]);
     present_.assign(order_.begin(), order_.begin() + static_cast<ptrdiff_t>(size_));
     std::sort(present_.begin(), present_.end());
@@ -55,7 +55,7 @@ class Bernoulli final : public Availability {
  public:
   Bernoulli(std::vector<double> p, uint64_t seed) : p_(std::move(p)), seed_(seed) {}
   std::span<const uint32_t> NextRound() override {
-    CounterRandom random(MixSeeds(seed_, round_++), kStream);
+    CounterRandom random(MixSeeds(seed_, round_++), kAvailabilityStream);
     present_.clear();
     for (uint32_t i = 0; i < p_.size(); ++i) {
       if (random.Uniform() < p_[i]) present_.push_back(i);
@@ -85,7 +85,7 @@ class Markov final : public Availability {
     }
   }
   std::span<const uint32_t> NextRound() override {
-    CounterRandom random(MixSeeds(seed_, round_), kStream);
+    CounterRandom random(MixSeeds(seed_, round_), kAvailabilityStream);
     present_.clear();
     for (uint32_t i = 0; i < p_.size(); ++i) {
       const double u = random.Uniform();
@@ -109,7 +109,7 @@ class Markov final : public Availability {
 class Cyclic final : public Availability {
  public:
   Cyclic(const std::vector<double>& p, int64_t period, uint64_t seed) : period_(static_cast<uint64_t>(period)) {
-    CounterRandom random(seed, kStream);
+    CounterRandom random(seed, kAvailabilityStream);
     for (const double p_i : p) {
       active_.push_back(static_cast<uint64_t>(std::max<int64_t>(1, std::llround(static_cast<double>(period) * p_i))));
       phase_.push_back(random.Below(period_));

@@ -17,7 +17,7 @@ namespace {
 using client::CounterRandom;
 using client::MixSeeds;
 
-constexpr uint64_t kStream = 0x64656c61;
+constexpr uint64_t kDelayStream = 0x64656c61;
 constexpr double kNanosecondsPerSecond = 1e9;
 
 int64_t ToNanoseconds(double seconds) { return std::llround(seconds * kNanosecondsPerSecond); }
@@ -55,7 +55,7 @@ class Random : public Delays {
  public:
   explicit Random(uint64_t seed) : seed_(seed) {}
   std::optional<int64_t> Nanoseconds(uint32_t client, uint64_t k, int64_t) const override {
-    CounterRandom random(MixSeeds(MixSeeds(seed_, client), k), kStream);
+    CounterRandom random(MixSeeds(MixSeeds(seed_, client), k), kDelayStream);
     return std::max<int64_t>(1, ToNanoseconds(Seconds(client, random)));
   }
 

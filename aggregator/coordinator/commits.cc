@@ -19,8 +19,6 @@ constexpr absl::Duration kCommitRetry = absl::Seconds(1);
 constexpr absl::Duration kJournalRetry = absl::Seconds(10);
 constexpr int kJournalShare = 9;  // pause at least this many times the time a journal took: at most 10 % of the time
 constexpr absl::Duration kTidyEvery = absl::Hours(1);
-constexpr size_t kMaxTimings = 100;
-constexpr size_t kMaxCommitsForRate = 10;
 
 v1::EventRow LostState(const std::string& client, bool anew, const v1::VersionInfo& version) {
   v1::EventRow event;

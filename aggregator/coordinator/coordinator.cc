@@ -12,7 +12,6 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr int kMissedHeartbeats = 3;
 constexpr absl::Duration kClientScan = absl::Seconds(1);
 constexpr absl::Duration kStoreRetry = absl::Seconds(1);
 

@@ -43,13 +43,15 @@
 
 namespace tributary::aggregator {
 
+inline constexpr int kMissedHeartbeats = 3;  // after which a client, or a node, is gone
+
 struct CoordinatorOptions {
   StateStore::Options store;
   RetentionOptions retention;
   uint64_t record_bytes = uint64_t{4} << 30;  // that the recorded updates of one job may take in the store
   WorkerPool::Options workers;
   size_t pool_bytes = size_t{512} << 20;       // slabs and object pools of all jobs together
-  absl::Duration heartbeat = absl::Seconds(5);  // a client is gone after three without a message
+  absl::Duration heartbeat = absl::Seconds(5);  // kMissedHeartbeats of them
   absl::Duration journal_every = absl::Seconds(2);
   absl::Duration evaluation_wait = absl::Seconds(60);  // how long a finished job waits for one more evaluation
   absl::Duration refused_grace = absl::Seconds(2);     // for another update of a task whose update was refused

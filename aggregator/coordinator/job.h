@@ -43,6 +43,9 @@
 
 namespace tributary::aggregator {
 
+inline constexpr size_t kMaxTimings = 100;
+inline constexpr size_t kMaxCommitsForRate = 10;
+
 // One model version in flat form. Immutable once shared; shared because fetchers may still read it after the next one came.
 // It lies in a sealed memfd, so that clients of this host can map it.
 class ModelBuffer {
@@ -201,8 +204,8 @@ struct Job {
   uint64_t partials_taken = 0;             // of other nodes, since the daemon started
 
   std::vector<v1::Metric> metrics;
-  std::deque<v1::RoundTiming> timings;     // the last 100
-  std::deque<std::pair<int64_t, uint64_t>> commits;  // wall time and updates of the last versions
+  std::deque<v1::RoundTiming> timings;     // the last kMaxTimings
+  std::deque<std::pair<int64_t, uint64_t>> commits;  // wall time and updates of the last kMaxCommitsForRate versions
   absl::Duration fold_time = absl::Milliseconds(50);  // smoothed, from admission to folded
   bool records_tidied = false;             // recorded updates that no version counts are gone
   bool finishing = false;                  // done, waiting for the last evaluation

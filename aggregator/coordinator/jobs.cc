@@ -10,8 +10,6 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr size_t kMaxTimings = 100;
-constexpr size_t kMaxCommitsForRate = 10;
 constexpr size_t kMaxStoredEvents = 10'000;
 constexpr size_t kPage = 4096;
 constexpr absl::Duration kLongRest = absl::Seconds(1);

@@ -14,7 +14,6 @@ namespace {
 
 constexpr absl::Duration kRelayRetry = absl::Milliseconds(300);
 constexpr absl::Duration kRelayLook = absl::Seconds(1);
-constexpr int kMissedHeartbeats = 3;
 
 // The manifest of `version` as the top has it; nothing of it is believed before it was looked at.
 absl::Status CheckVersion(const v1::RelayVersion& got, const std::string& job, uint64_t version, size_t bytes) {

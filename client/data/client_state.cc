@@ -25,12 +25,6 @@ absl::Status FailedFileSystem(const std::filesystem::path& path, const std::erro
   return ErrnoStatus(error.value(), fmt::format("{}: {}", path.string(), what));
 }
 
-absl::Status SyncFolder(const std::filesystem::path& folder) {
-  const UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!fd.valid() || ::fsync(fd.get()) != 0) return ErrnoStatus(errno, fmt::format("{}: fsync", folder.string()));
-  return absl::OkStatus();
-}
-
 // A job id comes from the server and becomes the name of a folder.
 absl::Status CheckFolderName(const std::string& job) {
   if (!job.empty() && job != "." && job != ".." && job.find('/') == std::string::npos && job.find('\0') == std::string::npos) return absl::OkStatus();

@@ -13,6 +13,7 @@
 
 #include "common/crash_points.h"
 #include "common/digest.h"
+#include "common/file.h"
 #include "common/log.h"
 
 namespace tributary::client {
@@ -33,11 +34,6 @@ absl::StatusOr<UniqueFd> OpenFd(const fs::path& path, int flags, mode_t mode = 0
 absl::Status Sync(const UniqueFd& fd, const fs::path& path) {
   if (::fsync(fd.get()) != 0) return ErrnoStatus(errno, fmt::format("{}: fsync", path.string()));
   return absl::OkStatus();
-}
-
-absl::Status SyncFolder(const fs::path& folder) {
-  TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(folder, O_RDONLY | O_DIRECTORY));
-  return Sync(fd, folder);
 }
 
 absl::Status WriteAt(const UniqueFd& fd, const fs::path& path, size_t at, std::span<const std::byte> bytes) {

@@ -4,12 +4,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr MomentumFamily kFamily{.momentum = true};
+constexpr MomentumFamily kFedAvgClientM{.momentum = true};
 
 }  // namespace
 
-std::vector<ParamInfo> FedAvgClientMParams() { return MomentumParams(kFamily); }
+std::vector<ParamInfo> FedAvgClientMParams() { return MomentumParams(kFedAvgClientM); }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgClientM(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgClientM(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFedAvgClientM); }
 
 }  // namespace tributary::aggregator

@@ -4,12 +4,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr MomentumFamily kFamily{.momentum = true, .reduced = true};
+constexpr MomentumFamily kFedAvgClientMVr{.momentum = true, .reduced = true};
 
 }  // namespace
 
-std::vector<ParamInfo> FedAvgClientMVrParams() { return MomentumParams(kFamily); }
+std::vector<ParamInfo> FedAvgClientMVrParams() { return MomentumParams(kFedAvgClientMVr); }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgClientMVr(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+absl::StatusOr<std::unique_ptr<Strategy>> MakeFedAvgClientMVr(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFedAvgClientMVr); }
 
 }  // namespace tributary::aggregator

@@ -4,12 +4,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr MomentumFamily kFamily{.control = true};
+constexpr MomentumFamily kScaffold{.control = true};
 
 }  // namespace
 
-std::vector<ParamInfo> ScaffoldParams() { return MomentumParams(kFamily); }
+std::vector<ParamInfo> ScaffoldParams() { return MomentumParams(kScaffold); }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffold(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffold(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kScaffold); }
 
 }  // namespace tributary::aggregator

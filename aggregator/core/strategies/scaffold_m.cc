@@ -4,12 +4,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr MomentumFamily kFamily{.momentum = true, .control = true};
+constexpr MomentumFamily kScaffoldM{.momentum = true, .control = true};
 
 }  // namespace
 
-std::vector<ParamInfo> ScaffoldMParams() { return MomentumParams(kFamily); }
+std::vector<ParamInfo> ScaffoldMParams() { return MomentumParams(kScaffoldM); }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffoldM(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffoldM(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kScaffoldM); }
 
 }  // namespace tributary::aggregator

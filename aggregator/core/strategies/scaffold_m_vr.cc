@@ -4,12 +4,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr MomentumFamily kFamily{.momentum = true, .control = true, .reduced = true};
+constexpr MomentumFamily kScaffoldMVr{.momentum = true, .control = true, .reduced = true};
 
 }  // namespace
 
-std::vector<ParamInfo> ScaffoldMVrParams() { return MomentumParams(kFamily); }
+std::vector<ParamInfo> ScaffoldMVrParams() { return MomentumParams(kScaffoldMVr); }
 
-absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffoldMVr(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kFamily); }
+absl::StatusOr<std::unique_ptr<Strategy>> MakeScaffoldMVr(const StrategySpec& spec, const LocalSpec& local) { return MakeMomentum(spec, local, kScaffoldMVr); }
 
 }  // namespace tributary::aggregator

@@ -18,8 +18,8 @@ using ::testing::IsEmpty;
 using ::tributary::testing::IsOk;
 using ::tributary::testing::StatusIs;
 
-constexpr size_t kInline = 1024;
-constexpr size_t kBulkSize = (5 << 20) + 8;
+constexpr size_t kRetainedInline = 1024;
+constexpr size_t kRetainedBulk = (5 << 20) + 8;
 
 std::vector<v1::VersionRow> Rows(uint64_t count, const std::vector<uint64_t>& kept) {
   std::vector<v1::VersionRow> rows(count);
@@ -86,14 +86,14 @@ class StoreRetentionTest : public ::testing::TestWithParam<size_t> {
   TempDir dir_;
   std::unique_ptr<StateStore> store_;
 };
-INSTANTIATE_TEST_SUITE_P(Sizes, StoreRetentionTest, ::testing::Values(kInline, kBulkSize),
-                         [](const auto& info) { return info.param == kInline ? "Inline" : "Bulk"; });
+INSTANTIATE_TEST_SUITE_P(Sizes, StoreRetentionTest, ::testing::Values(kRetainedInline, kRetainedBulk),
+                         [](const auto& info) { return info.param == kRetainedInline ? "Inline" : "Bulk"; });
 
 TEST_P(StoreRetentionTest, DroppedTensorsAreGoneAndTheirVersionIsStillTold) {
   const uint64_t before = DiskBytes();
   ASSERT_THAT(store_->DropTensors("a", 1, 1'790'000'000'000'000), IsOk());
   ASSERT_THAT(store_->DropTensors("a", 1, 5), IsOk()) << "once more changes nothing";
-  if (GetParam() == kBulkSize) {
+  if (GetParam() == kRetainedBulk) {
     EXPECT_LT(DiskBytes() + GetParam(), before);
   }
   for (const bool opened_again : {false, true}) {
@@ -181,7 +181,7 @@ TEST_P(StoreRetentionTest, AKillBetweenTheRowAndTheFileLeavesNothingBehind) {
   Open();
   EXPECT_THAT(Read(1), StatusIs(absl::StatusCode::kNotFound, HasSubstr("0, 2, 3")));
   ExpectSound();
-  if (GetParam() == kBulkSize) {
+  if (GetParam() == kRetainedBulk) {
     EXPECT_LT(DiskBytes() + GetParam(), before) << "the orphan is still there";
   }
 }

@@ -53,7 +53,7 @@ TEST_P(BadCsvTest, IsRefusedWithItsPlace) {
   EXPECT_THAT(ParseCsv(GetParam().text, GetParam().label, "t.csv"), StatusIs(StatusCode::kInvalidArgument, HasSubstr(GetParam().message)));
 }
 
-const BadCsv kBad[] = {
+const BadCsv kBadCsvs[] = {
     {"Empty", "", "", "no rows"},
     {"HeaderOnly", "a,b\n", "", "a header but no rows"},
     {"OneColumn", "1\n2\n", "", "at least 2 columns"},
@@ -71,7 +71,7 @@ const BadCsv kBad[] = {
     {"QuoteInside", "a,b\n1,2\"3\n", "", "t.csv:2:2: a quote in the middle"},
     {"LineCountsThroughQuotes", "\"a\nb\",c\n1,2\n1,x\n", "", "t.csv:4:2"},
 };
-INSTANTIATE_TEST_SUITE_P(All, BadCsvTest, ::testing::ValuesIn(kBad), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(All, BadCsvTest, ::testing::ValuesIn(kBadCsvs), [](const auto& info) { return std::string(info.param.name); });
 
 }  // namespace
 }  // namespace tributary::client

@@ -78,7 +78,7 @@ TEST_P(HostileIdxTest, IsRefusedByName) {
   EXPECT_THAT(ParseIdx(GetParam().bytes, kLimit), StatusIs(GetParam().code, HasSubstr(GetParam().message)));
 }
 
-const BadIdx kBad[] = {
+const BadIdx kBadIdxs[] = {
     {"Empty", "", StatusCode::kInvalidArgument, "at least 4 bytes"},
     {"Magic", std::string("\x01\x00\x08\x01\x00\x00\x00\x01z", 9), StatusCode::kInvalidArgument, "two zero bytes"},
     {"Type", Header(0x0e, {1}) + std::string(8, 0), StatusCode::kInvalidArgument, "0x0e"},
@@ -98,7 +98,7 @@ const BadIdx kBad[] = {
     {"GzipHeaderOnly", "\x1f\x8b", StatusCode::kInvalidArgument, "gzip"},
     {"GzipGarbage", std::string("\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage!", 18), StatusCode::kInvalidArgument, "gzip"},
 };
-INSTANTIATE_TEST_SUITE_P(All, HostileIdxTest, ::testing::ValuesIn(kBad), [](const auto& info) { return std::string(info.param.name); });
+INSTANTIATE_TEST_SUITE_P(All, HostileIdxTest, ::testing::ValuesIn(kBadIdxs), [](const auto& info) { return std::string(info.param.name); });
 
 TEST(IdxTest, RefusesEveryTruncationOfACompressedFile) {
   const std::string good = Gzip(Header(8, {300}) + std::string(300, 'q') );

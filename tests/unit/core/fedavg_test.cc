@@ -7,30 +7,10 @@
 #include "aggregator/core/strategy.h"
 #include "tests/support/status_matchers.h"
 #include "tests/unit/core/core_test_support.h"
+#include "tests/unit/core/memory_federation.h"
 
 namespace tributary::aggregator {
 namespace {
-
-using Point = std::array<double, 2>;
-
-struct Quadratic {  // ½ (x−b)ᵀA(x−b)
-  std::array<double, 4> a;
-  Point b;
-};
-
-constexpr std::array<Quadratic, 4> kQ4 = {{{{1, 0, 0, 2}, {4, 0}},
-                                           {{2, .5, .5, 1}, {0, 3}},
-                                           {{.5, 0, 0, 3}, {-3, -1}},
-                                           {{1.5, -.3, -.3, .8}, {1, -4}}}};
-
-Point LocalDelta(const Quadratic& problem, const Point& start, int steps, double lr) {
-  Point y = start;
-  for (int k = 0; k < steps; ++k) {
-    const double d0 = y[0] - problem.b[0], d1 = y[1] - problem.b[1];
-    y = {y[0] - lr * (problem.a[0] * d0 + problem.a[1] * d1), y[1] - lr * (problem.a[2] * d0 + problem.a[3] * d1)};
-  }
-  return {y[0] - start[0], y[1] - start[1]};
-}
 
 // One server with a strategy, driven without any engine.
 class Server {
@@ -63,7 +43,7 @@ class Server {
   }
   void CommitQ4(int steps, double lr) {
     std::vector<std::pair<Point, double>> updates;
-    for (const Quadratic& problem : kQ4) updates.push_back({LocalDelta(problem, x, steps, lr), 1.0});
+    for (const Quadratic& problem : kQ4) updates.push_back({problem.Delta(x, steps, lr), 1.0});
     Commit(updates);
   }
   Point x = {0, 0};

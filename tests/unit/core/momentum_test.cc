@@ -29,9 +29,9 @@ Point Solve(const Quadratic& p, const Point& v, double rho, const Point& s) {
 }
 
 // One server of any strategy; what a client sends is up to the test.
-class Server {
+class MomentumServer {
  public:
-  Server(StrategySpec spec, LocalSpec local, Point start = {0, 0}) : x(start), local_(local) {
+  MomentumServer(StrategySpec spec, LocalSpec local, Point start = {0, 0}) : x(start), local_(local) {
     auto made = MakeStrategy(spec, local);
     EXPECT_THAT(made, tributary::testing::IsOk());
     strategy_ = *std::move(made);
@@ -85,7 +85,7 @@ struct Factors {
 };
 
 // One round of the clients `participants`; `c` are their control variates.
-void RunRound(Server* server, const Factors& f, const std::vector<int>& participants, std::array<Point, 4>* c) {
+void RunRound(MomentumServer* server, const Factors& f, const std::vector<int>& participants, std::array<Point, 4>* c) {
   const double lr = server->local().lr;
   const auto steps = static_cast<int>(server->local().steps);
   const Point zero{};
@@ -134,7 +134,7 @@ const std::vector<std::vector<int>> kHalf = {{0, 1}, {2, 3}, {0, 2}, {1, 3}, {0,
 TEST(ScaffoldTest, FollowsTheGoldenPathWithFullAndHalvedUplink) {
   const std::vector<Point> golden = {{0.345368427237, -0.170744434251}, {0.621733956304, -0.297408023552}, {0.825185643939, -0.383816213620}};
   for (const char* uplink : {"full", "delta", "auto"}) {
-    Server server({.name = "scaffold", .params = {{"uplink", uplink}}}, Local(0.05, 5));
+    MomentumServer server({.name = "scaffold", .params = {{"uplink", uplink}}}, Local(0.05, 5));
     std::array<Point, 4> c{};
     for (const Point& expected : golden) {
       RunRound(&server, {.control = true}, {0, 1, 2, 3}, &c);
@@ -151,7 +151,7 @@ TEST(ScaffoldTest, HalvedUplinkIsTheFullOneUnderPartialParticipation) {
     ParamMap delta = params;
     params["uplink"] = "full";
     delta["uplink"] = "delta";
-    Server full({.name = name, .params = params}, Local(0.05, 5)), half({.name = name, .params = delta}, Local(0.05, 5));
+    MomentumServer full({.name = name, .params = params}, Local(0.05, 5)), half({.name = name, .params = delta}, Local(0.05, 5));
     std::array<Point, 4> c_full{}, c_half{};
     const Factors f{.beta = momentum ? 0.2 : 1, .momentum = momentum, .control = true};
     for (size_t round = 0; round < 60; ++round) {
@@ -170,7 +170,7 @@ TEST(ScaffoldTest, TheFamilyEndsAtTheOptimumWithHalfTheClients) {
       {{.name = "scaffold_m_vr", .params = {{"beta", "0.3"}, {"warm_start", "false"}}}, {.beta = 0.3, .momentum = true, .control = true, .reduced = true}},
       {{.name = "scaffold_m_vr", .params = {{"beta", "0.3"}}}, {.beta = 0.3, .momentum = true, .control = true, .reduced = true, .warm_start = true}}};
   for (const auto& [spec, f] : family) {
-    Server server(spec, Local(0.05, 5));
+    MomentumServer server(spec, Local(0.05, 5));
     std::array<Point, 4> c{};
     RunRound(&server, f, {0, 1, 2, 3}, &c);
     for (size_t round = 0; round < 4000; ++round) RunRound(&server, f, kHalf[round % kHalf.size()], &c);
@@ -195,7 +195,7 @@ TEST(MomentumTest, ClientMomentumEndsWhereFedAvgEndsAtBetaTimesTheRate) {
   };
   for (const bool reduced : {false, true}) {
     const std::string name = reduced ? "fedavg_m_vr" : "fedavg_m";
-    Server server({.name = name, .params = {{"beta", "0.2"}}}, Local(0.1, 5));
+    MomentumServer server({.name = name, .params = {{"beta", "0.2"}}}, Local(0.1, 5));
     const Factors f{.beta = 0.2, .momentum = true, .control = false, .reduced = reduced, .warm_start = reduced};
     std::array<Point, 4> c{};
     for (int round = 0; round < 3000; ++round) RunRound(&server, f, {0, 1, 2, 3}, &c);
@@ -206,7 +206,7 @@ TEST(MomentumTest, ClientMomentumEndsWhereFedAvgEndsAtBetaTimesTheRate) {
 }
 
 TEST(MomentumTest, WarmStartMakesTheMeanGradientAndLeavesTheModel) {
-  Server server({.name = "fedavg_m_vr", .params = {}}, Local(0.1, 5), {0.5, -0.25});
+  MomentumServer server({.name = "fedavg_m_vr", .params = {}}, Local(0.1, 5), {0.5, -0.25});
   std::array<Point, 4> c{};
   RunRound(&server, {.beta = 0.1, .momentum = true, .reduced = true, .warm_start = true}, {0, 1, 2, 3}, &c);
   EXPECT_EQ(server.x, (Point{0.5, -0.25}));
@@ -241,7 +241,7 @@ TEST(MomentumTest, WhatDoesNotGoWithTheFamilyIsRefusedAtSubmission) {
 TEST(AdmmTest, RerceIsDualFirstAdmmOnCleanLinks) {
   for (const Point start : {Point{0, 0}, Point{2, -1}}) {
     for (const double rho : {0.5, 10.0}) {
-      Server server({.name = "rerce_admm", .params = {{"rho", fmt::format("{}", rho)}}}, {}, start);
+      MomentumServer server({.name = "rerce_admm", .params = {{"rho", fmt::format("{}", rho)}}}, {}, start);
       std::array<Point, 4> h{};                  // ∇f_i(w_i)
       std::array<Point, 4> w{}, lambda{};        // of plain ADMM
       Point x = start;
@@ -270,7 +270,7 @@ TEST(AdmmTest, RerceIsDualFirstAdmmOnCleanLinks) {
 }
 
 TEST(AdmmTest, TheAuthorsScriptForgetsThePreviousModelOnce) {
-  Server exact({.name = "rerce_admm", .params = {}}, {}, {1, 1}), authors({.name = "rerce_admm", .params = {{"compat_authors", "true"}}}, {}, {1, 1});
+  MomentumServer exact({.name = "rerce_admm", .params = {}}, {}, {1, 1}), authors({.name = "rerce_admm", .params = {{"compat_authors", "true"}}}, {}, {1, 1});
   for (const Point& value : {Point{3, 5}, Point{4, 4}}) {
     exact.Commit({{0, {value}}});
     authors.Commit({{0, {value}}});
@@ -285,7 +285,7 @@ TEST(AdmmTest, TheAuthorsScriptForgetsThePreviousModelOnce) {
 TEST(AdmmTest, FedAdmmEndsAtTheOptimumWithHalfTheClients) {
   for (const Point start : {Point{0, 0}, Point{2, -1}}) {
     const double rho = 1;
-    Server server({.name = "fedadmm", .params = {}}, {}, start);
+    MomentumServer server({.name = "fedadmm", .params = {}}, {}, start);
     std::array<Point, 4> lambda{};
     for (size_t round = 0; round < 3000; ++round) {
       std::vector<std::pair<int, std::vector<Point>>> updates;
@@ -307,7 +307,7 @@ TEST(AdmmTest, FedAdmmEndsAtTheOptimumWithHalfTheClients) {
 }
 
 TEST(AdmmTest, AContinualTableIsTheMeanOfAllRowsReceivedLast) {
-  Server server({.name = "rerce_admm", .params = {{"continual", "true"}}}, {}, {7, 7});
+  MomentumServer server({.name = "rerce_admm", .params = {{"continual", "true"}}}, {}, {7, 7});
   server.Commit({{0, {Point{4, 8}}}, {1, {Point{8, 0}}}, {2, {Point{0, 0}}}, {3, {Point{4, 4}}}});
   EXPECT_EQ(server.x, (Point{4, 3}));
   server.Commit({{1, {Point{0, 4}}}});

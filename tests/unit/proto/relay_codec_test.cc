@@ -16,7 +16,7 @@ using ::testing::HasSubstr;
 using testing::IsOk;
 using testing::StatusIs;
 
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
+constexpr auto kRefused = absl::StatusCode::kInvalidArgument;
 
 CheckedPartial GoodPartial() {
   CheckedPartial partial;
@@ -77,7 +77,7 @@ TEST(RelayCodecTest, RefusesHeadersThatLieAndNamesTheField) {
   for (const Case& c : cases) {
     v1::PartialHeader header = PartialToProto(GoodPartial());
     c.change(&header);
-    EXPECT_THAT(PartialFromProto(header), StatusIs(kInvalid, HasSubstr(c.field))) << header.ShortDebugString();
+    EXPECT_THAT(PartialFromProto(header), StatusIs(kRefused, HasSubstr(c.field))) << header.ShortDebugString();
   }
 }
 
@@ -103,20 +103,20 @@ TEST(RelayCodecTest, TakesChunksInOrderOnlyAndAWrongOneChangesNothing) {
   std::vector<std::byte> sums(text.size());
   PartialReceiver receiver(sums);
   ASSERT_THAT(receiver.Take(Chunk(0, text.substr(0, 6))), IsOk());
-  EXPECT_THAT(receiver.Take(Chunk(0, text.substr(0, 6))), StatusIs(kInvalid, HasSubstr("offset")));
-  EXPECT_THAT(receiver.Take(Chunk(8, text.substr(8))), StatusIs(kInvalid, HasSubstr("offset")));
-  EXPECT_THAT(receiver.Take(Chunk(6, "")), StatusIs(kInvalid, HasSubstr("1 to")));
-  EXPECT_THAT(receiver.Take(Chunk(6, text)), StatusIs(kInvalid, HasSubstr("pass the end")));
-  EXPECT_THAT(receiver.Take(Chunk(6, std::string(kPartialChunkBytes + 1, 'x'))), StatusIs(kInvalid, HasSubstr("1 to")));
+  EXPECT_THAT(receiver.Take(Chunk(0, text.substr(0, 6))), StatusIs(kRefused, HasSubstr("offset")));
+  EXPECT_THAT(receiver.Take(Chunk(8, text.substr(8))), StatusIs(kRefused, HasSubstr("offset")));
+  EXPECT_THAT(receiver.Take(Chunk(6, "")), StatusIs(kRefused, HasSubstr("1 to")));
+  EXPECT_THAT(receiver.Take(Chunk(6, text)), StatusIs(kRefused, HasSubstr("pass the end")));
+  EXPECT_THAT(receiver.Take(Chunk(6, std::string(kPartialChunkBytes + 1, 'x'))), StatusIs(kRefused, HasSubstr("1 to")));
   v1::PartialChunk damaged = Chunk(6, text.substr(6));
   damaged.set_crc32c(damaged.crc32c() ^ 1);
   EXPECT_THAT(receiver.Take(damaged), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("CRC32C")));
-  EXPECT_THAT(receiver.CheckDigest(std::string(16, 'x')), StatusIs(kInvalid, HasSubstr("expected 16 bytes, got 6")));
+  EXPECT_THAT(receiver.CheckDigest(std::string(16, 'x')), StatusIs(kRefused, HasSubstr("expected 16 bytes, got 6")));
   ASSERT_THAT(receiver.Take(Chunk(6, text.substr(6))), IsOk());
   EXPECT_TRUE(receiver.complete());
   EXPECT_EQ(std::memcmp(sums.data(), text.data(), text.size()), 0);
   EXPECT_THAT(receiver.CheckDigest(Xxh3Digest(sums)), IsOk());
-  EXPECT_THAT(receiver.CheckDigest(std::string(16, 'x')), StatusIs(kInvalid, HasSubstr("XXH3")));
+  EXPECT_THAT(receiver.CheckDigest(std::string(16, 'x')), StatusIs(kRefused, HasSubstr("XXH3")));
 }
 
 TEST(RelayCodecTest, RefusesSumsThatNoUpdatesCanHave) {
@@ -125,48 +125,48 @@ TEST(RelayCodecTest, RefusesSumsThatNoUpdatesCanHave) {
     return CheckSums(std::as_bytes(std::span(sums)), 16, v1::SUMS_TYPE_F64, 1, 0);
   };
   EXPECT_THAT(check(-2.5), IsOk());
-  EXPECT_THAT(check(std::nan("")), StatusIs(kInvalid, HasSubstr("element 1")));
-  EXPECT_THAT(check(-std::numeric_limits<double>::infinity()), StatusIs(kInvalid, HasSubstr("element 1")));
-  EXPECT_THAT(check(1e301), StatusIs(kInvalid, HasSubstr("element 1")));
+  EXPECT_THAT(check(std::nan("")), StatusIs(kRefused, HasSubstr("element 1")));
+  EXPECT_THAT(check(-std::numeric_limits<double>::infinity()), StatusIs(kRefused, HasSubstr("element 1")));
+  EXPECT_THAT(check(1e301), StatusIs(kRefused, HasSubstr("element 1")));
   const std::vector<int64_t> fixed = {-20, 10, INT64_MIN};
   const auto bytes = std::as_bytes(std::span(fixed));
   EXPECT_THAT(CheckSums(bytes, 16, v1::SUMS_TYPE_FIXED40, 2, 10), IsOk()) << "counters behind the floats are not sums";
-  EXPECT_THAT(CheckSums(bytes, 16, v1::SUMS_TYPE_FIXED40, 1, 10), StatusIs(kInvalid, HasSubstr("element 0")));
-  EXPECT_THAT(CheckSums(bytes, 24, v1::SUMS_TYPE_FIXED40, 2, 10), StatusIs(kInvalid, HasSubstr("element 2")));
+  EXPECT_THAT(CheckSums(bytes, 16, v1::SUMS_TYPE_FIXED40, 1, 10), StatusIs(kRefused, HasSubstr("element 0")));
+  EXPECT_THAT(CheckSums(bytes, 24, v1::SUMS_TYPE_FIXED40, 2, 10), StatusIs(kRefused, HasSubstr("element 2")));
 }
 
 TEST(RelayCodecTest, RefusesControlMessagesOutOfRange) {
   v1::NodeMessage node;
-  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kInvalid, HasSubstr("neither")));
+  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kRefused, HasSubstr("neither")));
   node.mutable_hello()->set_capacity(20);
-  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kInvalid, HasSubstr("epoch")));
+  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kRefused, HasSubstr("epoch")));
   node.mutable_hello()->set_epoch(1);
   EXPECT_THAT(CheckNodeMessage(node), IsOk());
   node.mutable_hello()->set_capacity(std::nan(""));
-  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kInvalid, HasSubstr("capacity")));
+  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kRefused, HasSubstr("capacity")));
   node.mutable_hello()->set_capacity(1);
   node.mutable_hello()->add_jobs("a b");
-  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kInvalid, HasSubstr("jobs")));
+  EXPECT_THAT(CheckNodeMessage(node), StatusIs(kRefused, HasSubstr("jobs")));
 
   v1::TopMessage top;
-  EXPECT_THAT(CheckTopMessage(top), StatusIs(kInvalid, HasSubstr("none")));
+  EXPECT_THAT(CheckTopMessage(top), StatusIs(kRefused, HasSubstr("none")));
   top.mutable_welcome()->set_fence(1);
-  EXPECT_THAT(CheckTopMessage(top), StatusIs(kInvalid, HasSubstr("heartbeat")));
+  EXPECT_THAT(CheckTopMessage(top), StatusIs(kRefused, HasSubstr("heartbeat")));
   top.mutable_round()->set_job("job-1");
-  EXPECT_THAT(CheckTopMessage(top), StatusIs(kInvalid, HasSubstr("fence")));
+  EXPECT_THAT(CheckTopMessage(top), StatusIs(kRefused, HasSubstr("fence")));
   top.mutable_round()->set_fence(1);
   top.mutable_round()->set_goal(UINT64_MAX);
-  EXPECT_THAT(CheckTopMessage(top), StatusIs(kInvalid, HasSubstr("goal")));
+  EXPECT_THAT(CheckTopMessage(top), StatusIs(kRefused, HasSubstr("goal")));
   top.mutable_ended()->set_job("job-1");
-  EXPECT_THAT(CheckTopMessage(top), StatusIs(kInvalid, HasSubstr("state")));
+  EXPECT_THAT(CheckTopMessage(top), StatusIs(kRefused, HasSubstr("state")));
 
   v1::PartialAnswer answer;
-  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kInvalid, HasSubstr("state")));
+  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kRefused, HasSubstr("state")));
   answer.set_state(v1::PARTIAL_STATE_SEND);
-  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kInvalid, HasSubstr("chunk_bytes")));
+  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kRefused, HasSubstr("chunk_bytes")));
   answer.set_state(v1::PARTIAL_STATE_OVERLAP);
   answer.add_overlap("short");
-  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kInvalid, HasSubstr("overlap")));
+  EXPECT_THAT(CheckPartialAnswer(answer), StatusIs(kRefused, HasSubstr("overlap")));
 }
 
 }  // namespace

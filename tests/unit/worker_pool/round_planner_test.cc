@@ -11,7 +11,7 @@ using ::testing::ElementsAre;
 
 constexpr uint64_t kSlab = 1 << 20;
 const PlannerLimits kRoomy{.workers = 8, .sums_bytes = 64 * kSlab};
-const absl::Time kStart = absl::FromUnixSeconds(5000);
+const absl::Time kBegin = absl::FromUnixSeconds(5000);
 
 Hierarchy MakeHierarchy(HierarchyShape shape, PlanSpec plan) {
   Hierarchy hierarchy;
@@ -32,27 +32,27 @@ TEST(RoundPlannerTest, AStaticTreeSharesTheRoundsUpdatesAmongItsLeaves) {
   EXPECT_THAT(Leaves(planner, 10), ElementsAre(4, 3, 3));
   EXPECT_THAT(Leaves(planner, 2), ElementsAre(1, 1)) << "a leaf without an update would never finish";
   EXPECT_EQ(planner.Next(2, 0)->leaves.size(), 0u) << "nothing more is to come: no plan";
-  EXPECT_FALSE(planner.EstimateDue(kStart));
+  EXPECT_FALSE(planner.EstimateDue(kBegin));
 }
 
 TEST(RoundPlannerTest, BeforeTheFirstEstimateEveryUpdateCountsAsInHand) {
   RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), kRoomy, 10, kSlab);
-  EXPECT_TRUE(planner.EstimateDue(kStart));
-  planner.OnEstimate(kStart, std::nullopt);
+  EXPECT_TRUE(planner.EstimateDue(kBegin));
+  planner.OnEstimate(kBegin, std::nullopt);
   EXPECT_EQ(planner.load(), std::nullopt);
   EXPECT_THAT(Leaves(planner, 10), ElementsAre(2, 2, 2, 2, 2)) << "two updates a leaf";
 }
 
 TEST(RoundPlannerTest, TheLoadSetsTheNumberOfLeavesOncePerPeriod) {
   RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma(0.5)), kRoomy, 12, kSlab);
-  planner.OnEstimate(kStart, LoadEstimator::Estimate{.load = 5.5});
+  planner.OnEstimate(kBegin, LoadEstimator::Estimate{.load = 5.5});
   EXPECT_EQ(Leaves(planner, 12).size(), 3u);
-  EXPECT_FALSE(planner.EstimateDue(kStart + absl::Seconds(29)));
-  EXPECT_TRUE(planner.EstimateDue(kStart + absl::Seconds(30)));
-  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 1.5});
+  EXPECT_FALSE(planner.EstimateDue(kBegin + absl::Seconds(29)));
+  EXPECT_TRUE(planner.EstimateDue(kBegin + absl::Seconds(30)));
+  planner.OnEstimate(kBegin + absl::Seconds(30), LoadEstimator::Estimate{.load = 1.5});
   EXPECT_EQ(planner.load(), 3.5);
   EXPECT_EQ(Leaves(planner, 12).size(), 2u);
-  planner.OnEstimate(kStart + absl::Seconds(60), std::nullopt);
+  planner.OnEstimate(kBegin + absl::Seconds(60), std::nullopt);
   EXPECT_EQ(planner.load(), 3.5) << "a rest teaches nothing";
   EXPECT_EQ(planner.leaves(), 2);
 }
@@ -77,10 +77,10 @@ TEST(RoundPlannerTest, ShardAndFlatHaveNoLeavesToPlan) {
   RoundPlanner shard(MakeHierarchy(HierarchyShape::kShard, Static(3)), kRoomy, 10, kSlab);
   EXPECT_EQ(shard.pool().shape, PoolShape::kShard);
   EXPECT_EQ(shard.pool().shards, 3u);
-  EXPECT_FALSE(shard.EstimateDue(kStart));
+  EXPECT_FALSE(shard.EstimateDue(kBegin));
   RoundPlanner flat(MakeHierarchy(HierarchyShape::kFlat, Ewma()), kRoomy, 10, kSlab);
   EXPECT_EQ(flat.pool().shape, PoolShape::kFlat);
-  EXPECT_FALSE(flat.EstimateDue(kStart));
+  EXPECT_FALSE(flat.EstimateDue(kBegin));
   const RoundGoals goals = flat.Next(1, 7).value();
   EXPECT_EQ(goals.updates, 7u);
   EXPECT_EQ(goals.leaves.size(), 0u);
@@ -110,10 +110,10 @@ WorkerPool::RoundProgress Progress(const std::vector<uint64_t>& taken, size_t pl
 TEST(RoundPlannerTest, ANewEstimateWithinARoundPlansWhatHasNotCome) {
   RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), kRoomy, 12, kSlab);
   EXPECT_EQ(planner.replan_due(), absl::InfiniteFuture()) << "there is no plan yet";
-  planner.OnEstimate(kStart, std::nullopt);
+  planner.OnEstimate(kBegin, std::nullopt);
   ASSERT_THAT(Leaves(planner, 12), ElementsAre(2, 2, 2, 2, 2, 2));
-  EXPECT_EQ(planner.replan_due(), kStart + absl::Seconds(30));
-  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 3});
+  EXPECT_EQ(planner.replan_due(), kBegin + absl::Seconds(30));
+  planner.OnEstimate(kBegin + absl::Seconds(30), LoadEstimator::Estimate{.load = 3});
   // Leaf 0 is complete, leaf 1 has one: two leaves are enough for the nine that are still to come.
   const absl::StatusOr<RoundGoals> goals = planner.Replan(Progress({2, 1}, 6, 2, 6));
   ASSERT_TRUE(goals.ok()) << goals.status();
@@ -124,9 +124,9 @@ TEST(RoundPlannerTest, ANewEstimateWithinARoundPlansWhatHasNotCome) {
 
 TEST(RoundPlannerTest, ALoadThatRoseOpensLeavesInTheirRound) {
   RoundPlanner planner(MakeHierarchy(HierarchyShape::kTree, Ewma()), {.workers = 4, .sums_bytes = 64 * kSlab}, 12, kSlab);
-  planner.OnEstimate(kStart, LoadEstimator::Estimate{.load = 1});
+  planner.OnEstimate(kBegin, LoadEstimator::Estimate{.load = 1});
   ASSERT_THAT(Leaves(planner, 12), ElementsAre(12));
-  planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 5});
+  planner.OnEstimate(kBegin + absl::Seconds(30), LoadEstimator::Estimate{.load = 5});
   absl::StatusOr<RoundGoals> goals = planner.Replan(Progress({4}, 1, 12, 4));
   ASSERT_TRUE(goals.ok()) << goals.status();
   EXPECT_THAT(goals->leaves, ElementsAre(4, 4, 4, 0)) << "three leaves for the eight to come, the first has four already";
@@ -135,7 +135,7 @@ TEST(RoundPlannerTest, ALoadThatRoseOpensLeavesInTheirRound) {
   progress.leaves[0].open = false;
   progress.leaves[1].open = progress.leaves[2].open = true;
   progress.top = true;
-  planner.OnEstimate(kStart + absl::Seconds(60), LoadEstimator::Estimate{.load = 0.5});
+  planner.OnEstimate(kBegin + absl::Seconds(60), LoadEstimator::Estimate{.load = 0.5});
   goals = planner.Replan(progress);
   ASSERT_TRUE(goals.ok()) << goals.status();
   EXPECT_THAT(goals->leaves, ElementsAre(4, 8, 0, 0));
@@ -153,11 +153,11 @@ TEST(RoundPlannerTest, ACalibratedCapacityFlagsWhatIsBeyondTheResidual) {
     EXPECT_EQ(unknown.overloads(), 0) << "nothing is known, nothing is flagged";
     limits.capacity = 10;
     RoundPlanner planner(MakeHierarchy(shape, Ewma()), limits, 12, kSlab);
-    ASSERT_TRUE(planner.EstimateDue(kStart));
-    planner.OnEstimate(kStart, std::nullopt, /*node_load=*/0);
+    ASSERT_TRUE(planner.EstimateDue(kBegin));
+    planner.OnEstimate(kBegin, std::nullopt, /*node_load=*/0);
     ASSERT_TRUE(planner.Next(1, 8).ok());
     EXPECT_EQ(planner.overloads(), 0);
-    planner.OnEstimate(kStart + absl::Seconds(30), LoadEstimator::Estimate{.load = 4, .mean_load = 3}, /*node_load=*/7);
+    planner.OnEstimate(kBegin + absl::Seconds(30), LoadEstimator::Estimate{.load = 4, .mean_load = 3}, /*node_load=*/7);
     EXPECT_EQ(planner.residual(), 3);
     ASSERT_TRUE(planner.Next(2, 8).ok());
     EXPECT_EQ(planner.overloads(), shape == HierarchyShape::kFlat ? 8 : 5) << HierarchyShapeName(shape);
