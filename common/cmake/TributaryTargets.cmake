@@ -45,29 +45,24 @@ if(TRIBUTARY_SANITIZER STREQUAL "thread")
 endif()
 
 # Half of the compile time of most files goes into headers that nearly all of them begin with, so those are compiled once for all targets of
-# a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. Debug builds only: the optimised
-# ones show that each file includes what it uses. A target with PRECOMPILE has headers of its own, in every build. ccache caches all these
-# files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format and wants each file by itself, nor with
-# sanitizers: what comes from a precompiled header is no system header to GCC 12, whose false warnings about std::string then count.
+# a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. In debug builds, which are
+# built again most often. ccache caches all these files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format, nor
+# with sanitizers: what comes from a precompiled header is no system header to GCC 12, whose false warnings about std::string then count.
 if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT CMAKE_CXX_CLANG_TIDY AND NOT TRIBUTARY_SANITIZER)
   set(TRIBUTARY_SHARED_PCH TRUE)
 endif()
-function(_trib_precompile name shared own)
-  if(CMAKE_CXX_CLANG_TIDY)
-    return()
-  elseif(own)
-    target_precompile_headers(${name} PRIVATE ${own})
-  elseif(TRIBUTARY_SHARED_PCH)
+function(_trib_precompile name shared)
+  if(TRIBUTARY_SHARED_PCH)
     target_precompile_headers(${name} REUSE_FROM ${shared})
   endif()
 endfunction()
 
-# trib_library(NAME SOURCES a.cc ... DEPS targets ... [PRECOMPILE headers ...]): a static library whose public headers are its folder's.
+# trib_library(NAME SOURCES a.cc ... DEPS targets ...): a static library whose public headers are its folder's.
 function(trib_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_link_libraries(${name} PUBLIC trib_flags ${ARG_DEPS})
-  _trib_precompile(${name} trib_pch "${ARG_PRECOMPILE}")
+  _trib_precompile(${name} trib_pch)
 endfunction()
 
 # trib_program(NAME SOURCES main.cc DEPS targets ...): a program in build/<preset>/bin.
@@ -77,9 +72,9 @@ function(trib_program name)
   target_link_libraries(${name} PRIVATE trib_flags ${ARG_DEPS})
 endfunction()
 
-# trib_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS unit ... [PRECOMPILE headers ...]): one test program per library, one ctest case per TEST.
+# trib_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS unit ...): one test program per library, one ctest case per TEST.
 function(trib_test name)
-  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
@@ -89,7 +84,7 @@ function(trib_test name)
   add_executable(${name} ${ARG_SOURCES})
   set_target_properties(${name} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/tests)
   target_link_libraries(${name} PRIVATE trib_flags ${ARG_DEPS} GTest::gmock GTest::gtest_main)
-  _trib_precompile(${name} trib_test_pch "${ARG_PRECOMPILE}")
+  _trib_precompile(${name} trib_test_pch)
   set(_props LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
   if(ARG_SERIAL)
     list(APPEND _props RUN_SERIAL TRUE)
