@@ -19,17 +19,10 @@ std::span<const std::byte> BytesOf(const FlatModel& model, const PlacedTensor& t
 }  // namespace
 
 absl::StatusOr<FlatModel> AsAdapterModel(AdapterMode mode, const FlatModel& file) {
+  TRIB_ASSIGN_OR_RETURN(const std::vector<AdapterShape> shapes, AdapterShapes(file.layout));
   std::vector<TensorSpec> specs;
-  constexpr std::string_view kPrefix = "base_model.model.", kA = ".lora_A.weight", kB = ".lora_B.weight";
-  for (const PlacedTensor& tensor : file.layout.tensors()) {
-    const std::string& name = tensor.spec.name;
-    if (!name.starts_with(kPrefix) || !name.ends_with(kA) || tensor.spec.shape.size() != 2) continue;
-    const std::string layer = name.substr(kPrefix.size(), name.size() - kPrefix.size() - kA.size());
-    const PlacedTensor* b = file.layout.Find(std::string(kPrefix) + layer + std::string(kB));
-    if (b == nullptr || b->spec.shape.size() != 2) return InvalidArgument("layer '{}': expected lora_B [out, r] beside its lora_A", layer);
-    for (TensorSpec& spec : AdapterTensors(mode, layer, tensor.spec.shape[1], b->spec.shape[0], tensor.spec.shape[0], file.layout.float_dtype())) {
-      specs.push_back(std::move(spec));
-    }
+  for (const AdapterShape& shape : shapes) {
+    for (AdapterTensor& tensor : AdapterTensors(mode, shape, file.layout.float_dtype())) specs.push_back(std::move(tensor.spec));
   }
   FlatModel model;
   TRIB_ASSIGN_OR_RETURN(model.layout, TensorLayout::Create(std::move(specs)));
@@ -37,7 +30,7 @@ absl::StatusOr<FlatModel> AsAdapterModel(AdapterMode mode, const FlatModel& file
   model.bytes.resize(model.layout.total_bytes());
   for (const PlacedTensor& tensor : model.layout.tensors()) {
     const PlacedTensor* from = file.layout.Find(tensor.spec.name);
-    if (from == nullptr && tensor.spec.name.ends_with(".residual")) continue;
+    if (from == nullptr && IsResidual(tensor.spec)) continue;
     if (from == nullptr) return InvalidArgument("adapters: {} needs the tensor '{}'", AdapterModeName(mode), tensor.spec.name);
     if (from->bytes != tensor.bytes) return InvalidArgument("tensor '{}': expected [{}], got [{}]", tensor.spec.name, fmt::join(tensor.spec.shape, ", "), fmt::join(from->spec.shape, ", "));
     std::ranges::copy(BytesOf(file, *from), model.bytes.begin() + static_cast<ptrdiff_t>(tensor.offset_bytes));
@@ -74,13 +67,13 @@ absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& 
   std::vector<double> factor_values, delta_values;
   for (const AdapterPair& pair : pairs) {
     // Frozen factors are trainable to PEFT.
-    const auto in = static_cast<int64_t>(pair.in), out = static_cast<int64_t>(pair.out), rank = static_cast<int64_t>(pair.rank);
-    for (TensorSpec& spec : AdapterTensors(AdapterMode::kFedIt, pair.layer, in, out, rank, dtype)) factors.push_back(std::move(spec));
+    const AdapterShape shape{.layer = pair.layer, .in = static_cast<int64_t>(pair.in), .out = static_cast<int64_t>(pair.out), .rank = static_cast<int64_t>(pair.rank)};
+    for (AdapterTensor& tensor : AdapterTensors(AdapterMode::kFedIt, shape, dtype)) factors.push_back(std::move(tensor.spec));
     const aggregator::LowRank product = aggregator::FactorsOf(round, pair, model.bytes);
     factor_values.insert(factor_values.end(), product.a.values.begin(), product.a.values.end());
     factor_values.insert(factor_values.end(), product.b.values.begin(), product.b.values.end());
     if (!NeedsResidual(mode)) continue;
-    deltas.push_back({.name = pair.layer + ".weight", .shape = {out, in}, .dtype = dtype});
+    deltas.push_back({.name = pair.layer + ".weight", .shape = {shape.out, shape.in}, .dtype = dtype});
     for (const double value : aggregator::ResidualValues(round, pair, model.bytes)) delta_values.push_back(adapter.Scale() * value);
   }
   std::vector<std::string> written = {"adapter_config.json", "adapter_model.safetensors"};

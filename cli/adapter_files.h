@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "common/adapter_layout.h"
 #include "common/adapter_spec.h"
 #include "common/safetensors.h"
 #include "common/status.h"

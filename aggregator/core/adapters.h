@@ -1,4 +1,4 @@
-// `strategy: {adapters: …}`: how the factors of the clients' low-rank adapters (common/adapter_spec.h) become one version. moe_lora.md §5.2; s = α/r is
+// `strategy: {adapters: …}`: how the factors of the clients' low-rank adapters (common/adapter_layout.h) become one version. moe_lora.md §5.2; s = α/r is
 // one number for the whole job, so that the factors of all clients are in the same units and it cancels.
 //
 //   fedit     B⁺ = Σp·B, A⁺ = Σp·A: not Σp·B·A, and with `adapter_error: measure` the difference is measured each version (arXiv 2305.05644)

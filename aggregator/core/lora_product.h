@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "aggregator/core/linalg.h"
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/tensor_layout.h"
 
 namespace tributary::aggregator {

@@ -15,7 +15,7 @@
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/weight_rule.h"
 #include "aggregator/core/whole_reducer.h"
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/job_spec.h"
 #include "common/status.h"
 

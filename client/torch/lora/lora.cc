@@ -79,21 +79,26 @@ class AdaptedModel final : public Model {
     const DType dtype = layer.weight.scalar_type() == at::kDouble ? DType::kF64 : DType::kF32;
     const bool drawn = mode == AdapterMode::kFedSb;
     at::Tensor a, b, r;
-    for (TensorSpec& spec : AdapterTensors(mode, layer.name, in, out, rank, dtype)) {
-      const at::Tensor value = at::empty(spec.shape, layer.weight.options());
+    for (AdapterTensor& tensor : AdapterTensors(mode, {.layer = layer.name, .in = in, .out = out, .rank = rank}, dtype)) {
+      const at::Tensor value = at::empty(tensor.spec.shape, layer.weight.options());
       Init init = Init::Constant(0);
-      if (spec.name.ends_with(".lora_A.weight")) {
-        init = drawn ? Init::Normal(1 / std::sqrt(static_cast<double>(in))) : Init::Uniform(1 / std::sqrt(static_cast<double>(in)));
-        a = value;
-      } else if (spec.name.ends_with(".lora_B.weight")) {
-        if (drawn) init = Init::Normal(1 / std::sqrt(static_cast<double>(out)));
-        b = value;
-      } else if (spec.name.ends_with(".lora_R.weight")) {
-        r = value;
-      } else {
-        residuals_.push_back({layer.weight, layer.weight.clone(), value});
+      switch (tensor.part) {
+        case AdapterPart::kA:
+          init = drawn ? Init::Normal(1 / std::sqrt(static_cast<double>(in))) : Init::Uniform(1 / std::sqrt(static_cast<double>(in)));
+          a = value;
+          break;
+        case AdapterPart::kB:
+          if (drawn) init = Init::Normal(1 / std::sqrt(static_cast<double>(out)));
+          b = value;
+          break;
+        case AdapterPart::kR:
+          r = value;
+          break;
+        case AdapterPart::kResidual:
+          residuals_.push_back({layer.weight, layer.weight.clone(), value});
+          break;
       }
-      tensors_.push_back({.name = std::move(spec.name), .kind = spec.kind, .value = value, .init = init});
+      tensors_.push_back({.name = std::move(tensor.spec.name), .kind = tensor.spec.kind, .value = value, .init = init});
     }
     zoo_.Attach(layer, [this, a, b, r](const at::Tensor& x) {
       at::Tensor h = at::linear(training_ && dropout_ > 0 ? at::dropout(x, dropout_, /*train=*/true) : x, a);
@@ -135,7 +140,7 @@ absl::StatusOr<std::unique_ptr<TrainableModel>> MakeAdapted(const JobSpec& spec,
 absl::StatusOr<std::vector<std::byte>> AdaptersFrom(const SafetensorsView& file, const TensorLayout& layout, std::vector<std::byte> fresh) {
   std::vector<TensorSpec> named;
   for (const PlacedTensor& tensor : layout.tensors()) {
-    if (!tensor.spec.name.ends_with(".residual") || file.Find(tensor.spec.name) != nullptr) named.push_back(tensor.spec);
+    if (!IsResidual(tensor.spec) || file.Find(tensor.spec.name) != nullptr) named.push_back(tensor.spec);
   }
   TRIB_ASSIGN_OR_RETURN(const TensorLayout given, TensorLayout::Create(std::move(named)));
   TRIB_ASSIGN_OR_RETURN(const std::vector<std::byte> values, ToFlat(file, given));

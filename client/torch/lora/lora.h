@@ -1,4 +1,4 @@
-// A zoo model with low-rank adapters (common/adapter_spec.h): y = W·x + (α/r)·B·A·drop(x) in each layer that the job's targets name, fedsb
+// A zoo model with low-rank adapters (common/adapter_layout.h): y = W·x + (α/r)·B·A·drop(x) in each layer that the job's targets name, fedsb
 // y = W·x + (α/r)·B·R·A·x. Its tensors are the adapters'; the model below keeps the job's frozen weights, which are neither broadcast nor trained: from
 // the file that model.base names (the server hands it out once), else as the zoo begins from the job's seed. With residuals a layer's weight is
 // W + (α/r)·residual from the beginning of each task.

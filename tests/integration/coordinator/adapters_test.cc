@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/digest.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
@@ -24,7 +24,9 @@ class AdapterJobsTest : public FederationTest {
  protected:
   std::string SubmitAdapters(AdapterMode mode, int64_t in, int64_t out, int64_t rank, int versions, int cohort = 2) {
     mode_ = mode;
-    absl::StatusOr<TensorLayout> layout = TensorLayout::Create(AdapterTensors(mode, "fc", in, out, rank, DType::kF32));
+    std::vector<TensorSpec> specs;
+    for (AdapterTensor& tensor : AdapterTensors(mode, {.layer = "fc", .in = in, .out = out, .rank = rank}, DType::kF32)) specs.push_back(std::move(tensor.spec));
+    absl::StatusOr<TensorLayout> layout = TensorLayout::Create(std::move(specs));
     EXPECT_THAT(layout, IsOk());
     layout_ = *std::move(layout);
     return Submit(fmt::format("strategy: {{name: fedavg, adapters: {}}}", AdapterModeName(mode)), cohort, versions);

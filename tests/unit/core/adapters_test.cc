@@ -34,7 +34,7 @@ const std::vector<Shape> kTwoLayers = {{"fc1", 7, 5, 3}, {"model.layers.0.self_a
 TensorLayout ModelLayout(AdapterMode mode, const std::vector<Shape>& shapes, DType dtype = DType::kF64) {
   std::vector<TensorSpec> specs;
   for (const Shape& s : shapes) {
-    for (TensorSpec& spec : AdapterTensors(mode, s.layer, s.in, s.out, s.rank, dtype)) specs.push_back(std::move(spec));
+    for (AdapterTensor& tensor : AdapterTensors(mode, {.layer = s.layer, .in = s.in, .out = s.out, .rank = s.rank}, dtype)) specs.push_back(std::move(tensor.spec));
   }
   return LayoutOf(std::move(specs));
 }
