@@ -13,16 +13,22 @@ namespace tributary {
 namespace {
 
 constexpr std::string_view kPrefix = "base_model.model.";
-// By AdapterPart.
-constexpr std::array<std::string_view, 4> kSuffixes = {".lora_A.weight", ".lora_B.weight", ".lora_R.weight", ".base_layer.residual"};
+struct PartName {
+  std::string_view suffix;
+  AdapterPart part;
+  bool triplets;
+};
+constexpr PartName kPartNames[] = {{".lora_A.weight", AdapterPart::kA, false},     {".lora_B.weight", AdapterPart::kB, false},
+                                   {".lora_R.weight", AdapterPart::kR, false},     {".base_layer.residual", AdapterPart::kResidual, false},
+                                   {".lora_A", AdapterPart::kA, true},             {".lora_E", AdapterPart::kE, true},
+                                   {".lora_B", AdapterPart::kB, true},             {".lora_importance", AdapterPart::kImportance, true},
+                                   {".lora_mask", AdapterPart::kMask, true},       {".base_layer.residual", AdapterPart::kResidual, true}};
 constexpr std::string_view kLive = ".lora_live";
 constexpr std::array<std::string_view, 8> kModes = {"none", "fedit", "ffa", "rolora", "flora", "flexlora", "fedex", "fedsb"};
 
-std::string_view SuffixOf(AdapterPart part) { return kSuffixes[static_cast<size_t>(part)]; }
-
 bool Trains(AdapterMode mode, AdapterPart part) {
-  if (part == AdapterPart::kR) return true;
-  if (part == AdapterPart::kResidual || mode == AdapterMode::kFedSb) return false;
+  if (part == AdapterPart::kR || part == AdapterPart::kE || part == AdapterPart::kImportance) return true;
+  if (part == AdapterPart::kResidual || part == AdapterPart::kMask || mode == AdapterMode::kFedSb) return false;
   return part == AdapterPart::kB || mode != AdapterMode::kFfa;
 }
 
@@ -33,16 +39,21 @@ struct Named {
 
 absl::StatusOr<Named> Split(const std::string& name) {
   if (name.starts_with(kPrefix)) {
-    for (size_t i = 0; i < kSuffixes.size(); ++i) {
-      if (name.ends_with(kSuffixes[i]) && name.size() > kPrefix.size() + kSuffixes[i].size()) {
-        return Named{name.substr(kPrefix.size(), name.size() - kPrefix.size() - kSuffixes[i].size()), static_cast<AdapterPart>(i)};
+    for (const PartName& known : kPartNames) {
+      if (name.ends_with(known.suffix) && name.size() > kPrefix.size() + known.suffix.size()) {
+        return Named{name.substr(kPrefix.size(), name.size() - kPrefix.size() - known.suffix.size()), known.part};
       }
     }
   }
-  return InvalidArgument("tensor '{}': expected one of an adapter, {}<layer>{} or the like", name, kPrefix, SuffixOf(AdapterPart::kA));
+  return InvalidArgument("tensor '{}': expected one of an adapter, {}<layer>{} or the like", name, kPrefix, kPartNames[0].suffix);
 }
 
-std::string NameOf(const std::string& layer, AdapterPart part) { return fmt::format("{}{}{}", kPrefix, layer, SuffixOf(part)); }
+std::string NameOf(const std::string& layer, AdapterPart part, bool triplets) {
+  for (const PartName& known : kPartNames) {
+    if (known.part == part && known.triplets == triplets) return fmt::format("{}{}{}", kPrefix, layer, known.suffix);
+  }
+  return "";
+}
 
 }  // namespace
 
@@ -65,24 +76,33 @@ bool TakesAnyRank(AdapterMode mode) { return mode == AdapterMode::kFlora || mode
 std::vector<AdapterTensor> AdapterTensors(AdapterMode mode, const AdapterShape& shape, DType dtype) {
   std::vector<AdapterTensor> tensors;
   const auto add = [&](AdapterPart part, std::vector<int64_t> extents) {
-    tensors.push_back({part, {.name = NameOf(shape.layer, part), .shape = std::move(extents), .dtype = dtype,
+    tensors.push_back({part, {.name = NameOf(shape.layer, part, shape.triplets), .shape = std::move(extents), .dtype = dtype,
                               .kind = Trains(mode, part) ? TensorKind::kTrainable : TensorKind::kBuffer}});
   };
   add(AdapterPart::kA, {shape.rank, shape.in});
+  if (shape.triplets) add(AdapterPart::kE, {shape.rank, 1});
   add(AdapterPart::kB, {shape.out, shape.rank});
-  if (mode == AdapterMode::kFedSb) add(AdapterPart::kR, {shape.rank, shape.rank});
+  if (shape.triplets) {
+    add(AdapterPart::kImportance, {shape.rank});
+    add(AdapterPart::kMask, {shape.rank});
+  } else if (mode == AdapterMode::kFedSb) {
+    add(AdapterPart::kR, {shape.rank, shape.rank});
+  }
   if (NeedsResidual(mode)) add(AdapterPart::kResidual, {shape.out, shape.in});
   return tensors;
 }
 
-bool IsResidual(const TensorSpec& spec) { return spec.name.ends_with(SuffixOf(AdapterPart::kResidual)); }
+bool NeededInFiles(const TensorSpec& spec) {
+  const absl::StatusOr<Named> named = Split(spec.name);
+  return !named.ok() || (named->part != AdapterPart::kResidual && named->part != AdapterPart::kImportance && named->part != AdapterPart::kMask);
+}
 
 absl::StatusOr<std::vector<AdapterShape>> AdapterShapes(const TensorLayout& file) {
   std::vector<AdapterShape> shapes;
   for (const PlacedTensor& a : file.tensors()) {
     const absl::StatusOr<Named> named = Split(a.spec.name);
-    if (!named.ok() || named->part != AdapterPart::kA || a.spec.shape.size() != 2) continue;
-    const PlacedTensor* b = file.Find(NameOf(named->layer, AdapterPart::kB));
+    if (!named.ok() || a.spec.name != NameOf(named->layer, AdapterPart::kA, /*triplets=*/false) || a.spec.shape.size() != 2) continue;
+    const PlacedTensor* b = file.Find(NameOf(named->layer, AdapterPart::kB, /*triplets=*/false));
     if (b == nullptr || b->spec.shape.size() != 2) return InvalidArgument("layer '{}': expected lora_B [out, r] beside its lora_A", named->layer);
     shapes.push_back({.layer = named->layer, .in = a.spec.shape[1], .out = b->spec.shape[0], .rank = a.spec.shape[0]});
   }
@@ -100,7 +120,9 @@ absl::StatusOr<std::vector<AdapterPair>> FindAdapters(AdapterMode mode, const Te
   for (const PlacedTensor& tensor : model.tensors()) {
     TRIB_ASSIGN_OR_RETURN(const Named named, Split(tensor.spec.name));
     if (!layers.contains(named.layer)) order.push_back(named.layer);
-    layers[named.layer][named.part] = {&tensor, position};
+    if (!layers[named.layer].emplace(named.part, Found{&tensor, position}).second) {
+      return InvalidArgument("tensor '{}': layer '{}' has this one already, under a name of another kind of adapter", tensor.spec.name, named.layer);
+    }
     position += tensor.elements;
   }
   std::vector<AdapterPair> pairs;
@@ -114,7 +136,9 @@ absl::StatusOr<std::vector<AdapterPair>> FindAdapters(AdapterMode mode, const Te
       return InvalidArgument("layer '{}': expected lora_A [r, in] and lora_B [out, r], got [{}] and [{}]", layer, fmt::join(a_shape, ", "), fmt::join(b_shape, ", "));
     }
     AdapterPair pair{.layer = layer, .in = static_cast<size_t>(a_shape[1]), .out = static_cast<size_t>(b_shape[0]), .rank = static_cast<size_t>(a_shape[0])};
-    const std::vector<AdapterTensor> wanted = AdapterTensors(mode, {.layer = layer, .in = a_shape[1], .out = b_shape[0], .rank = a_shape[0]}, model.float_dtype());
+    pair.triplets = found.contains(AdapterPart::kE);
+    const AdapterShape shape{.layer = layer, .in = a_shape[1], .out = b_shape[0], .rank = a_shape[0], .triplets = pair.triplets};
+    const std::vector<AdapterTensor> wanted = AdapterTensors(mode, shape, model.float_dtype());
     for (const auto& [part, spec] : wanted) {
       const PlacedTensor* got = model.Find(spec.name);
       if (got == nullptr) return InvalidArgument("adapters: {} needs the tensor '{}'", AdapterModeName(mode), spec.name);
@@ -124,10 +148,17 @@ absl::StatusOr<std::vector<AdapterPair>> FindAdapters(AdapterMode mode, const Te
       }
     }
     if (wanted.size() != found.size()) return InvalidArgument("layer '{}': {} has {} tensors, got {}", layer, AdapterModeName(mode), wanted.size(), found.size());
-    pair.a = a->second.position;
-    pair.b = b->second.position;
-    if (const auto r = found.find(AdapterPart::kR); r != found.end()) pair.r = r->second.position;
-    if (const auto residual = found.find(AdapterPart::kResidual); residual != found.end()) pair.residual = residual->second.position;
+    const auto position_of = [&found](AdapterPart part) {
+      const auto at = found.find(part);
+      return at == found.end() ? 0 : at->second.position;
+    };
+    pair.a = position_of(AdapterPart::kA);
+    pair.b = position_of(AdapterPart::kB);
+    pair.r = position_of(AdapterPart::kR);
+    pair.residual = position_of(AdapterPart::kResidual);
+    pair.e = position_of(AdapterPart::kE);
+    pair.importance = position_of(AdapterPart::kImportance);
+    pair.mask = position_of(AdapterPart::kMask);
     pairs.push_back(std::move(pair));
   }
   if (pairs.empty()) return InvalidArgument("the model has no adapters");

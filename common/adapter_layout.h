@@ -6,6 +6,11 @@
 //   .base_layer.residual [out, in] (flora, fedex): what B·A of earlier versions left to the layer's weight, in units of α/r
 // Which of them train follows from the mode; the others are buffers that the server alone changes: they go down and never up.
 //
+// AdaLoRA (Zhang et al., ICLR 2023) has triplets in their place, B·diag(E)·A, with names of its own in PEFT too:
+//   .lora_A [r, in] · .lora_E [r, 1] · .lora_B [out, r] · .lora_importance [r] · .lora_mask [r] · .base_layer.residual (fedex)
+// Importance S of a client's triplets travels as a trainable tensor does, as a difference, so that the version has the clients' weighted mean of it. The mask,
+// a buffer, is 0 where a triplet is out for good.
+//
 // Threads: pure functions. Errors: INVALID_ARGUMENT with the tensor, what was expected and what came.
 #pragma once
 
@@ -36,21 +41,25 @@ struct AdapterPair {
   size_t a = 0, b = 0;
   size_t r = 0;                           // fedsb
   size_t residual = 0;                    // flora, fedex
+  bool triplets = false;                  // B·diag(E)·A: then these too
+  size_t e = 0, importance = 0, mask = 0;
 };
 
 struct AdapterShape {
   std::string layer;
   int64_t in = 0, out = 0, rank = 0;
+  bool triplets = false;
 };
-enum class AdapterPart { kA, kB, kR, kResidual };
+enum class AdapterPart { kA, kB, kR, kE, kImportance, kMask, kResidual };
 struct AdapterTensor {
   AdapterPart part = AdapterPart::kA;
   TensorSpec spec;
 };
 // The tensors of one adapted layer in this mode, in the order of a layout.
 std::vector<AdapterTensor> AdapterTensors(AdapterMode mode, const AdapterShape& shape, DType dtype);
-bool IsResidual(const TensorSpec& spec);
-// The layers whose lora_A and lora_B a file has. INVALID_ARGUMENT: one without the other.
+// Whether a file of adapters has to have it. Residual, importance and mask begin like a fresh adapter's where it has not.
+bool NeededInFiles(const TensorSpec& spec);
+// The layers whose lora_A.weight and lora_B.weight a file has. INVALID_ARGUMENT: one without the other.
 absl::StatusOr<std::vector<AdapterShape>> AdapterShapes(const TensorLayout& file);
 // INVALID_ARGUMENT: a tensor that is none of an adapter's, is missing, or has another shape or kind than the mode wants.
 absl::StatusOr<std::vector<AdapterPair>> FindAdapters(AdapterMode mode, const TensorLayout& model);

@@ -524,7 +524,7 @@ absl::StatusOr<SimulationResult> RunSimulation(const SimulationOptions& options)
   }
   TRIB_RETURN_IF_ERROR(aggregator::ResolveNoise(&spec));
   TRIB_RETURN_IF_ERROR(FillKnownRates(options.clients, &spec));
-  auto strategy = aggregator::MakeStrategy(spec.strategy, spec.local);
+  auto strategy = aggregator::StrategyOf(spec);
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   Simulation simulation(options, std::move(spec), *std::move(strategy));
   TRIB_RETURN_IF_ERROR(simulation.Prepare());

@@ -9,6 +9,9 @@
 //   fedex     fedit, and residual += Σp·B·A − B⁺·A⁺: exact (arXiv 2410.09432)
 //   fedsb     B·R·A with B and A as drawn, R⁺ = Σp·R: exact (arXiv 2502.15436; drawn at random here, not taken from a first gradient)
 //
+// Triplets (adalora) go with fedex, and with fedit where its error is measured: their e, importance and factors are averaged one by one, and then the budget
+// takes some away (rank_allocator.h).
+//
 // fedit, ffa and fedsb are element-wise means, so that any strategy makes its step of them; the others are steps of their own and go with
 // fedavg. flora, flexlora, fedex and a measured fedit keep updates whole (StrategyTrait::kNeedsAll).
 // Threads: immutable. Errors: INVALID_ARGUMENT with the parameter and the reason.

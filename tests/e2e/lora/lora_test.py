@@ -1,5 +1,5 @@
 """A small language model is trained whole, exported, and fine-tuned by clients' adapters through daemons: only the adapters travel, fedit's error is not 0 and
-fedex's is, and what is exported is what PEFT writes (tests/golden/peft_lora.json): names, types, shapes, keys. Where
+fedex's is, AdaLoRA's budget falls, and what is exported is what PEFT writes (tests/golden/peft_lora.json): names, types, shapes, keys. Where
 TRIBUTARY_PEFT_PYTHON names a Python with peft, transformers and torch (tests/golden/peft_lora.py says how to make one), PEFT loads each export, and its
 loss is the one that the job's evaluation gave.
 
@@ -23,6 +23,9 @@ TEXTS = {"de": "der hund lief durch den wald und die katze ", "en": "the cat sat
 SHAPE = "layers: 2, width: 64, heads: 4, hidden: 128"
 WHOLE, TUNED = 2, 3
 LORA = "kind: lora, rank: 4, alpha: 8, targets: [q_proj, v_proj, down_proj]"
+# b(1) = int(6 + 18·(2/3)³) = 11, b(2) = int(6 + 18·(1/3)³) = 6 … of 24 triplets; version 3 fixes the pattern.
+ADALORA = "kind: adalora, rank: 4, target_rank: 1, alpha: 8, orthogonal: 2, targets: [q_proj, v_proj, down_proj]"
+TRIPLETS = {1: 11, 2: 6, 3: 6}
 
 JOB = """
 name: {name}
@@ -80,6 +83,30 @@ def run(work, name, **values):
     return shown
 
 
+def check_adalora(work, base, all_texts):
+    """The server takes triplets away as the budget says. The penalty brings A and B up from 0.02 first, hence its weight."""
+    job = {"model": f", base: {base}, adapter: {{{ADALORA}}}", "texts": all_texts, "strategy": ", adapters: fedex", "clients": 4, "lr": 0.3, "versions": TUNED}
+    shown = run(work, "adalora", **job)
+    metrics = {m["version"]: m for m in shown["metrics"]}
+    assert {v: m["adapter_triplets"] for v, m in metrics.items() if v > 0} == TRIPLETS, metrics
+    assert metrics[TUNED]["loss"] < metrics[0]["loss"] and all(m["adapter_error"] < 1e-5 for v, m in metrics.items() if v > 0), metrics
+    # A, E, B and one importance a triplet.
+    assert shown["bytes_up"] / shown["updates_committed"] == 4 * 2 * 4 * (64 + 64 + 64 + 64 + 128 + 64 + 3 * 2), shown["bytes_up"]
+    _, tensors = check_export(work, "adalora", base, all_texts, "adalora", metrics[TUNED]["loss"])
+    live = sum(int(numpy.count_nonzero(value)) for name, value in tensors.items() if name.endswith(".lora_E"))
+    assert live == TRIPLETS[TUNED], live
+    # A simulation obeys the same budget, and its record gives the same bits again.
+    file = work / "adalora.yaml"
+    file.write_text(file.read_text() + "record: true\n")
+    simulated = json.loads(tributary("simulate", file, "--out", work / "simulated", "--json").stdout)
+    assert {m["version"]: m["adapter_triplets"] for m in simulated["metrics"] if m["version"] > 0} == TRIPLETS, simulated["metrics"]
+    replayed = json.loads(tributary("replay", simulated["id"], "--store", work / "simulated", "--json").stdout)
+    assert replayed["equal"] and replayed["versions"][-1]["sha256"] == simulated["model_sha256"], replayed
+    file.write_text(file.read_text().replace("fedex", "flora"))
+    refused = tributary("simulate", file, "--out", work / "refused-adalora", code=5)
+    assert "flora begins each version with fresh factors" in refused.stdout + refused.stderr, refused.stderr
+
+
 def main():
     with tempfile.TemporaryDirectory(prefix="tributary-lora-") as folder:
         work = Path(folder)
@@ -109,6 +136,7 @@ def main():
             assert (out / "base_delta.safetensors").exists() == (mode == "fedex")
         delta = load_file(work / "peft-fedex" / "base_delta.safetensors")
         assert all(numpy.abs(value).max() > 0 and name in load_file(base) for name, value in delta.items()) and len(delta) == 6
+        check_adalora(work, base, all_texts)
 
         # Refused where the job is submitted, with the reason.
         job = work / "refused.yaml"
