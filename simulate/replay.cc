@@ -110,8 +110,8 @@ class Replayer {
       const auto at = row.scalars().find(scalar.name);
       if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
     }
-    TRIB_RETURN_IF_ERROR(maker_->Check(payload, &arrived.scalars).status());
-    payloads_[id] = *std::move(stored);
+    TRIB_ASSIGN_OR_RETURN(const CommitMaker::Checked checked, maker_->Check(payload, &arrived.scalars));
+    payloads_[id] = {.bytes = std::make_shared<const std::vector<std::byte>>(*std::move(stored)), .scan = checked.scan};
     return Post(std::move(arrived));
   }
 
@@ -134,7 +134,8 @@ class Replayer {
 
   absl::Status Do(const aggregator::RoundAction& action) {
     if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
-      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, payloads_.at(fold->key.update)));
+      const auto& [bytes, scan] = payloads_.at(fold->key.update);
+      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, *bytes, bytes, scan));
       payloads_.erase(fold->key.update);
       return Post(aggregator::UpdateFolded{fold->key.update});
     }
@@ -174,7 +175,11 @@ class Replayer {
   std::set<std::string> known_;                           // clients of the record
   std::deque<std::string> to_register_;
   uint64_t registered_ = 0;
-  std::map<UpdateId, std::vector<std::byte>> payloads_;   // arrived, not folded yet
+  struct Payload {
+    std::shared_ptr<const std::vector<std::byte>> bytes;
+    aggregator::ScanResult scan;
+  };
+  std::map<UpdateId, Payload> payloads_;                  // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version
   std::set<uint64_t> began_anew_;                         // versions from which all clients' states began, since one was lost
   ReplayResult result_;

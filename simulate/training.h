@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "aggregator/core/kernels.h"
 #include "client/core/learner.h"
 #include "common/large_bytes.h"
 #include "common/status.h"
@@ -31,6 +32,7 @@ struct SimulatedTask {
   std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
   double clip = 0;            // C of the version, of jobs with privacy
   std::optional<client::TrainResult> result;       // its update as it travels
+  aggregator::ScanResult scan;                     // of that update
 };
 
 struct TrainingOptions {
