@@ -7,6 +7,7 @@
 #include "aggregator/core/linalg.h"
 #include "aggregator/core/lora_product.h"
 #include "aggregator/core/server_step.h"
+#include "aggregator/core/whole_reducer.h"
 #include "common/file.h"
 
 namespace tributary::cli {
@@ -16,20 +17,46 @@ std::span<const std::byte> BytesOf(const FlatModel& model, const PlacedTensor& t
   return std::span(model.bytes).subspan(tensor.offset_bytes, tensor.bytes);
 }
 
+nlohmann::ordered_json PeftConfig(const JobSpec& job) {
+  const AdapterSpec& adapter = job.model.adapter;
+  nlohmann::ordered_json config = {{"peft_type", "LORA"},
+                                   {"task_type", nullptr},
+                                   {"base_model_name_or_path", nullptr},
+                                   {"inference_mode", true},
+                                   {"lora_alpha", adapter.alpha},
+                                   {"lora_dropout", adapter.dropout},
+                                   {"target_modules", adapter.targets},
+                                   {"bias", "none"},
+                                   {"fan_in_fan_out", false},
+                                   {"modules_to_save", nullptr},
+                                   {"init_lora_weights", true}};
+  if (!adapter.triplets()) {
+    config["r"] = adapter.rank;
+    config["use_rslora"] = adapter.rank_stabilised;
+    return config;
+  }
+  const AdaLoraSpec& own = adapter.adalora;
+  config["peft_type"] = "ADALORA";
+  config["init_r"] = adapter.rank;
+  config["target_r"] = own.target_rank;
+  config["tinit"] = own.init_versions;
+  config["tfinal"] = own.final_versions;
+  config["deltaT"] = own.interval;
+  config["beta1"] = own.beta1;
+  config["beta2"] = own.beta2;
+  config["orth_reg_weight"] = own.orthogonal;
+  config["total_step"] = job.stop.versions;
+  config["rank_pattern"] = nullptr;  // triplets that are out have E = 0 in the file; so α/r₀ stays
+  return config;
+}
+
 }  // namespace
 
 absl::StatusOr<FlatModel> AsAdapterModel(AdapterMode mode, const FlatModel& file) {
+  TRIB_ASSIGN_OR_RETURN(const std::vector<AdapterShape> shapes, AdapterShapes(file.layout));
   std::vector<TensorSpec> specs;
-  constexpr std::string_view kPrefix = "base_model.model.", kA = ".lora_A.weight", kB = ".lora_B.weight";
-  for (const PlacedTensor& tensor : file.layout.tensors()) {
-    const std::string& name = tensor.spec.name;
-    if (!name.starts_with(kPrefix) || !name.ends_with(kA) || tensor.spec.shape.size() != 2) continue;
-    const std::string layer = name.substr(kPrefix.size(), name.size() - kPrefix.size() - kA.size());
-    const PlacedTensor* b = file.layout.Find(std::string(kPrefix) + layer + std::string(kB));
-    if (b == nullptr || b->spec.shape.size() != 2) return InvalidArgument("layer '{}': expected lora_B [out, r] beside its lora_A", layer);
-    for (TensorSpec& spec : AdapterTensors(mode, layer, tensor.spec.shape[1], b->spec.shape[0], tensor.spec.shape[0], file.layout.float_dtype())) {
-      specs.push_back(std::move(spec));
-    }
+  for (const AdapterShape& shape : shapes) {
+    for (AdapterTensor& tensor : AdapterTensors(mode, shape, file.layout.float_dtype())) specs.push_back(std::move(tensor.spec));
   }
   FlatModel model;
   TRIB_ASSIGN_OR_RETURN(model.layout, TensorLayout::Create(std::move(specs)));
@@ -37,7 +64,7 @@ absl::StatusOr<FlatModel> AsAdapterModel(AdapterMode mode, const FlatModel& file
   model.bytes.resize(model.layout.total_bytes());
   for (const PlacedTensor& tensor : model.layout.tensors()) {
     const PlacedTensor* from = file.layout.Find(tensor.spec.name);
-    if (from == nullptr && tensor.spec.name.ends_with(".residual")) continue;
+    if (from == nullptr && !NeededInFiles(tensor.spec)) continue;
     if (from == nullptr) return InvalidArgument("adapters: {} needs the tensor '{}'", AdapterModeName(mode), tensor.spec.name);
     if (from->bytes != tensor.bytes) return InvalidArgument("tensor '{}': expected [{}], got [{}]", tensor.spec.name, fmt::join(tensor.spec.shape, ", "), fmt::join(from->spec.shape, ", "));
     std::ranges::copy(BytesOf(file, *from), model.bytes.begin() + static_cast<ptrdiff_t>(tensor.offset_bytes));
@@ -65,7 +92,9 @@ absl::StatusOr<std::vector<std::byte>> ReadAdapterUpdate(AdapterMode mode, const
   return PackLive(model, pairs, /*moves_b=*/true, flat);
 }
 
-absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& folder, const AdapterSpec& adapter, AdapterMode mode, const FlatModel& model) {
+absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& folder, const JobSpec& job, const FlatModel& model) {
+  const AdapterSpec& adapter = job.model.adapter;
+  const AdapterMode mode = AdaptersOf(job.strategy);
   TRIB_ASSIGN_OR_RETURN(const std::vector<AdapterPair> pairs, FindAdapters(mode, model.layout));
   TRIB_RETURN_IF_ERROR(MakeDirectories(folder));
   const DType dtype = model.layout.float_dtype();
@@ -73,14 +102,23 @@ absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& 
   std::vector<TensorSpec> factors, deltas;
   std::vector<double> factor_values, delta_values;
   for (const AdapterPair& pair : pairs) {
-    // Frozen factors are trainable to PEFT.
-    const auto in = static_cast<int64_t>(pair.in), out = static_cast<int64_t>(pair.out), rank = static_cast<int64_t>(pair.rank);
-    for (TensorSpec& spec : AdapterTensors(AdapterMode::kFedIt, pair.layer, in, out, rank, dtype)) factors.push_back(std::move(spec));
+    const AdapterShape shape{.layer = pair.layer, .in = static_cast<int64_t>(pair.in), .out = static_cast<int64_t>(pair.out), .rank = static_cast<int64_t>(pair.rank),
+                             .triplets = pair.triplets};
     const aggregator::LowRank product = aggregator::FactorsOf(round, pair, model.bytes);
-    factor_values.insert(factor_values.end(), product.a.values.begin(), product.a.values.end());
-    factor_values.insert(factor_values.end(), product.b.values.begin(), product.b.values.end());
+    for (AdapterTensor& tensor : AdapterTensors(AdapterMode::kFedIt, shape, dtype)) {  // frozen factors are trainable to PEFT
+      if (!NeededInFiles(tensor.spec)) continue;
+      if (pair.triplets) {
+        const size_t first = tensor.part == AdapterPart::kA ? pair.a : tensor.part == AdapterPart::kE ? pair.e : pair.b;
+        const auto count = static_cast<size_t>(tensor.spec.shape[0] * tensor.spec.shape[1]);
+        for (size_t i = 0; i < count; ++i) factor_values.push_back(aggregator::FloatAt(model.layout, model.bytes, first + i));
+      } else {
+        const aggregator::Matrix& factor = tensor.part == AdapterPart::kA ? product.a : product.b;
+        factor_values.insert(factor_values.end(), factor.values.begin(), factor.values.end());
+      }
+      factors.push_back(std::move(tensor.spec));
+    }
     if (!NeedsResidual(mode)) continue;
-    deltas.push_back({.name = pair.layer + ".weight", .shape = {out, in}, .dtype = dtype});
+    deltas.push_back({.name = pair.layer + ".weight", .shape = {shape.out, shape.in}, .dtype = dtype});
     for (const double value : aggregator::ResidualValues(round, pair, model.bytes)) delta_values.push_back(adapter.Scale() * value);
   }
   std::vector<std::string> written = {"adapter_config.json", "adapter_model.safetensors"};
@@ -92,20 +130,7 @@ absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& 
   };
   TRIB_RETURN_IF_ERROR(write(written[1], std::move(factors), factor_values));
   if (!deltas.empty()) TRIB_RETURN_IF_ERROR(write(written.emplace_back("base_delta.safetensors"), std::move(deltas), delta_values));
-  const nlohmann::ordered_json config = {{"peft_type", "LORA"},
-                                         {"task_type", nullptr},
-                                         {"base_model_name_or_path", nullptr},
-                                         {"inference_mode", true},
-                                         {"r", adapter.rank},
-                                         {"lora_alpha", adapter.alpha},
-                                         {"lora_dropout", adapter.dropout},
-                                         {"use_rslora", adapter.rank_stabilised},
-                                         {"target_modules", adapter.targets},
-                                         {"bias", "none"},
-                                         {"fan_in_fan_out", false},
-                                         {"modules_to_save", nullptr},
-                                         {"init_lora_weights", true}};
-  TRIB_RETURN_IF_ERROR(WriteFileAtomically(folder / written[0], std::string_view(config.dump(2) + "\n")));
+  TRIB_RETURN_IF_ERROR(WriteFileAtomically(folder / written[0], std::string_view(PeftConfig(job).dump(2) + "\n")));
   return written;
 }
 

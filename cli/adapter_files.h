@@ -7,7 +7,8 @@
 #include <string>
 #include <vector>
 
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
+#include "common/job_spec.h"
 #include "common/safetensors.h"
 #include "common/status.h"
 
@@ -20,8 +21,8 @@ absl::StatusOr<FlatModel> AsAdapterModel(AdapterMode mode, const FlatModel& file
 // An update from a file of the changes of all tensors that train. rolora: the half that moves in version 1, B; a change of A is refused.
 absl::StatusOr<std::vector<std::byte>> ReadAdapterUpdate(AdapterMode mode, const TensorLayout& model, const SafetensorsView& file);
 
-// adapter_config.json and adapter_model.safetensors, PEFT's layout, into `folder` (made if need be). fedsb: B·R stands for B. flora, fedex: besides them
-// base_delta.safetensors, what is to be added to the layers' weights (<layer>.weight). The names of the files written.
-absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& folder, const AdapterSpec& adapter, AdapterMode mode, const FlatModel& model);
+// adapter_config.json and adapter_model.safetensors of a job's version, PEFT's layout, into `folder` (made if need be). fedsb: B·R stands for B. flora, fedex:
+// besides them base_delta.safetensors, what is to be added to the layers' weights (<layer>.weight). The names of the files written.
+absl::StatusOr<std::vector<std::string>> WritePeft(const std::filesystem::path& folder, const JobSpec& job, const FlatModel& model);
 
 }  // namespace tributary::cli

@@ -83,7 +83,7 @@ int PrintModels(const Context& context) {
     return kDone;
   }
   PrintEntries(kModels);
-  fmt::print("\nadapters of the zoo's models (model: {{zoo: NAME, adapter: {{kind: lora, …}}}}):\n");
+  fmt::print("\nadapters of the zoo's models (model: {{zoo: NAME, adapter: {{kind: KIND, …}}}}):\n");
   PrintEntries(kAdapters);
   return kDone;
 }

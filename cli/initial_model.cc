@@ -126,7 +126,7 @@ absl::StatusOr<Submission> PrepareSubmission(const std::filesystem::path& job_fi
   std::optional<FileSource> artifact;
   std::string artifact_sha256;
   // What clients fetch once, beside the versions.
-  if (const std::string& path = spec.model.base.empty() ? spec.model.torchscript : spec.model.base; !path.empty()) {
+  if (const std::string& path = spec.model.artifact_path(); !path.empty()) {
     TRIB_ASSIGN_OR_RETURN(artifact, FileSource::Open(path));
     Sha256 sha256;
     TRIB_RETURN_IF_ERROR(ForEachPiece(*artifact, kPartBytes, [&](std::span<const std::byte> piece) {

@@ -102,7 +102,7 @@ absl::Status PrepareZoo(const SimulateFlags& flags, const ZooSeam& seam, Prepare
   TRIB_ASSIGN_OR_RETURN(client::Dataset test, cache->TestSet(spec.data));
   options.evaluation = std::make_shared<const client::Dataset>(std::move(test));
   TRIB_ASSIGN_OR_RETURN(options.initial, seam.initial_model(spec));
-  if (const std::string& path = spec.model.base.empty() ? spec.model.torchscript : spec.model.base; !path.empty()) {
+  if (const std::string& path = spec.model.artifact_path(); !path.empty()) {
     TRIB_ASSIGN_OR_RETURN(options.artifact, ReadFile(path));
   }
   // A module of one's own may draw (dropout), and LibTorch has one generator for all threads: one client after the other then.

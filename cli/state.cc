@@ -154,7 +154,7 @@ absl::StatusOr<int> ExportPeft(const Context& context, StateSource& source, cons
   TRIB_ASSIGN_OR_RETURN(const std::string file, source.Export(id, info.version(), false));
   TRIB_ASSIGN_OR_RETURN(const SafetensorsView view, ParseSafetensors(std::as_bytes(std::span(file))));
   TRIB_ASSIGN_OR_RETURN(const FlatModel model, ToModel(view));
-  TRIB_ASSIGN_OR_RETURN(const std::vector<std::string> written, WritePeft(flags.peft, spec.model.adapter, AdaptersOf(spec.strategy), model));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<std::string> written, WritePeft(flags.peft, spec, model));
   if (context.json) {
     PrintJson({{"job", id}, {"version", info.version()}, {"sha256", info.sha256()}, {"files", written}, {"out", flags.peft}});
   } else {

@@ -1,39 +1,43 @@
-// Low-rank adapters (LoRA: Hu et al., ICLR 2022) of a job, the `model.adapter` key: beside each of the linear layers named by `targets` stands
-// (α/r)·B·A, A [r, in], B [out, r]; the layer's own weight is frozen. How the clients' factors are combined is the strategy's: its
-// parameter `adapters`, one of AdapterModes().
-//
-// Only the adapters are the job's model: they are broadcast, trained and uploaded. Tensors have PEFT's names, so that an exported file is one
-// that it loads:
-//   base_model.model.<layer>.lora_A.weight [r, in] · .lora_B.weight [out, r] · .lora_R.weight [r, r] (fedsb) ·
-//   .base_layer.residual [out, in] (flora, fedex): what B·A of earlier versions left to the layer's weight, in units of α/r
-// Which of them train follows from the mode; the others are buffers that the server alone changes: they go down and never up.
-//
-// Threads: values and pure functions. Errors: INVALID_ARGUMENT with the tensor or key, what was expected and what came.
+// Low-rank adapters of a job as its YAML describes them, the `model.adapter` key: beside each of the linear layers named by `targets` stands a product of
+// small factors (common/adapter_layout.h); the layer's own weight is frozen. How the clients' factors are combined is the strategy's: its parameter
+// `adapters`, an AdapterMode.
+// Threads: values. Errors: INVALID_ARGUMENT with the key, what was expected and what came.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "common/status.h"
-#include "common/tensor_layout.h"
 #include "common/yaml_reader.h"
 
 namespace tributary {
 
+// kind: adalora. Each layer has `rank` triplets to begin with; the server takes some away until target_rank a layer are left on average (Zhang et al.,
+// ICLR 2023; aggregator/core/rank_allocator.h). What the paper counts in steps is counted in versions here.
+struct AdaLoraSpec {
+  int64_t target_rank = 8;                // at most `rank`
+  int64_t init_versions = 0;              // at the beginning, with all triplets
+  int64_t final_versions = 0;             // at the end, with those that are left then
+  int64_t interval = 1;                   // versions between two allotments
+  double beta1 = 0.85, beta2 = 0.85;      // smoothing of a weight's importance and of its uncertainty
+  double orthogonal = 0.1;                // weight of the penalty on factors that are not orthogonal
+  bool operator==(const AdaLoraSpec&) const = default;
+};
+
 struct AdapterSpec {
-  std::string kind;                       // "lora"; empty: the whole model is trained
+  std::string kind;                       // "lora" or "adalora"; empty: the whole model is trained
   int64_t rank = 8;                       // of the job's model: the largest of client_ranks
   std::vector<int64_t> client_ranks;      // rank: [2, 4, 8]: one for each client, in the order of the data's shards; empty: `rank` is everybody's
   double alpha = 16;
   std::vector<std::string> targets;       // layers whose name is, or ends with a dot and, one of these
   double dropout = 0;                     // of what goes into A, in training
   bool rank_stabilised = false;           // α/√r (Kalajdzievski 2023)
+  AdaLoraSpec adalora;
   bool enabled() const { return !kind.empty(); }
-  double Scale() const;                   // α/r of the job's rank, which is every client's: their factors are summed as they are
+  bool triplets() const { return kind == "adalora"; }
+  double Scale() const;                   // α/r of the job's rank, which is every client's: their factors are summed as they are; adalora: α/(r + 1e-5)
   // INVALID_ARGUMENT: client_ranks ends before it.
   absl::StatusOr<int64_t> RankOf(int64_t client) const;
   bool operator==(const AdapterSpec&) const = default;
@@ -41,40 +45,5 @@ struct AdapterSpec {
 
 void ReadAdapter(YamlReader& top, std::string_view key, AdapterSpec* spec);
 std::string CanonicalAdapter(const AdapterSpec& spec);  // flow style
-
-enum class AdapterMode { kNone, kFedIt, kFfa, kRoLora, kFlora, kFlexLora, kFedEx, kFedSb };
-std::string_view AdapterModeName(AdapterMode mode);   // "none", "fedit", …
-std::string AdapterModeNames();                       // "none|fedit|…"
-absl::StatusOr<AdapterMode> AdapterModeOf(std::string_view name);
-
-bool NeedsResidual(AdapterMode mode);
-bool TakesAnyRank(AdapterMode mode);  // clients may train fewer of the components
-
-// One adapted layer in a layout; positions are elements of the float region.
-struct AdapterPair {
-  std::string layer;
-  size_t in = 0, out = 0, rank = 0;
-  size_t a = 0, b = 0;
-  size_t r = 0;                           // fedsb
-  size_t residual = 0;                    // flora, fedex
-};
-
-// The tensors of one adapted layer in this mode, in the order of a layout.
-std::vector<TensorSpec> AdapterTensors(AdapterMode mode, const std::string& layer, int64_t in, int64_t out, int64_t rank, DType dtype);
-// INVALID_ARGUMENT: a tensor that is none of an adapter's, is missing, or has another shape or kind than the mode wants.
-absl::StatusOr<std::vector<AdapterPair>> FindAdapters(AdapterMode mode, const TensorLayout& model);
-
-// Layout of an update of such a model: its trainable tensors. Under rolora one half of them travels, B with odd versions and A with even ones, in a
-// tensor <layer>.lora_live with room for the larger of the two (rest: 0).
-absl::StatusOr<TensorLayout> AdapterUpdateLayout(AdapterMode mode, const TensorLayout& model);
-// rolora: whether version `version`, the one being made, moves B (else A).
-inline bool MovesB(uint64_t version) { return version % 2 == 1; }
-// The number that a rolora update carries: 1 if it is the change of B, 0 if of A.
-inline constexpr char kAdapterPhase[] = "phase";
-// From Δ of all trainable elements to the half that travels; the other half is dropped. `flat`: a float region in the model's layout.
-std::vector<std::byte> PackLive(const TensorLayout& model, std::span<const AdapterPair> pairs, bool moves_b, std::span<const std::byte> flat);
-// Element of the trainable region that element `i` of layer `pair`'s live tensor stands for; past the live half: none.
-inline size_t LiveCount(const AdapterPair& pair, bool moves_b) { return pair.rank * (moves_b ? pair.out : pair.in); }
-inline size_t LiveRoom(const AdapterPair& pair) { return pair.rank * (pair.out > pair.in ? pair.out : pair.in); }
 
 }  // namespace tributary

@@ -8,7 +8,7 @@
 #include "common/file.h"
 #include "common/ids.h"
 #include "common/suggest.h"
-#include "common/yaml_reader.h"
+#include "common/yaml_section.h"
 
 namespace tributary {
 namespace {
@@ -16,91 +16,8 @@ namespace {
 constexpr int64_t kMaxCount = 1'000'000'000;
 constexpr int64_t kMaxCohort = 1'000'000;
 constexpr double kMaxDeadlineSeconds = 1e7;  // 115 days
-constexpr int64_t kMaxBatchSize = 4096;      // the longest lane
-constexpr int64_t kMaxLeaves = 1024;         // a node; the plan clamps further, by its cores
-constexpr double kMaxMilliseconds = 1e7;
-const std::vector<std::string> kTimingKinds = {"eager", "lazy", "batch", "jit"};
-const std::vector<std::string> kPlanKinds = {"ewma", "static"};
 
-// Reads one map; `Fail` after a range check is a no-op when something failed before.
-class Section {
- public:
-  explicit Section(YamlReader reader) : reader_(std::move(reader)) {}
-  YamlReader& reader() { return reader_; }
-  bool Has(std::string_view key) const { return reader_.Has(key); }
-
-  void Int(std::string_view key, int64_t* out, int64_t low, int64_t high, YamlReader::Presence presence = YamlReader::kOptional) {
-    reader_.Int(key, out, presence);
-    if (Has(key) && (*out < low || *out > high)) {
-      reader_.Fail(key, fmt::format("expected {} to {}, got {}", low, high, *out));
-    }
-  }
-  // `range` names what `in_range` checks.
-  template <typename InRange>
-  void Double(std::string_view key, double* out, std::string_view range, InRange in_range) {
-    reader_.Double(key, out);
-    if (Has(key) && !in_range(*out)) reader_.Fail(key, fmt::format("expected a number {}, got {}", range, *out));
-  }
-  void Choice(std::string_view key, std::string* out, const std::vector<std::string>& known,
-              const std::vector<std::string>& later = {}) {
-    reader_.String(key, out);
-    if (!Has(key)) return;
-    for (const std::string& word : known) {
-      if (*out == word) return;
-    }
-    for (const std::string& word : later) {
-      if (*out == word) {
-        reader_.Fail(key, fmt::format("'{}' is not supported yet; expected {}", word, Listed(known)));
-        return;
-      }
-    }
-    reader_.Fail(key, fmt::format("expected {}, got '{}'{}", Listed(known), *out, DidYouMean(*out, known)));
-  }
-  // A word, one of which (`counted`) may bring a number: "eager", "batch:4". nullopt: no number given, or an error recorded.
-  std::optional<int64_t> WordWithCount(std::string_view key, std::string* word, const std::vector<std::string>& known,
-                                       const std::string& counted, int64_t low, int64_t high) {
-    std::string text;
-    reader_.String(key, &text);
-    const size_t colon = text.find(':');
-    *word = text.substr(0, colon);
-    if (std::find(known.begin(), known.end(), *word) == known.end()) {
-      reader_.Fail(key, fmt::format("expected {}, got '{}'{}", Listed(known), text, DidYouMean(*word, known)));
-      return std::nullopt;
-    }
-    if (colon == std::string::npos) return std::nullopt;
-    const std::string digits = text.substr(colon + 1);
-    if (*word != counted) {
-      reader_.Fail(key, fmt::format("{} takes no number, got '{}'", *word, text));
-      return std::nullopt;
-    }
-    int64_t count = 0;
-    if (!absl::SimpleAtoi(digits, &count) || count < low || count > high) {
-      reader_.Fail(key, fmt::format("expected {}:N with N from {} to {}, got '{}'", counted, low, high, text));
-      return std::nullopt;
-    }
-    return count;
-  }
-  // Whole milliseconds of a key in seconds (`unit_ms` 1000) or milliseconds (1), so that the canonical text gives the same again.
-  void Milliseconds(std::string_view key, absl::Duration* out, double unit_ms, double low, double high) {
-    double value = 0;
-    reader_.Double(key, &value);
-    if (!Has(key)) return;
-    if (!(value >= low && value <= high)) {
-      reader_.Fail(key, fmt::format("expected a number in [{}, {}], got {}", low, high, value));
-      return;
-    }
-    *out = absl::Milliseconds(std::llround(value * unit_ms));
-  }
-  void Fail(std::string_view key, const std::string& message) { reader_.Fail(key, message); }
-
- private:
-  static std::string Listed(const std::vector<std::string>& words) {
-    std::string text;
-    for (size_t i = 0; i < words.size(); ++i) text += (i == 0 ? "" : i + 1 == words.size() ? " or " : ", ") + words[i];
-    return text;
-  }
-  YamlReader reader_;
-};
+using Section = YamlSection;
 
 void ReadModel(YamlReader& top, ModelSpec* model) {
   bool present = false;
@@ -128,7 +45,7 @@ void ReadModel(YamlReader& top, ModelSpec* model) {
 
 void ReadData(YamlReader& top, DataSpec* data) {
   Section map(top.Map("data"));
-  map.Choice("source", &data->source, {"fashion-mnist", "idx", "safetensors", "csv", "text"}, {});
+  map.Choice("source", &data->source, {"fashion-mnist", "idx", "safetensors", "csv", "text"});
   map.reader().String("path", &data->path);
   map.reader().String("label", &data->label);
   map.Int("seed", &data->seed, 0, INT64_MAX);
@@ -243,78 +160,6 @@ void ReadLocal(YamlReader& top, LocalSpec* local) {
   map.Choice("precision", &local->precision, {"f32", "bf16"});
 }
 
-TimingKind TimingKindOf(const std::string& word) {
-  for (const TimingKind kind : {TimingKind::kEager, TimingKind::kLazy, TimingKind::kJit}) {
-    if (word == TimingKindName(kind)) return kind;
-  }
-  return TimingKind::kBatch;
-}
-
-void ReadTiming(Section& hierarchy, std::optional<TimingSpec>* timing) {
-  if (!hierarchy.Has("timing")) return;
-  TimingSpec spec;
-  std::string kind = "batch";
-  if (hierarchy.reader().IsScalar("timing")) {
-    spec.batch = hierarchy.WordWithCount("timing", &kind, kTimingKinds, "batch", 1, kMaxBatchSize).value_or(spec.batch);
-  } else {
-    Section map(hierarchy.reader().Map("timing"));
-    if (!map.Has("kind")) map.reader().String("kind", &kind, YamlReader::kRequired);
-    map.Choice("kind", &kind, kTimingKinds);
-    map.Int("size", &spec.batch, 1, kMaxBatchSize);
-    map.Milliseconds("age_ms", &spec.age, 1, 1, kMaxMilliseconds);
-    map.Milliseconds("slack_ms", &spec.slack, 1, 0, kMaxMilliseconds);
-    for (const std::string_view key : {"size", "age_ms"}) {
-      if (map.Has(key) && kind != "batch") map.Fail(key, fmt::format("only for kind batch, not {}", kind));
-    }
-    if (map.Has("slack_ms") && kind != "jit") map.Fail("slack_ms", fmt::format("only for kind jit, not {}", kind));
-  }
-  spec.kind = TimingKindOf(kind);
-  *timing = spec;
-}
-
-void ReadPlan(Section& hierarchy, PlanSpec* plan) {
-  if (!hierarchy.Has("plan")) return;
-  std::string kind = "ewma";
-  if (hierarchy.reader().IsScalar("plan")) {
-    const std::optional<int64_t> leaves = hierarchy.WordWithCount("plan", &kind, kPlanKinds, "static", 1, kMaxLeaves);
-    plan->leaves = leaves.value_or(0);
-    if (kind == "static" && !leaves) hierarchy.Fail("plan", "static needs the number of leaves a node has: static:4");
-  } else {
-    Section map(hierarchy.reader().Map("plan"));
-    if (!map.Has("kind")) map.reader().String("kind", &kind, YamlReader::kRequired);
-    map.Choice("kind", &kind, kPlanKinds);
-    map.Int("leaves", &plan->leaves, 1, kMaxLeaves);
-    map.Double("weight", &plan->weight, "in [0, 1]", [](double v) { return v >= 0 && v <= 1; });
-    std::string side = "history";
-    map.Choice("on", &side, {"history", "sample"});
-    plan->on = side == "sample" ? EwmaSide::kSample : EwmaSide::kHistory;
-    map.Milliseconds("period_s", &plan->period, 1000, 0.1, kMaxDeadlineSeconds);
-    if (kind == "static" && !map.Has("leaves")) map.Fail("kind", "static needs the number of leaves a node has: leaves");
-    if (kind == "ewma" && map.Has("leaves")) map.Fail("leaves", "only for kind static, not ewma");
-    for (const std::string_view key : {"weight", "on", "period_s"}) {
-      if (map.Has(key) && kind != "ewma") map.Fail(key, fmt::format("only for kind ewma, not {}", kind));
-    }
-  }
-  plan->kind = kind == "static" ? PlanKind::kStatic : PlanKind::kEwma;
-}
-
-void ReadHierarchy(YamlReader& top, HierarchySpec* hierarchy) {
-  Section map(top.Map("hierarchy"));
-  std::string shape = "auto";
-  map.Choice("shape", &shape, {"auto", "flat", "shard", "tree"});
-  for (const HierarchyShape known : {HierarchyShape::kFlat, HierarchyShape::kShard, HierarchyShape::kTree}) {
-    if (shape == HierarchyShapeName(known)) hierarchy->shape = known;
-  }
-  map.Int("leaf_fan_in", &hierarchy->leaf_fan_in, 1, kMaxBatchSize);
-  ReadTiming(map, &hierarchy->timing);
-  map.reader().String("placement", &hierarchy->placement);
-  if (map.Has("placement") && hierarchy->placement.empty()) map.Fail("placement", "expected a name, got an empty text");
-  ReadPlan(map, &hierarchy->plan);
-  std::string reuse = "on";
-  map.Choice("reuse", &reuse, {"on", "off"});
-  hierarchy->reuse = reuse == "on";
-}
-
 void ReadNumerics(Section& top, JobSpec* spec) {
   std::string dtype = "float32";
   top.Choice("dtype", &dtype, {"float32", "float64"});
@@ -349,65 +194,7 @@ void CheckPrivacy(Section& top, const JobSpec& spec) {
   }
 }
 
-std::string CanonicalTiming(const TimingSpec& timing) {
-  switch (timing.kind) {
-    case TimingKind::kBatch:
-      return fmt::format("{{kind: batch, size: {}, age_ms: {}}}", timing.batch, absl::ToInt64Milliseconds(timing.age));
-    case TimingKind::kJit:
-      return fmt::format("{{kind: jit, slack_ms: {}}}", absl::ToInt64Milliseconds(timing.slack));
-    case TimingKind::kEager:
-    case TimingKind::kLazy:
-      break;
-  }
-  return fmt::format("{{kind: {}}}", TimingKindName(timing.kind));
-}
-
-std::string CanonicalPlan(const PlanSpec& plan) {
-  if (plan.kind == PlanKind::kStatic) return fmt::format("{{kind: static, leaves: {}}}", plan.leaves);
-  return fmt::format("{{kind: ewma, weight: {}, on: {}, period_s: {}}}", plan.weight,
-                     plan.on == EwmaSide::kSample ? "sample" : "history",
-                     static_cast<double>(absl::ToInt64Milliseconds(plan.period)) / 1000.0);
-}
-
-// A double-quoted YAML scalar. The reader allows no control characters, so two escapes are enough.
-std::string Quoted(std::string_view text) {
-  std::string quoted = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') quoted.push_back('\\');
-    quoted.push_back(c);
-  }
-  return quoted + "\"";
-}
-
 }  // namespace
-
-std::string_view HierarchyShapeName(HierarchyShape shape) {
-  switch (shape) {
-    case HierarchyShape::kFlat:
-      return "flat";
-    case HierarchyShape::kShard:
-      return "shard";
-    case HierarchyShape::kTree:
-      return "tree";
-    case HierarchyShape::kAuto:
-      break;
-  }
-  return "auto";
-}
-
-std::string_view TimingKindName(TimingKind kind) {
-  switch (kind) {
-    case TimingKind::kEager:
-      return "eager";
-    case TimingKind::kLazy:
-      return "lazy";
-    case TimingKind::kJit:
-      return "jit";
-    case TimingKind::kBatch:
-      break;
-  }
-  return "batch";
-}
 
 AdapterMode AdaptersOf(const StrategySpec& strategy) {
   const auto adapters = strategy.params.find("adapters");
@@ -470,7 +257,7 @@ absl::StatusOr<JobSpec> ParseJobSpec(std::string_view yaml, const std::string& o
   }
   ReadPrivacy(reader, "privacy", spec.cohort.poisson, &spec.privacy);
   if (reader.Has("privacy")) CheckPrivacy(top, spec);
-  ReadHierarchy(reader, &spec.hierarchy);
+  ReadHierarchy(reader, "hierarchy", &spec.hierarchy);
   reader.Bool("reproducible", &spec.reproducible);
   top.Double("max_weight", &spec.max_weight, "greater than 0", [](double v) { return v > 0; });
   top.Int("seed", &spec.seed, 0, INT64_MAX);
@@ -560,13 +347,7 @@ std::string CanonicalYaml(const JobSpec& spec) {
   std::string clients;
   for (const std::string& id : spec.evaluate.clients) clients += (clients.empty() ? "" : ", ") + Quoted(id);
   line("  ", "clients", "[" + clients + "]");
-  out += "hierarchy:\n";
-  line("  ", "shape", std::string(HierarchyShapeName(spec.hierarchy.shape)));
-  line("  ", "leaf_fan_in", number(spec.hierarchy.leaf_fan_in));
-  if (spec.hierarchy.timing) line("  ", "timing", CanonicalTiming(*spec.hierarchy.timing));
-  line("  ", "placement", Quoted(spec.hierarchy.placement));
-  line("  ", "plan", CanonicalPlan(spec.hierarchy.plan));
-  line("  ", "reuse", spec.hierarchy.reuse ? "on" : "off");
+  out += CanonicalHierarchy(spec.hierarchy);
   line("", "reproducible", spec.reproducible ? "true" : "false");
   line("", "max_weight", number(spec.max_weight));
   line("", "seed", number(spec.seed));

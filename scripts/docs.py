@@ -49,7 +49,7 @@ def models(program):
     text += "## Models\n`model: {zoo: NAME, params: {…}}`. Those that say \"no LibTorch\" need none.\n\n"
     rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"]) or "–"] for e in listed(program, "models")]
     text += table(["model", "what it is", "parameters and defaults"], rows)
-    text += "\n## Adapters\n`model: {zoo: NAME, adapter: {kind: lora, targets: [LAYER, …], …}}` with `strategy: {adapters: MODE}`: only the adapters travel.\n\n"
+    text += "\n## Adapters\n`model: {zoo: NAME, adapter: {kind: KIND, targets: [LAYER, …], …}}` with `strategy: {adapters: MODE}`: only the adapters travel.\n\n"
     rows = [[f"`{e['name']}`", e["help"], ", ".join(f"`{p['name']}={p['default']}`" for p in e["parameters"])] for e in listed(program, "models", "adapters")]
     text += table(["adapter", "what it is", "parameters and defaults"], rows)
     text += "\n## Routers\n`model: {zoo: moe_transformer, params: {router: {name: NAME, …}}}`: who serves which token, and what balances the experts.\n\n"

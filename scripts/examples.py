@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The examples: makes their data, runs them, compares those of one claim, and records what came out.
 
-usage: examples.py data                          writes the analytic problems to examples/data (seeded; not kept in git)
+usage: examples.py data                          writes the analytic problems to examples/data (seeded; not kept in git), and the licences' texts
        examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml as their headers say, then `tributary compare`
          --bin DIR       folder of `tributary` (build/release/bin, else build/dev/bin)
          --out DIR       stores and curves (build/examples)
@@ -10,7 +10,8 @@ usage: examples.py data                          writes the analytic problems to
          --record        writes results into the jobs' headers, and tables and curves into examples/README.md
 
 A job's header has a line "# Run: tributary simulate FILE [flags]" (or `run`: through daemons), whose flags are used here too, and a line
-"# Result: …". The demo (fashion-fedavg.yaml) is left to scripts/demo.sh.
+"# Result: …". A job that begins from examples/data/NAME-base.safetensors has examples/bases/NAME.yaml run first, and exported to that file.
+The demo (fashion-fedavg.yaml) is left to scripts/demo.sh.
 """
 import argparse
 import functools
@@ -27,6 +28,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = "fashion-fedavg.yaml"
 EXAMPLES = ROOT / "examples"
+LICENCES = Path("/usr/share/common-licenses")  # of Debian's base-files: on every machine that the project runs on
+LICENCE_TEXTS = {"known": ["GPL-1", "GPL-2", "GPL-3", "LGPL-2", "LGPL-2.1"],
+                 "new": ["Apache-2.0", "Artistic", "CC0-1.0", "GFDL-1.3", "MPL-1.1", "MPL-2.0"]}
 sys.path.insert(0, str(ROOT / "tests/support"))
 from harness import read_safetensors, write_safetensors  # noqa: E402
 
@@ -104,17 +108,25 @@ def make_data():
         folder.mkdir(parents=True, exist_ok=True)
         for i, tensors in enumerate(problem()):
             write_safetensors(folder / f"client-{i:03d}.safetensors", tensors)
+    for kind, names in LICENCE_TEXTS.items():
+        folder = EXAMPLES / "data" / f"licences-{kind}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in names:
+            (folder / f"{name}.txt").write_bytes((LICENCES / name).read_bytes())
 
 
 class Job:
     def __init__(self, path):
         self.path, self.text = path, path.read_text()
         run = re.search(r"^# Run: tributary (simulate|run) examples/(\S+)(.*)$", self.text, re.M)
-        assert run and run[2] == path.name, f"{path}: expected a line '# Run: tributary simulate examples/{path.name} [flags]'"
+        assert run and EXAMPLES / run[2] == path, f"{path}: expected a line '# Run: tributary simulate {path.relative_to(ROOT)} [flags]'"
         self.command, self.flags = run[1], run[3].split()
         self.claim, self.name = path.stem.split("-")[0], re.search(r"^name: (\S+)$", self.text, re.M)[1]
         assert self.name == path.stem, f"{path}: expected name: {path.stem}, got {self.name}"
-        self.torch = "path: examples/data/" not in self.text
+        self.torch = not re.search(r"^model: \{zoo: (quadratic|wls)\b", self.text, re.M)
+        base = re.search(r"(?:base|init): examples/data/(\w+)-base\.safetensors", self.text)
+        self.base = base[1] if base else None
+        self.adapters = re.search(r"adapters: (\w+)", self.text)
         links = re.search(r"^simulate:.*channel:", self.text, re.M) and re.search(r"path: (examples/data/[\w-]+)", self.text)
         self.problem = ROOT / links[1] if links else None
         self.recorded = bool(re.search(r"^# Result: \S.{10,}$", self.text, re.M))
@@ -138,7 +150,7 @@ def store_of(job, out):
 
 
 def run_job(program, job, out, versions):
-    """What came out of one job, in words."""
+    """What came out of one job: in words, and its document."""
     begin = time.time()
     folder = store_of(job, out) if job.command == "simulate" else store_of(job, out).parent
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -160,10 +172,40 @@ def run_job(program, job, out, versions):
     if document.get("privacy"):
         epsilon = document["privacy"]["epsilon"]
         result += f", epsilon {'infinite' if epsilon is None else format(epsilon, '.3g')}"
+    if job.adapters:
+        result += f"; {bytes_up(document) / 1024:.1f} KiB up an update"
     if job.problem:
         result += f"; clients' own models {clients_deviation(states, solution(job.problem)):.2f} dB"
     print(f"{job.name:<28} {result} ({time.time() - begin:.1f} s)", flush=True)
-    return result
+    return result, document
+
+
+def make_base(program, name, out, versions):
+    """Trains what jobs begin from, and exports it to where they look for it."""
+    job = Job(EXAMPLES / "bases" / f"{name}.yaml")
+    shutil.rmtree(out / job.claim, ignore_errors=True)
+    result, _ = run_job(program, job, out, versions)
+    done = subprocess.run([program, "state", "export", job.name, "--store", str(store_of(job, out)), "--out", str(EXAMPLES / "data" / f"{name}-base.safetensors")],
+                          capture_output=True, text=True, cwd=ROOT)
+    if done.returncode != 0:
+        sys.exit(f"{job.path.name}: {done.stdout}{done.stderr}")
+    return job, result
+
+
+def bytes_up(document):
+    return document["bytes_up"] / document["updates_committed"]
+
+
+def adapter_table(jobs, documents):
+    """Of a claim on adapters: what an update takes beside one of the whole model, and what the aggregation loses."""
+    whole = max(map(bytes_up, documents))
+    lines = [f"{'JOB':<20} {'ADAPTERS':<10} {'LOSS':>8} {'BYTES UP':>10} {'FEWER':>7} {'ERROR: LARGEST':>15} {'LAST':>10}"]
+    for job, document in zip(jobs, documents):
+        errors = [m["adapter_error"] for m in document["metrics"] if "adapter_error" in m]
+        shown = [f"{error:.2g}" for error in (max(errors), errors[-1])] if errors else ["exact" if job.adapters else "-"] * 2
+        lines.append(f"{job.name:<20} {job.adapters[1] if job.adapters else '-':<10} {document['metrics'][-1]['loss']:>8.4f} {bytes_up(document):>10.0f} "
+                     f"{whole / bytes_up(document):>6.1f}x {shown[0]:>15} {shown[1]:>10}")
+    return "\n".join(lines) + "\n"
 
 
 def compare(program, claim, jobs, out):
@@ -222,10 +264,17 @@ def main():
     for claim in a.claims or claims:
         shutil.rmtree(a.out / claim, ignore_errors=True)
         mine = [job for job in jobs if job.claim == claim]
-        results = [run_job(program, job, a.out, a.versions) for job in mine]
+        bases = [make_base(program, name, a.out, a.versions) for name in sorted({job.base for job in mine if job.base})]
+        results, documents = zip(*(run_job(program, job, a.out, a.versions) for job in mine))
         table, plot = compare(program, claim, mine, a.out)
+        if any(job.adapters for job in mine):
+            adapters = adapter_table(mine, documents)
+            print(adapters, flush=True)
+            table += "\n" + adapters
         if a.record:
             record(claim, mine, results, table, plot)
+            for job, result in bases:
+                job.record(result)
 
 
 if __name__ == "__main__":

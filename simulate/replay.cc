@@ -193,7 +193,7 @@ absl::StatusOr<ReplayResult> Replay(const aggregator::StateStore& store, const s
   TRIB_ASSIGN_OR_RETURN(TensorLayout layout, LayoutFromProto(row.layout()));
   if (!spec.record) return FailedPrecondition("job '{}' was not recorded: a job with `record: true` keeps its updates", job);
   if (strategy) spec.strategy = *strategy;
-  auto made = aggregator::MakeStrategy(spec.strategy, spec.local);
+  auto made = aggregator::StrategyOf(spec);
   if (!made.ok()) return InvalidArgument("strategy: {}", MessageOf(made.status()));
   return Replayer(store, job, std::move(spec), *std::move(made), std::move(layout)).Run();
 }

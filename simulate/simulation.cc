@@ -187,7 +187,7 @@ absl::Status Simulation::Prepare() {
   model_ = std::make_shared<const std::vector<std::byte>>(options_.initial.bytes);
   TRIB_ASSIGN_OR_RETURN(maker_, CommitMaker::Make(spec_, *strategy_, layout_, *model_));
   training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &maker_->update_layout(), .encoding = maker_->encoding(), .initial = model_,
-                                    .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.base.empty() ? spec_.model.torchscript : spec_.model.base,
+                                    .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.artifact_path(),
                                     .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model()});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(MakeVectors());
@@ -526,7 +526,7 @@ absl::StatusOr<SimulationResult> RunSimulation(const SimulationOptions& options)
   }
   TRIB_RETURN_IF_ERROR(aggregator::ResolveNoise(&spec));
   TRIB_RETURN_IF_ERROR(FillKnownRates(options.clients, &spec));
-  auto strategy = aggregator::MakeStrategy(spec.strategy, spec.local);
+  auto strategy = aggregator::StrategyOf(spec);
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   Simulation simulation(options, std::move(spec), *std::move(strategy));
   TRIB_RETURN_IF_ERROR(simulation.Prepare());

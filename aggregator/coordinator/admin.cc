@@ -76,7 +76,7 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (artifact.size() != header.artifact_bytes()) {
     return InvalidArgument("artifact: expected the {} bytes that the header says, got {}", header.artifact_bytes(), artifact.size());
   }
-  const std::string_view named = !spec.model.torchscript.empty() ? "torchscript" : !spec.model.base.empty() ? "base" : "";
+  const std::string_view named = spec.model.artifact_key();
   if (!named.empty() && artifact.empty()) return InvalidArgument("model.{}: the file did not come with the job", named);
   if (named.empty() && !artifact.empty()) return InvalidArgument("artifact: the job names no TorchScript model and no base, got {} bytes", artifact.size());
   std::string artifact_sha256;

@@ -139,7 +139,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   auto runtime = std::make_shared<JobRuntime>();
   runtime->layout = layout;
   runtime->arithmetic = spec.reproducible ? Arithmetic::kFixedPoint : Arithmetic::kFloat64;
-  auto strategy = MakeStrategy(spec.strategy, spec.local);
+  auto strategy = StrategyOf(spec);
   // Not there among the strategies is, of a job, a wrong value: NOT_FOUND would say that the job is missing.
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);

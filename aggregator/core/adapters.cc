@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "aggregator/core/lora_product.h"
+#include "aggregator/core/rank_allocator.h"
 #include "common/check.h"
 #include "common/philox.h"
 
@@ -60,6 +61,8 @@ class AdapterSums final : public WholeReducer {
       }
     }
     if (measured != nullptr) (*measured)[kAdapterError] = RelativeError(AdapterErrors(round, next));
+    // What a triplet that goes has done is lost, as it is meant to be: no error of the aggregation, and none for a residual to make up for.
+    if (input.ranks != nullptr) AllotRanks(*input.ranks, pairs, *input.layout, input.version, next, measured);
     return absl::OkStatus();
   }
 
@@ -105,6 +108,37 @@ absl::Status CheckPlain(AdapterMode mode, const StrategySpec& spec, double serve
   }
   if (mode != AdapterMode::kRoLora && server_lr != 1) {
     return InvalidArgument("strategy 'fedavg': server_lr: with adapters: {} the new factors stand for the whole sum; expected 1, got {}", AdapterModeName(mode), server_lr);
+  }
+  return absl::OkStatus();
+}
+
+// What a model of triplets does not go with.
+absl::Status CheckTriplets(const JobSpec& spec, const Strategy& strategy) {
+  const AdaLoraSpec& own = spec.model.adapter.adalora;
+  std::string why;
+  switch (strategy.adapters()) {
+    case AdapterMode::kFedIt:
+      if (strategy.whole_reducer() == nullptr) why = "adds updates up without looking at them (adapter_error: skip, or a strategy other than fedavg), and nothing allots ranks then";
+      break;
+    case AdapterMode::kFedEx:
+    case AdapterMode::kNone:
+      break;
+    case AdapterMode::kFlora:
+      why = "begins each version with fresh factors, for which the importance of the old ones says nothing";
+      break;
+    case AdapterMode::kFlexLora:
+      why = "makes new components of the clients' sum, for which the importance of the old ones says nothing";
+      break;
+    case AdapterMode::kFfa:
+    case AdapterMode::kRoLora:
+    case AdapterMode::kFedSb:
+      why = "freezes factors, and adalora trains all three of them";
+      break;
+  }
+  if (!why.empty()) return InvalidArgument("strategy.adapters: {} {}; with model.adapter.kind adalora expected fedex, or fedit with fedavg", AdapterModeName(strategy.adapters()), why);
+  if (own.init_versions + own.final_versions >= spec.stop.versions) {
+    return InvalidArgument("model.adapter: init_versions {} and final_versions {} leave no version to take ranks away in; expected less than stop.versions = {} together",
+                           own.init_versions, own.final_versions, spec.stop.versions);
   }
   return absl::OkStatus();
 }
@@ -159,7 +193,14 @@ absl::Status CheckAdapters(const JobSpec& spec, const Strategy& strategy, const 
   if (!adapter.enabled() && spec.model.tensors.empty()) {
     return InvalidArgument("strategy.adapters: {} combines the factors of model.adapter, which the job does not have", AdapterModeName(mode));
   }
-  TRIB_RETURN_IF_ERROR(Annotate(FindAdapters(mode, model).status(), "strategy.adapters"));
+  if (adapter.triplets()) TRIB_RETURN_IF_ERROR(CheckTriplets(spec, strategy));
+  const absl::StatusOr<std::vector<AdapterPair>> pairs = FindAdapters(mode, model);
+  if (!pairs.ok()) return Annotate(pairs.status(), "strategy.adapters");
+  for (const AdapterPair& pair : *pairs) {
+    if (pair.triplets == adapter.triplets()) continue;
+    return InvalidArgument("model.adapter.kind: layer '{}' has {}; expected kind {}, got '{}'", pair.layer, pair.triplets ? "triplets, which alone have a lora_E" : "no lora_E",
+                           pair.triplets ? "adalora" : "lora", adapter.kind);
+  }
   const bool alike = std::all_of(adapter.client_ranks.begin(), adapter.client_ranks.end(), [&](int64_t rank) { return rank == adapter.rank; });
   if (!alike && !TakesAnyRank(mode)) {
     return InvalidArgument("model.adapter.rank: adapters: {} combines factors entry by entry, which unequal ranks do not allow; expected one rank for all, or adapters "
@@ -172,6 +213,10 @@ absl::Status CheckAdapters(const JobSpec& spec, const Strategy& strategy, const 
                               : parts                                       ? fmt::format("hierarchy.shape {}", HierarchyShapeName(spec.hierarchy.shape))
                                                                             : "";
   if (against.empty()) return absl::OkStatus();
+  if (adapter.triplets()) {
+    return InvalidArgument("model.adapter.kind: adalora keeps every update whole until the commit, which does not go with {}; expected kind lora, and adapters ffa, rolora, "
+                           "fedsb, or fedit with adapter_error: skip", against);
+  }
   if (mode == AdapterMode::kFedIt) {
     return InvalidArgument("strategy.adapter_error: measuring fedit's error keeps every update whole until the commit, which does not go with {}; expected skip", against);
   }

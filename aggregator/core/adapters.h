@@ -1,4 +1,4 @@
-// `strategy: {adapters: …}`: how the factors of the clients' low-rank adapters (common/adapter_spec.h) become one version. moe_lora.md §5.2; s = α/r is
+// `strategy: {adapters: …}`: how the factors of the clients' low-rank adapters (common/adapter_layout.h) become one version. moe_lora.md §5.2; s = α/r is
 // one number for the whole job, so that the factors of all clients are in the same units and it cancels.
 //
 //   fedit     B⁺ = Σp·B, A⁺ = Σp·A: not Σp·B·A, and with `adapter_error: measure` the difference is measured each version (arXiv 2305.05644)
@@ -8,6 +8,9 @@
 //   flexlora  the best approximation of Σp·B·A of the job's rank, any rank: exact up to that (arXiv 2402.11505)
 //   fedex     fedit, and residual += Σp·B·A − B⁺·A⁺: exact (arXiv 2410.09432)
 //   fedsb     B·R·A with B and A as drawn, R⁺ = Σp·R: exact (arXiv 2502.15436; drawn at random here, not taken from a first gradient)
+//
+// Triplets (adalora) go with fedex, and with fedit where its error is measured: their e, importance and factors are averaged one by one, and then the budget
+// takes some away (rank_allocator.h).
 //
 // fedit, ffa and fedsb are element-wise means, so that any strategy makes its step of them; the others are steps of their own and go with
 // fedavg. flora, flexlora, fedex and a measured fedit keep updates whole (StrategyTrait::kNeedsAll).

@@ -95,7 +95,8 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   const bool adapters = strategy.adapters() != AdapterMode::kNone;
   std::vector<double> sums((adapters ? layout.trainable_count() : layout.float_count()) + (groups - 1) * layout.trainable_count());
   const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
-  const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous};
+  const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous,
+                         .ranks = strategy.ranks()};
   TRIB_RETURN_IF_ERROR(whole.Reduce(input, state, sums));
   std::vector<int64_t> counters(layout.counter_count());
   for (size_t k = 0; k < updates.size(); ++k) {

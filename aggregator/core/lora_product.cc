@@ -24,6 +24,13 @@ Matrix Times(const Matrix& b, const Matrix& r) {
   return {b.rows, r.cols, std::move(product)};
 }
 
+// B·diag(e).
+void ScaleColumns(const Matrix& e, Matrix& b) {
+  for (size_t i = 0; i < b.rows; ++i) {
+    for (size_t l = 0; l < b.cols; ++l) b(i, l) *= e(l, 0);
+  }
+}
+
 // First element of the pair's tensor in a rolora update.
 size_t LiveStart(std::span<const AdapterPair> pairs, const AdapterPair& pair) {
   size_t first = 0;
@@ -54,6 +61,11 @@ LowRank Trained(const AdapterRound& round, const AdapterPair& pair, std::span<co
     default:
       AddDelta(layout, update, pair.b, factors.b);
       AddDelta(layout, update, pair.a, factors.a);
+      if (pair.triplets) {
+        Matrix e = Read(layout, round.previous, pair.e, pair.rank, 1);
+        AddDelta(layout, update, pair.e, e);
+        ScaleColumns(e, factors.b);
+      }
       return factors;
   }
 }
@@ -77,6 +89,7 @@ double Norm(std::span<const double> values) {
 LowRank FactorsOf(const AdapterRound& round, const AdapterPair& pair, std::span<const std::byte> flat) {
   LowRank factors{Read(*round.model, flat, pair.b, pair.out, pair.rank), Read(*round.model, flat, pair.a, pair.rank, pair.in)};
   if (round.mode == AdapterMode::kFedSb) factors.b = Times(factors.b, Read(*round.model, flat, pair.r, pair.rank, pair.rank));
+  if (pair.triplets) ScaleColumns(Read(*round.model, flat, pair.e, pair.rank, 1), factors.b);
   return factors;
 }
 

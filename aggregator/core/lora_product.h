@@ -1,7 +1,7 @@
 // What clients' low-rank adapters are together: Σ p_k·B_k·A_k of each adapted layer, and what a new model makes of it. Where updates are
 // averaged factor by factor that is another matrix; the difference is the error of the aggregation.
 //
-// A layer's whole adapter is residual + B·A (fedsb: residual + B·R·A), in units of α/r. The sum is kept as stacked factors, b = [p_1·B_1 … p_C·B_C],
+// A layer's whole adapter is residual + B·A (fedsb: residual + B·R·A; triplets: residual + B·diag(e)·A), in units of α/r. The sum is kept as stacked factors, b = [p_1·B_1 … p_C·B_C],
 // a = [A_1; …; A_C], of (out + in)·C·r numbers; the dense product is made only where a dense residual takes it.
 // Sources: FedEx-LoRA (Singhal et al., ACL 2025), FLoRA (Wang et al., NeurIPS 2024), FlexLoRA (Bai et al., NeurIPS 2024); moe_lora.md §5.2.
 // Threads: pure. Errors: none, layouts are checked by FindAdapters.
@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "aggregator/core/linalg.h"
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/tensor_layout.h"
 
 namespace tributary::aggregator {
@@ -31,7 +31,7 @@ struct AdapterRound {
   bool moves_b = true;  // rolora
 };
 
-// B·A of `flat`, a model; fedsb: (B·R)·A.
+// B·A of `flat`, a model; fedsb: (B·R)·A; triplets: (B·diag(e))·A.
 LowRank FactorsOf(const AdapterRound& round, const AdapterPair& pair, std::span<const std::byte> flat);
 // Σ p_k·B_k·A_k, stacked in the order of the updates.
 LowRank StackedSum(const AdapterRound& round, const AdapterPair& pair);

@@ -85,6 +85,12 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeStrategy(const StrategySpec& spec,
   return NotFound("no strategy '{}'{}; known: {}", spec.name, DidYouMean(spec.name, known), fmt::join(known, ", "));
 }
 
+absl::StatusOr<std::unique_ptr<Strategy>> StrategyOf(const JobSpec& job) {
+  TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy, MakeStrategy(job.strategy, job.local));
+  if (job.model.adapter.triplets()) strategy->set_ranks(RankSchedule::Of(job));
+  return strategy;
+}
+
 bool ServesNodes(const Strategy& strategy) {
   return strategy.synchronous() && strategy.whole_reducer() == nullptr && strategy.update_groups().size() == 1 && strategy.version_vectors().empty() &&
          strategy.scalars().empty() && !strategy.weights().keeps_clients();

@@ -5,17 +5,19 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "aggregator/core/policies.h"
+#include "aggregator/core/rank_allocator.h"
 #include "aggregator/core/reducer.h"
 #include "aggregator/core/server_step.h"
 #include "aggregator/core/weight_rule.h"
 #include "aggregator/core/whole_reducer.h"
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/job_spec.h"
 #include "common/status.h"
 
@@ -81,6 +83,9 @@ class Strategy {
   // `adapters`: not kNone, the model is one of adapters, and updates are laid out as AdapterUpdateLayout says.
   AdapterMode adapters() const { return adapters_; }
   void set_adapters(AdapterMode mode) { adapters_ = mode; }
+  // Of a model of triplets: how many of them are left at each version; else null.
+  const RankSchedule* ranks() const { return ranks_ ? &*ranks_ : nullptr; }
+  void set_ranks(const RankSchedule& ranks) { ranks_ = ranks; }
   // Set: the elements of an update are not the model's trainable ones one by one.
   virtual const SumSpread* spread() const { return nullptr; }
   // Of a strategy whose rows are copies of the clients' states: the client's name for that vector. A client that lost it is given its row.
@@ -91,6 +96,7 @@ class Strategy {
  private:
   bool local_buffers_ = false;
   AdapterMode adapters_ = AdapterMode::kNone;
+  std::optional<RankSchedule> ranks_;
 };
 
 // Whether other nodes can fold for it: the weight follows from the client's claim alone, and so does the commit from sums and weights.
@@ -125,6 +131,8 @@ struct StrategyEntry {
 std::span<const StrategyEntry> Strategies();
 // `local`: the clients' steps, for rules and defaults that need their rate and number.
 absl::StatusOr<std::unique_ptr<Strategy>> MakeStrategy(const StrategySpec& spec, const LocalSpec& local = {});
+// The same of a whole job, which alone knows what its model's adapters are to become.
+absl::StatusOr<std::unique_ptr<Strategy>> StrategyOf(const JobSpec& job);
 const StrategyEntry* FindStrategy(std::string_view name);
 
 }  // namespace tributary::aggregator

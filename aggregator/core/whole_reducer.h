@@ -18,6 +18,7 @@
 
 namespace tributary::aggregator {
 
+struct RankSchedule;
 struct StrategyState;
 
 // One update in the flat form of its layout; borrowed for the call.
@@ -37,6 +38,7 @@ struct WholeInput {
   RowReader row;                         // set if the reducer keeps rows
   uint64_t version = 0;                  // that is being made
   std::span<const std::byte> previous{};  // the model before
+  const RankSchedule* ranks = nullptr;   // Strategy::ranks
 };
 
 class WholeReducer {

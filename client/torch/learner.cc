@@ -387,7 +387,8 @@ absl::StatusOr<FlatModel> InitialModel(const JobSpec& spec) {
   return Guarded("initial model", [&]() -> absl::StatusOr<FlatModel> {
     const bool adapted = spec.model.adapter.enabled();
     const at::Device cpu(at::kCPU);
-    TRIB_ASSIGN_OR_RETURN(const auto model, adapted ? MakeAdapted(spec, spec.model.base, cpu) : TrainableModel::Create(spec.model, spec.dtype, spec.model.torchscript, cpu));
+    const std::string& path = spec.model.artifact_path();
+    TRIB_ASSIGN_OR_RETURN(const auto model, adapted ? MakeAdapted(spec, path, cpu) : TrainableModel::Create(spec.model, spec.dtype, path, cpu));
     FlatModel result;
     result.layout = model->layout();
     result.bytes = model->Initialise(adapted ? AdapterSeed(spec.seed) : static_cast<uint64_t>(spec.seed));

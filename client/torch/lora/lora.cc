@@ -8,9 +8,12 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <map>
 #include <utility>
 
 #include "client/core/random.h"
+#include "client/torch/lora/adalora.h"
 #include "client/torch/models/registry.h"
 #include "common/check.h"
 
@@ -18,6 +21,7 @@ namespace tributary::client {
 namespace {
 
 constexpr uint64_t kAdapterPart = 0x6c6f7261;  // of the job's seed
+constexpr double kTripletDeviation = 0.02;     // of A and B (PEFT's)
 
 bool Matches(const std::string& layer, const std::string& target) {
   return layer == target || (layer.size() > target.size() && layer.ends_with(target) && layer[layer.size() - target.size() - 1] == '.');
@@ -49,8 +53,8 @@ class AdaptedModel final : public Model {
  public:
   // `base`: frozen; `zoo`: the model in it.
   AdaptedModel(std::unique_ptr<TrainableModel> base, ZooModel& zoo, const std::vector<LinearLayer>& layers, const AdapterSpec& spec, AdapterMode mode)
-      : base_(std::move(base)), zoo_(zoo), scale_(spec.Scale()), dropout_(spec.dropout) {
-    for (const LinearLayer& layer : layers) Add(layer, spec.rank, mode);
+      : base_(std::move(base)), zoo_(zoo), spec_(spec), scale_(spec.Scale()) {
+    for (const LinearLayer& layer : layers) Add(layer, mode);
   }
 
   at::Tensor Forward(const at::Tensor& x, bool training) override {
@@ -60,12 +64,23 @@ class AdaptedModel final : public Model {
   std::vector<int64_t> input_shape() const override { return zoo_.input_shape(); }
   int64_t outputs() const override { return zoo_.outputs(); }
   bool next_token() const override { return zoo_.next_token(); }
-  at::Tensor AuxiliaryLoss() const override { return zoo_.AuxiliaryLoss(); }
-  void EndStep() override { zoo_.EndStep(); }
+  at::Tensor AuxiliaryLoss() const override {
+    at::Tensor loss = zoo_.AuxiliaryLoss();
+    if (triplets_.empty() || spec_.adalora.orthogonal == 0) return loss;
+    at::Tensor departure = triplets_.front().Departure();
+    for (size_t i = 1; i < triplets_.size(); ++i) departure = departure + triplets_[i].Departure();
+    const at::Tensor penalty = departure * (spec_.adalora.orthogonal / static_cast<double>(2 * triplets_.size()));  // their mean over As and Bs
+    return loss.defined() ? loss + penalty : penalty;
+  }
+  void EndStep() override {
+    zoo_.EndStep();
+    for (Triplets& layer : triplets_) layer.Measure();
+  }
   std::map<std::string, double> Metrics() const override { return zoo_.Metrics(); }
   void BeginTask() override {
     const at::NoGradGuard no_grad;
     for (const Residual& layer : residuals_) layer.weight.copy_(layer.frozen).add_(layer.residual, scale_);
+    for (Triplets& layer : triplets_) layer.Begin();
     zoo_.BeginTask();
   }
 
@@ -74,39 +89,59 @@ class AdaptedModel final : public Model {
     at::Tensor weight, frozen, residual;
   };
 
-  void Add(const LinearLayer& layer, int64_t rank, AdapterMode mode) {
+  Init InitOf(AdapterPart part, AdapterMode mode, int64_t in, int64_t out) const {
+    const double by_in = 1 / std::sqrt(static_cast<double>(in)), by_out = 1 / std::sqrt(static_cast<double>(out));
+    const bool drawn = mode == AdapterMode::kFedSb;
+    switch (part) {
+      case AdapterPart::kA:
+        return spec_.triplets() ? Init::Normal(kTripletDeviation) : drawn ? Init::Normal(by_in) : Init::Uniform(by_in);
+      case AdapterPart::kB:
+        return spec_.triplets() ? Init::Normal(kTripletDeviation) : drawn ? Init::Normal(by_out) : Init::Constant(0);
+      case AdapterPart::kMask:
+        return Init::Constant(1);
+      case AdapterPart::kR:
+      case AdapterPart::kE:
+      case AdapterPart::kImportance:
+      case AdapterPart::kResidual:
+        break;
+    }
+    return Init::Constant(0);
+  }
+
+  void Add(const LinearLayer& layer, AdapterMode mode) {
     const int64_t out = layer.weight.size(0), in = layer.weight.size(1);
     const DType dtype = layer.weight.scalar_type() == at::kDouble ? DType::kF64 : DType::kF32;
-    const bool drawn = mode == AdapterMode::kFedSb;
-    at::Tensor a, b, r;
-    for (TensorSpec& spec : AdapterTensors(mode, layer.name, in, out, rank, dtype)) {
-      const at::Tensor value = at::empty(spec.shape, layer.weight.options());
-      Init init = Init::Constant(0);
-      if (spec.name.ends_with(".lora_A.weight")) {
-        init = drawn ? Init::Normal(1 / std::sqrt(static_cast<double>(in))) : Init::Uniform(1 / std::sqrt(static_cast<double>(in)));
-        a = value;
-      } else if (spec.name.ends_with(".lora_B.weight")) {
-        if (drawn) init = Init::Normal(1 / std::sqrt(static_cast<double>(out)));
-        b = value;
-      } else if (spec.name.ends_with(".lora_R.weight")) {
-        r = value;
-      } else {
-        residuals_.push_back({layer.weight, layer.weight.clone(), value});
-      }
-      tensors_.push_back({.name = std::move(spec.name), .kind = spec.kind, .value = value, .init = init});
+    const AdapterShape shape{.layer = layer.name, .in = in, .out = out, .rank = spec_.rank, .triplets = spec_.triplets()};
+    std::map<AdapterPart, at::Tensor> parts;
+    for (AdapterTensor& tensor : AdapterTensors(mode, shape, dtype)) {
+      const at::Tensor value = parts[tensor.part] = at::empty(tensor.spec.shape, layer.weight.options());
+      tensors_.push_back({.name = std::move(tensor.spec.name), .kind = tensor.spec.kind, .value = value, .init = InitOf(tensor.part, mode, in, out)});
     }
+    if (NeedsResidual(mode)) residuals_.push_back({layer.weight, layer.weight.clone(), parts.at(AdapterPart::kResidual)});
+    const at::Tensor a = parts.at(AdapterPart::kA), b = parts.at(AdapterPart::kB);
+    if (spec_.triplets()) {
+      const Triplets& own = triplets_.emplace_back(
+          Triplets::Tensors{a, parts.at(AdapterPart::kE), b, parts.at(AdapterPart::kImportance), parts.at(AdapterPart::kMask)}, spec_.adalora);
+      zoo_.Attach(layer, [this, &own](const at::Tensor& x) { return own.Product(Dropped(x)) * scale_; });
+      return;
+    }
+    const at::Tensor r = mode == AdapterMode::kFedSb ? parts.at(AdapterPart::kR) : at::Tensor();
     zoo_.Attach(layer, [this, a, b, r](const at::Tensor& x) {
-      at::Tensor h = at::linear(training_ && dropout_ > 0 ? at::dropout(x, dropout_, /*train=*/true) : x, a);
+      at::Tensor h = at::linear(Dropped(x), a);
       if (r.defined()) h = at::linear(h, r);
       return at::linear(h, b) * scale_;
     });
   }
 
+  at::Tensor Dropped(const at::Tensor& x) const { return training_ && spec_.dropout > 0 ? at::dropout(x, spec_.dropout, /*train=*/true) : x; }
+
   std::unique_ptr<TrainableModel> base_;
   ZooModel& zoo_;
-  double scale_, dropout_;
+  const AdapterSpec spec_;
+  const double scale_;
   bool training_ = false;
   std::vector<Residual> residuals_;
+  std::deque<Triplets> triplets_;  // of each layer; what stands beside the layers refers to them
 };
 
 }  // namespace
@@ -135,7 +170,7 @@ absl::StatusOr<std::unique_ptr<TrainableModel>> MakeAdapted(const JobSpec& spec,
 absl::StatusOr<std::vector<std::byte>> AdaptersFrom(const SafetensorsView& file, const TensorLayout& layout, std::vector<std::byte> fresh) {
   std::vector<TensorSpec> named;
   for (const PlacedTensor& tensor : layout.tensors()) {
-    if (!tensor.spec.name.ends_with(".residual") || file.Find(tensor.spec.name) != nullptr) named.push_back(tensor.spec);
+    if (NeededInFiles(tensor.spec) || file.Find(tensor.spec.name) != nullptr) named.push_back(tensor.spec);
   }
   TRIB_ASSIGN_OR_RETURN(const TensorLayout given, TensorLayout::Create(std::move(named)));
   TRIB_ASSIGN_OR_RETURN(const std::vector<std::byte> values, ToFlat(file, given));

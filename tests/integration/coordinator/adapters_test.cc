@@ -3,7 +3,7 @@
 
 #include <cstring>
 
-#include "common/adapter_spec.h"
+#include "common/adapter_layout.h"
 #include "common/digest.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
@@ -23,11 +23,16 @@ constexpr char kResidual[] = "base_model.model.fc.base_layer.residual";
 class AdapterJobsTest : public FederationTest {
  protected:
   std::string SubmitAdapters(AdapterMode mode, int64_t in, int64_t out, int64_t rank, int versions, int cohort = 2) {
+    Shape(mode, {.layer = "fc", .in = in, .out = out, .rank = rank});
+    return Submit(fmt::format("strategy: {{name: fedavg, adapters: {}}}", AdapterModeName(mode)), cohort, versions);
+  }
+  void Shape(AdapterMode mode, const AdapterShape& shape) {
     mode_ = mode;
-    absl::StatusOr<TensorLayout> layout = TensorLayout::Create(AdapterTensors(mode, "fc", in, out, rank, DType::kF32));
+    std::vector<TensorSpec> specs;
+    for (AdapterTensor& tensor : AdapterTensors(mode, shape, DType::kF32)) specs.push_back(std::move(tensor.spec));
+    absl::StatusOr<TensorLayout> layout = TensorLayout::Create(std::move(specs));
     EXPECT_THAT(layout, IsOk());
     layout_ = *std::move(layout);
-    return Submit(fmt::format("strategy: {{name: fedavg, adapters: {}}}", AdapterModeName(mode)), cohort, versions);
   }
 
   Upload Change(const TestClient& client, const v1::TrainTask& task, const std::vector<float>& values, double weight = 1, Scalars scalars = {}) {
@@ -51,11 +56,11 @@ class AdapterJobsTest : public FederationTest {
     for (size_t i = 0; i < layout_.Find(name)->elements; ++i) values.push_back(Value(job, name, i, version));
     return values;
   }
-  double Measured(const std::string& job, uint64_t version) {
+  double Measured(const std::string& job, uint64_t version, const std::string& name = "adapter_error") {
     v1::GetVersionRequest request;
     request.set_job(job);
     request.set_version(version);
-    return coordinator_->GetVersion(request)->measured().at("adapter_error");
+    return coordinator_->GetVersion(request)->measured().at(name);
   }
 
   AdapterMode mode_ = AdapterMode::kNone;
@@ -122,6 +127,41 @@ TEST_F(AdapterJobsTest, RoLoraTakesTheFactorWhoseTurnItIsAndNamesTheOther) {
   AwaitState(job, v1::JOB_STATE_DONE);
   EXPECT_THAT(Values(job, kB, 2), ElementsAre(1, 2));
   EXPECT_THAT(Values(job, kA, 2), ElementsAre(4, 5, 6));
+}
+
+TEST_F(AdapterJobsTest, TheServerTakesTripletsAwayOverARestart) {
+  // Two triplets; b(1) = int(1 + (1/2)³) = 1; version 2 fixes the pattern; version 3 obeys it.
+  Shape(AdapterMode::kFedIt, {.layer = "fc", .in = 1, .out = 1, .rank = 2, .triplets = true});
+  const std::string job = Submit("strategy: {name: fedavg, adapters: fedit}", /*cohort=*/2, /*versions=*/3,
+                                 "{zoo: linear, adapter: {kind: adalora, rank: 2, target_rank: 1, final_versions: 1, targets: [fc]}}");
+  const std::string prefix = "base_model.model.fc.lora_";
+  TestClient a = Attach("a"), b = Attach("b");
+  // A, E, B, importance.
+  Answer(a, {1, 1, 1, 2, 1, 1, 5, 1}, /*weight=*/1);
+  Answer(b, {1, 1, 3, 4, 1, 1, 1, 2}, /*weight=*/3);
+  AwaitVersion(job, 1);
+  EXPECT_THAT(Values(job, prefix + "importance", 1), ElementsAre(2, 1.75f));
+  EXPECT_THAT(Values(job, prefix + "E", 1), ElementsAre(2.5f, 0));
+  EXPECT_EQ(Measured(job, 1, "adapter_triplets"), 1);
+  Stop();
+  Start();
+  a = Attach("a");
+  b = Attach("b");
+  Answer(a, {0, 0, 0, 1, 0, 0, 0, 1});
+  Answer(b, {0, 0, 0, 1, 0, 0, 0, 1});
+  AwaitVersion(job, 2);
+  EXPECT_THAT(Values(job, prefix + "importance", 2), ElementsAre(2, 2.75f));
+  EXPECT_THAT(Values(job, prefix + "E", 2), ElementsAre(0, 1));
+  EXPECT_THAT(Values(job, prefix + "mask", 2), ElementsAre(0, 1));
+  Stop();
+  Start();
+  a = Attach("a");
+  b = Attach("b");
+  Answer(a, {0, 0, 9, 1, 0, 0, 9, 0});  // what is out stays out, whatever a client says
+  Answer(b, {0, 0, 9, 1, 0, 0, 9, 0});
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_THAT(Values(job, prefix + "E", 3), ElementsAre(0, 2));
+  EXPECT_THAT(Values(job, prefix + "mask", 3), ElementsAre(0, 1));
 }
 
 TEST_F(AdapterJobsTest, FrozenFactorsGoDownAndNeverUp) {

@@ -82,13 +82,12 @@ void FederationTest::Start() {
 
 void FederationTest::Stop() { coordinator_.reset(); }
 
-std::string FederationTest::Submit(const std::string& extra_yaml, int cohort, int versions) {
+std::string FederationTest::Submit(const std::string& extra_yaml, int cohort, int versions, const std::string& model) {
   std::vector<std::byte> flat(layout_.total_bytes());
   absl::StatusOr<std::string> tensors = SerializeSafetensors(layout_, flat);
   EXPECT_THAT(tensors, testing::IsOk());
   v1::SubmitHeader header;
-  header.set_spec_yaml(fmt::format("name: test\nmodel: {{tensors: model.safetensors}}\ncohort: {{size: {}}}\nstop: {{versions: {}}}\n{}", cohort, versions,
-                                   extra_yaml));
+  header.set_spec_yaml(fmt::format("name: test\nmodel: {}\ncohort: {{size: {}}}\nstop: {{versions: {}}}\n{}", model, cohort, versions, extra_yaml));
   header.set_tensors_bytes(tensors->size());
   const absl::StatusOr<v1::SubmitJobResponse> response = coordinator_->SubmitJob(header, std::make_unique<MemorySource>(*std::move(tensors)), "");
   EXPECT_THAT(response, testing::IsOk());

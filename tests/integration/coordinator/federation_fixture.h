@@ -51,7 +51,8 @@ class FederationTest : public ::testing::Test {
   void TearDown() override;
   void Start();
   void Stop();                       // as a crash would: nothing is drained
-  std::string Submit(const std::string& extra_yaml, int cohort = 3, int versions = 1);
+  // `model`: the job's key of this name; whatever it says, the tensors are layout_'s.
+  std::string Submit(const std::string& extra_yaml, int cohort = 3, int versions = 1, const std::string& model = "{tensors: model.safetensors}");
   TestClient Attach(const std::string& name, const std::vector<v1::UpdateKey>& outbox = {}, bool trains = true, bool evaluates = false);
   v1::TrainTask AwaitTask(TestClient& client);
   // An update with every trainable element = `value`, the buffer = `value`, the counter = `count`.

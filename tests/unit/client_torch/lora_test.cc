@@ -1,9 +1,7 @@
 // Adapters of zoo models: they begin as nothing, are what their formula says, and alone train and travel.
 #include <ATen/TensorOperators.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/ops/cross_entropy_loss.h>
 #include <ATen/ops/equal.h>
-#include <ATen/ops/from_blob.h>
 #include <ATen/ops/randint.h>
 #include <ATen/ops/randn.h>
 #include <gmock/gmock.h>
@@ -11,12 +9,9 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
-#include <nlohmann/json.hpp>
 
-#include "client/torch/lora/lora.h"
 #include "common/file.h"
-#include "tests/unit/client_torch/fixtures.h"
+#include "tests/unit/client_torch/adapter_fixtures.h"
 
 namespace tributary::client {
 namespace {
@@ -25,53 +20,6 @@ using absl::StatusCode;
 using ::testing::HasSubstr;
 using testing::IsOk;
 using testing::StatusIs;
-
-JobSpec AdapterJob(const std::string& zoo, ParamMap params, std::vector<std::string> targets, const std::string& mode = "fedit") {
-  JobSpec spec = ZooJob(zoo, std::move(params));
-  spec.dtype = DType::kF64;
-  spec.model.adapter.kind = "lora";
-  spec.model.adapter.rank = 3;
-  spec.model.adapter.alpha = 6;
-  spec.model.adapter.targets = std::move(targets);
-  spec.strategy.params["adapters"] = mode;
-  spec.local.steps = 4;
-  spec.local.batch = 4;
-  spec.local.lr = 0.1;
-  return spec;
-}
-JobSpec SmallMlp(const std::string& mode = "fedit") { return AdapterJob("mlp", {{"input", "5"}, {"classes", "3"}, {"hidden", "4"}}, {"fc1", "fc2"}, mode); }
-JobSpec SmallTransformer(std::vector<std::string> targets) {
-  return AdapterJob("transformer", {{"input", "12"}, {"vocabulary", "8"}, {"layers", "2"}, {"width", "8"}, {"heads", "2"}, {"hidden", "12"}}, std::move(targets));
-}
-
-JobSpec Plain(JobSpec spec) {
-  spec.model.adapter = {};
-  spec.strategy.params.clear();
-  return spec;
-}
-
-std::unique_ptr<TrainableModel> Made(const JobSpec& spec) {
-  auto model = MakeAdapted(spec, spec.model.base, at::Device(at::kCPU));
-  EXPECT_THAT(model, IsOk());
-  return *std::move(model);
-}
-
-at::Tensor Of(TrainableModel& model, const std::string& name) {
-  for (const ModelTensor& tensor : model.model().tensors()) {
-    if (tensor.name == name) return tensor.value;
-  }
-  ADD_FAILURE() << "no tensor " << name;
-  return {};
-}
-
-std::vector<double> RandomFloats(size_t count, uint64_t seed) {
-  CounterRandom random(seed);
-  std::vector<double> values(count);
-  for (double& value : values) value = 0.3 * random.Normal();
-  return values;
-}
-
-std::span<const std::byte> Bytes(const std::vector<double>& values) { return std::as_bytes(std::span(values)); }
 
 TEST(LoraTest, AFreshAdapterChangesNoOutput) {
   for (const char* mode : {"fedit", "ffa", "rolora", "flora", "flexlora", "fedex", "fedsb"}) {
@@ -125,50 +73,20 @@ TEST(LoraTest, OutputsAndGradientsAreThoseOfTheFormula) {
   }
 }
 
-at::Tensor FromNumbers(const std::vector<std::vector<double>>& rows) {
-  std::vector<double> flat;
-  for (const std::vector<double>& row : rows) flat.insert(flat.end(), row.begin(), row.end());
-  return at::from_blob(flat.data(), {static_cast<int64_t>(rows.size()), static_cast<int64_t>(rows[0].size())}, at::TensorOptions().dtype(at::kDouble)).clone();
-}
-
-// The tensors of tests/golden/peft_lora.py.
-std::vector<double> Sines(size_t count, size_t tensor) {
-  std::vector<double> values(count);
-  for (size_t i = 0; i < count; ++i) values[i] = 0.4 * std::sin(0.37 * static_cast<double>(i) + static_cast<double>(tensor));
-  return values;
-}
-
 TEST(LoraTest, NamesOutputsAndGradientsAreThoseOfPeft) {
-  std::ifstream file(TRIB_GOLDEN_DIR "/peft_lora.json");
-  const nlohmann::json golden = nlohmann::json::parse(file);
+  const nlohmann::json golden = ReadGolden("peft_lora.json");
   for (const bool rank_stabilised : {false, true}) {
     const nlohmann::json& expected = golden.at(rank_stabilised ? "rank_stabilised" : "plain");
     JobSpec spec = SmallMlp();
     spec.model.adapter.rank_stabilised = rank_stabilised;
-    const JobSpec plain = Plain(spec);
-    TRIB_ASSERT_OK_AND_ASSIGN(FlatModel base, InitialModel(plain));
-    for (size_t k = 0; k < 4; ++k) {
-      const PlacedTensor* tensor = base.layout.Find(std::vector<std::string>{"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}[k]);
-      const std::vector<double> values = Sines(tensor->elements, k);
-      std::memcpy(base.bytes.data() + tensor->offset_bytes, values.data(), tensor->bytes);
-    }
-    const std::filesystem::path path = std::filesystem::temp_directory_path() / fmt::format("lora-peft-{}.safetensors", getpid());
-    ASSERT_THAT(WriteSafetensors(path, base.layout, base.bytes), IsOk());
-    spec.model.base = path.string();
-    const auto model = Made(spec);
-    std::filesystem::remove(path);
+    const auto model = OnGoldenBase(spec);
     std::map<std::string, std::vector<int64_t>> names;
     for (const PlacedTensor& tensor : model->layout().tensors()) names[tensor.spec.name] = tensor.spec.shape;
     EXPECT_EQ(nlohmann::json(names), expected.at("saved"));
 
-    std::vector<double> x(30);
-    for (size_t i = 0; i < x.size(); ++i) x[i] = std::sin(0.9 * static_cast<double>(i));
-    const at::Tensor batch = at::from_blob(x.data(), {6, 5}, at::TensorOptions().dtype(at::kDouble));
-    const auto difference = [](const at::Tensor& got, const nlohmann::json& rows) {
-      return (got - FromNumbers(rows.get<std::vector<std::vector<double>>>())).abs().max().item<double>();
-    };
+    const at::Tensor batch = GoldenBatch();
     model->Load(model->Initialise(1));
-    EXPECT_LE(difference(model->model().Forward(batch, false), expected.at("fresh")), 1e-14);
+    EXPECT_LE(Difference(model->model().Forward(batch, false), expected.at("fresh")), 1e-14);
     std::vector<double> factors;
     for (size_t k = 4; k < 8; ++k) {
       const std::vector<double> values = Sines(model->layout().tensors()[k - 4].elements, k);
@@ -176,13 +94,12 @@ TEST(LoraTest, NamesOutputsAndGradientsAreThoseOfPeft) {
     }
     model->Load(Bytes(factors));
     const at::Tensor output = model->model().Forward(batch, true);
-    EXPECT_LE(difference(output, expected.at("output")), 1e-14);
-    std::vector<int64_t> labels = {0, 1, 2, 0, 1, 2};
-    const at::Tensor loss = at::cross_entropy_loss(output, at::from_blob(labels.data(), {6}, at::TensorOptions().dtype(at::kLong)));
+    EXPECT_LE(Difference(output, expected.at("output")), 1e-14);
+    const at::Tensor loss = GoldenLoss(output);
     EXPECT_NEAR(loss.item<double>(), expected.at("loss").get<double>(), 1e-14);
     model->gradient().zero_();
     loss.backward();
-    for (const auto& [name, rows] : expected.at("gradients").items()) EXPECT_LE(difference(Of(*model, name).grad(), rows), 1e-14) << name;
+    for (const auto& [name, rows] : expected.at("gradients").items()) EXPECT_LE(Difference(Of(*model, name).grad(), rows), 1e-14) << name;
   }
 }
 

@@ -336,6 +336,20 @@ TEST(JobSpecTest, AListOfRanksIsOneForEachClient) {
   EXPECT_EQ(again, spec);
 }
 
+TEST(JobSpecTest, ReadsTheBudgetOfAdaLora) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec plain, ParseJobSpec(WithModel("zoo: mlp, adapter: {kind: adalora, targets: [fc1]}"), "j.yaml"));
+  EXPECT_TRUE(plain.model.adapter.triplets());
+  EXPECT_EQ(plain.model.adapter.rank, 12);
+  EXPECT_EQ(plain.model.adapter.adalora, AdaLoraSpec{});
+  EXPECT_DOUBLE_EQ(plain.model.adapter.Scale(), 16 / 12.00001);
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(WithModel("zoo: mlp, adapter: {kind: adalora, rank: 6, target_rank: 3, targets: [fc1], init_versions: 2, "
+                                                                       "final_versions: 4, interval: 5, beta1: 0.9, beta2: 0.8, orthogonal: 0.5}"),
+                                                             "j.yaml"));
+  EXPECT_EQ(spec.model.adapter.adalora, (AdaLoraSpec{.target_rank = 3, .init_versions = 2, .final_versions = 4, .interval = 5, .beta1 = 0.9, .beta2 = 0.8, .orthogonal = 0.5}));
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
+  EXPECT_EQ(again, spec);
+}
+
 TEST(JobSpecTest, RefusesAdaptersThatMakeNoSense) {
   const std::vector<std::pair<std::string, std::string>> wrong = {
       {"zoo: mlp, adapter: {rank: 4}", "targets"},
@@ -346,8 +360,13 @@ TEST(JobSpecTest, RefusesAdaptersThatMakeNoSense) {
       {"zoo: mlp, adapter: {targets: [fc1], rank: []}", "empty list"},
       {"zoo: mlp, adapter: {targets: [fc1], alpha: -1}", "alpha"},
       {"zoo: mlp, adapter: {targets: [fc1], dropout: 1}", "expected a number in [0, 1), got 1"},
-      {"zoo: mlp, adapter: {targets: [fc1], kind: lore}", "expected lora, got 'lore'"},
+      {"zoo: mlp, adapter: {targets: [fc1], kind: lore}", "expected lora or adalora, got 'lore'"},
       {"zoo: mlp, adapter: {targets: [fc1], ranks: 4}", "did you mean 'rank'"},
+      {"zoo: mlp, adapter: {targets: [fc1], target_rank: 4}", "target_rank"},
+      {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], rank: 6}", "expected at most rank = 6, got 8"},
+      {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], rank_stabilised: true}", "rank_stabilised"},
+      {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], interval: 0}", "interval"},
+      {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], beta1: 1}", "expected a number in (0, 1), got 1"},
       {"tensors: a.safetensors, adapter: {targets: [fc1]}", "only a model of the zoo"},
       {"zoo: mlp, base: a.safetensors", "only beside an adapter"},
   };

@@ -28,13 +28,15 @@ using Dense = std::vector<double>;
 struct Shape {
   std::string layer;
   int64_t in, out, rank;
+  bool triplets = false;
 };
 const std::vector<Shape> kTwoLayers = {{"fc1", 7, 5, 3}, {"model.layers.0.self_attn.q_proj", 6, 9, 2}};
+const std::vector<Shape> kTriplets = {{"fc1", 7, 5, 3, true}, {"model.layers.0.self_attn.q_proj", 6, 9, 2, true}};
 
 TensorLayout ModelLayout(AdapterMode mode, const std::vector<Shape>& shapes, DType dtype = DType::kF64) {
   std::vector<TensorSpec> specs;
   for (const Shape& s : shapes) {
-    for (TensorSpec& spec : AdapterTensors(mode, s.layer, s.in, s.out, s.rank, dtype)) specs.push_back(std::move(spec));
+    for (AdapterTensor& tensor : AdapterTensors(mode, {.layer = s.layer, .in = s.in, .out = s.out, .rank = s.rank, .triplets = s.triplets}, dtype)) specs.push_back(std::move(tensor.spec));
   }
   return LayoutOf(std::move(specs));
 }
@@ -58,10 +60,11 @@ double Distance(const Dense& a, const Dense& b) {
 }
 double Norm(const Dense& a) { return Distance(a, Dense(a.size())); }
 
-// residual + B·R·A of a model, each layer's.
+// residual + B·R·A or residual + B·diag(e)·A of a model, each layer's.
 Dense Whole(AdapterMode mode, const AdapterPair& pair, const Dense& model) {
   Dense b = Slice(model, pair.b, pair.out * pair.rank);
   if (mode == AdapterMode::kFedSb) b = Product(b, Slice(model, pair.r, pair.rank * pair.rank), pair.out, pair.rank, pair.rank);
+  for (size_t i = 0; i < b.size() && pair.triplets; ++i) b[i] *= model[pair.e + i % pair.rank];
   Dense whole = Product(b, Slice(model, pair.a, pair.rank * pair.in), pair.out, pair.rank, pair.in);
   if (!NeedsResidual(mode)) return whole;
   for (size_t i = 0; i < whole.size(); ++i) whole[i] += model[pair.residual + i];
@@ -99,6 +102,7 @@ class AdapterVersion {
     for (int k = 0; k < clients; ++k) Add(RandomValues(layout_.float_count(), 100 + static_cast<uint64_t>(k)), 0.5 + k);
   }
   void SetVersion(uint64_t version) { version_ = version; }
+  void SetRanks(const RankSchedule& ranks) { strategy_->set_ranks(ranks); }
 
   Dense Next(bool backwards = false) {
     TensorLayout update_layout = *UpdateLayout(*strategy_, layout_);
@@ -157,7 +161,7 @@ class AdapterVersion {
   const TensorLayout& layout() const { return layout_; }
   const Strategy& strategy() const { return *strategy_; }
   const Dense& previous() const { return previous_; }
-  double measured() const { return measured_.at(kAdapterError); }
+  double measured(const char* name = kAdapterError) const { return measured_.at(name); }
 
  private:
   AdapterMode mode_;
@@ -355,6 +359,45 @@ TEST(AdaptersTest, RoLoraRefusesTheOtherPhase) {
   EXPECT_THAT(CheckPhase(other.strategy(), {}, 1), IsOk());
 }
 
+TEST(AdaptersTest, TripletsAreSummedAsProductsToo) {
+  AdapterVersion exact(AdapterMode::kFedEx, kTriplets);
+  exact.AddRandom(5);
+  EXPECT_LE(exact.Error(exact.Next()), 1e-14);
+  AdapterVersion means(AdapterMode::kFedIt, kTriplets);
+  means.AddRandom(5);
+  const Dense next = means.Next();
+  EXPECT_GT(means.Error(next), 0.1);
+  EXPECT_NEAR(means.measured(), means.Error(next), 1e-13);
+}
+
+// What travels of importance is averaged like everything else, and decides at the root over all layers.
+TEST(AdaptersTest, TheClientsMeanImportanceDecidesWhichTripletsStay) {
+  for (const AdapterMode mode : {AdapterMode::kFedIt, AdapterMode::kFedEx}) {
+    AdapterVersion made(mode, kTriplets);
+    made.AddRandom(4);
+    const Dense free = made.Next();
+    made.SetRanks({.versions = 2, .init_versions = 0, .final_versions = 1, .interval = 1, .target_rank = 1});
+    const Dense next = made.Next();
+    Dense importance, kept;
+    for (const AdapterPair& pair : made.pairs()) {
+      for (size_t l = 0; l < pair.rank; ++l) {
+        EXPECT_EQ(next[pair.importance + l], free[pair.importance + l]);
+        importance.push_back(free[pair.importance + l]);
+        kept.push_back(next[pair.e + l]);
+        EXPECT_TRUE(next[pair.e + l] == 0 || next[pair.e + l] == free[pair.e + l]);
+        EXPECT_EQ(next[pair.mask + l], next[pair.e + l] != 0);
+      }
+      // The residual is that of the means before a triplet goes.
+      for (size_t i = 0; i < pair.in * pair.out && NeedsResidual(mode); ++i) EXPECT_EQ(next[pair.residual + i], free[pair.residual + i]);
+    }
+    Dense sorted = importance;
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 0; i < kept.size(); ++i) EXPECT_EQ(kept[i] != 0, importance[i] > sorted[2]) << AdapterModeName(mode) << i;  // the 2 of 5 that matter most
+    EXPECT_EQ(made.measured(kAdapterTriplets), 2);
+    EXPECT_EQ(made.Next(/*backwards=*/true), next);
+  }
+}
+
 JobSpec AdapterJob(const std::string& strategy, ParamMap params) {
   JobSpec spec;
   spec.model.zoo = "mlp";
@@ -414,6 +457,34 @@ TEST(AdaptersTest, JobsThatDoNotFitAreRefusedWithTheReason) {
   }
 }
 
+absl::Status CheckTriplets(const std::string& strategy, ParamMap params, AdaLoraSpec own = {}, const std::vector<Shape>& shapes = kTriplets, const std::string& codec = "f32") {
+  JobSpec spec = AdapterJob(strategy, std::move(params));
+  spec.codec = codec;
+  spec.model.adapter.kind = "adalora";
+  spec.model.adapter.adalora = own;
+  spec.stop.versions = 10;
+  const auto made = StrategyOf(spec);
+  if (!made.ok()) return made.status();
+  return CheckJob(spec, **made, ModelLayout((*made)->adapters(), shapes, DType::kF32));
+}
+
+TEST(AdaptersTest, TripletsGoWithFewModesAndTheRefusalSaysWhy) {
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedex"}}), IsOk());
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedit"}}), IsOk());
+  const auto refused = [](const char* words) { return StatusIs(StatusCode::kInvalidArgument, HasSubstr(words)); };
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "flora"}}), refused("flora begins each version with fresh factors"));
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "flexlora"}}), refused("flexlora makes new components of the clients' sum"));
+  for (const char* mode : {"ffa", "rolora", "fedsb"}) EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", mode}}), refused("freezes factors, and adalora trains all three")) << mode;
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedit"}, {"adapter_error", "skip"}}), refused("nothing allots ranks then"));
+  EXPECT_THAT(CheckTriplets("fedadam", {{"adapters", "fedit"}}), refused("with model.adapter.kind adalora expected fedex, or fedit with fedavg"));
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedex"}}, {.init_versions = 6, .final_versions = 4}), refused("leave no version to take ranks away in"));
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedex"}}, {.init_versions = 5, .final_versions = 4}), IsOk());
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedex"}}, {}, kTriplets, "int8"), refused("adalora keeps every update whole until the commit, which does not go with codec int8"));
+  EXPECT_THAT(CheckTriplets("fedavg", {{"adapters", "fedex"}}, {}, kTwoLayers), refused("layer 'fc1' has no lora_E; expected kind lora, got 'adalora'"));
+  const JobSpec lora = AdapterJob("fedavg", {{"adapters", "fedex"}});
+  EXPECT_THAT(CheckJob(lora, **StrategyOf(lora), ModelLayout(AdapterMode::kFedEx, kTriplets, DType::kF32)), refused("has triplets, which alone have a lora_E; expected kind adalora, got 'lora'"));
+}
+
 TEST(AdaptersTest, PrivacyGoesWithMeansAndNotWithWholeUpdates) {
   const auto made = [](const char* mode, const char* error) {
     JobSpec spec = AdapterJob("fedavg", {{"adapters", mode}, {"weighting", "uniform"}, {"adapter_error", error}});
@@ -438,6 +509,11 @@ TEST(AdaptersTest, AModelThatDoesNotFitItsModeIsRefused) {
   EXPECT_THAT(FindAdapters(AdapterMode::kFedIt, VectorLayout(4)), StatusIs(StatusCode::kInvalidArgument, HasSubstr("expected one of an adapter")));
   EXPECT_THAT(FindAdapters(AdapterMode::kFedIt, LayoutOf({{.name = "base_model.model.w.lora_A.weight", .shape = {2, 3}}})),
               StatusIs(StatusCode::kInvalidArgument, HasSubstr("expected lora_A [r, in] and lora_B [out, r], got [2, 3] and []")));
+  EXPECT_THAT(FindAdapters(AdapterMode::kFedIt, LayoutOf({{.name = "base_model.model.w.lora_A.weight", .shape = {2, 3}}, {.name = "base_model.model.w.lora_A", .shape = {2, 3}}})),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("layer 'w' has this one already")));
+  EXPECT_THAT(FindAdapters(AdapterMode::kFedIt, LayoutOf({{.name = "base_model.model.w.lora_A", .shape = {2, 3}}, {.name = "base_model.model.w.lora_B", .shape = {3, 2}},
+                                                          {.name = "base_model.model.w.lora_E", .shape = {2, 1}}})),
+              StatusIs(StatusCode::kInvalidArgument, HasSubstr("needs the tensor 'base_model.model.w.lora_importance'")));
 }
 
 TEST(LinalgTest, NormAndApproximationAgreeWithTheDenseProduct) {
