@@ -9,6 +9,7 @@
 #include "aggregator/core/round.h"
 #include "common/digest.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 #include "simulate/commit_maker.h"
 
 namespace tributary::simulate {
@@ -49,6 +50,10 @@ class Replayer {
   }
 
  private:
+  struct Payload {
+    std::vector<std::byte> bytes;
+    MoeStats moe;
+  };
   // Everybody, in the order in which they first contributed; those that never did come last.
   absl::Status FindClients(const std::vector<v1::VersionRow>& versions) {
     const auto add = [&](const std::string& client) {
@@ -110,8 +115,9 @@ class Replayer {
       const auto at = row.scalars().find(scalar.name);
       if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
     }
-    TRIB_RETURN_IF_ERROR(maker_->Check(payload, &arrived.scalars).status());
-    payloads_[id] = *std::move(stored);
+    TRIB_ASSIGN_OR_RETURN(arrived.moe, MoeStatsFromProto(row.moe()));
+    TRIB_RETURN_IF_ERROR(maker_->Check(payload, arrived.moe, &arrived.scalars).status());
+    payloads_[id] = {.bytes = *std::move(stored), .moe = arrived.moe};
     return Post(std::move(arrived));
   }
 
@@ -134,7 +140,8 @@ class Replayer {
 
   absl::Status Do(const aggregator::RoundAction& action) {
     if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
-      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, payloads_.at(fold->key.update)));
+      const Payload& payload = payloads_.at(fold->key.update);
+      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, payload.bytes, payload.moe));
       payloads_.erase(fold->key.update);
       return Post(aggregator::UpdateFolded{fold->key.update});
     }
@@ -174,7 +181,7 @@ class Replayer {
   std::set<std::string> known_;                           // clients of the record
   std::deque<std::string> to_register_;
   uint64_t registered_ = 0;
-  std::map<UpdateId, std::vector<std::byte>> payloads_;   // arrived, not folded yet
+  std::map<UpdateId, Payload> payloads_;                  // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version
   std::set<uint64_t> began_anew_;                         // versions from which all clients' states began, since one was lost
   ReplayResult result_;

@@ -21,9 +21,9 @@ Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithm
       partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates,
                encoding) {}
 
-absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update) {
+absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update, std::span<const WeightRun> runs) {
   if (strategy_.whole_reducer() == nullptr) {
-    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, update, contributor.weight));
+    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, update, contributor.weight, runs));
     ++count_;
     return absl::OkStatus();
   }
@@ -55,7 +55,7 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
                             .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers(),
-                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .spread = strategy_.spread()},
+                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .scales = input.scales, .spread = strategy_.spread()},
                            state->strategy, next);
   }
   std::vector<const Kept*> order;
@@ -84,7 +84,7 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
   const size_t groups = strategy.update_groups().size();
   const bool adapters = strategy.adapters() != AdapterMode::kNone;
-  std::vector<double> sums((adapters ? layout.trainable_count() : layout.float_count()) + (groups - 1) * layout.trainable_count());
+  std::vector<double> sums((adapters ? layout.trainable_count() : layout.summed_count()) + (groups - 1) * layout.trainable_count());
   const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
   const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous};
   TRIB_RETURN_IF_ERROR(whole.Reduce(input, state, sums));

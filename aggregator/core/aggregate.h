@@ -34,7 +34,8 @@ class Aggregate {
   Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
   // `contributor.weight` is the one that the engine has set, times what the server clips by. After an error nothing is changed.
-  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update);
+  // `runs`: UpdateView's.
+  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update, std::span<const WeightRun> runs = {});
 
   struct Input {
     CommitFacts facts;
@@ -42,6 +43,7 @@ class Aggregate {
     std::span<const std::byte> base;   // for a step that needs it
     double noise_stddev = 0;           // on each element of the sums: central privacy noise
     RandomWords* noise = nullptr;      // with noise_stddev > 0
+    std::span<const WeightRun> scales{};  // StepInput's
     std::map<std::string, double>* measured = nullptr;  // WholeReducer::Finish
   };
   // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.

@@ -55,7 +55,7 @@ double Partial::sum_weight() const { return OrderFreeSum(weights_); }
 
 double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoint ? 0.999 * FixedPointLimit(1) : 1e307; }
 
-absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight) {
+absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight, std::span<const WeightRun> runs) {
   if (update.size() != encoding_.total_bytes()) {
     return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), encoding_.total_bytes(), update.size());
   }
@@ -63,22 +63,23 @@ absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> 
     return InvalidArgument("update {}: weight must be finite and > 0, got {}", ToHex(id), weight);
   }
   if (contributors_.contains(id)) return AlreadyExists("update {} is already counted", ToHex(id));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckRuns(runs, layout_.float_count()), fmt::format("update {}", ToHex(id))));
   const absl::StatusOr<ScanResult> checked = ScanUpdate(encoding_, update);
   if (!checked.ok()) return Annotate(checked.status(), fmt::format("update {}", ToHex(id)));
   const ScanResult scan = *checked;
   if (!scan.finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
+  const double largest = scan.max_abs * weight * LargestFactor(runs);
   if (arithmetic_ == Arithmetic::kFixedPoint) {
     const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1));
-    if (!(scan.max_abs * weight <= limit)) {
-      return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id),
-                             scan.max_abs * weight, expected_updates_, limit);
+    if (!(largest <= limit)) {
+      return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id), largest, expected_updates_, limit);
     }
   }
   // Sums this small cannot overflow. Others may, and the fold finds out half-way: only they pay for a copy to go back to.
-  const double bound = bound_ + scan.max_abs * weight;
+  const double bound = bound_ + largest;
   const bool may_overflow = !(bound < SafeBound());
   const bool fresh = contributors_.empty();
-  const UpdateView view{.flat = update.data(), .weight = weight};
+  const UpdateView view{.flat = update.data(), .weight = weight, .runs = runs};
   const size_t bytes_per_element = reducer_->state_bytes_per_element();
   std::vector<std::byte> before;
   if (may_overflow) before = state_;

@@ -30,8 +30,8 @@ class Partial {
   // The same with a strategy's own reducer, which must use `arithmetic`, and for updates that come encoded.
   Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
-  // `update`: in the encoding.
-  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight);
+  // `update`: in the encoding. `runs`: UpdateView's.
+  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight, std::span<const WeightRun> runs = {});
   absl::Status Merge(Partial&& other);
 
   double sum_weight() const;  // OrderFreeSum of the weights

@@ -81,6 +81,9 @@ class Strategy {
   // `adapters`: not kNone, the model is one of adapters, and updates are laid out as AdapterUpdateLayout says.
   AdapterMode adapters() const { return adapters_; }
   void set_adapters(AdapterMode mode) { adapters_ = mode; }
+  // `expert_weights: tokens`: experts of a mixture are averaged by the tokens that went to them (moe_state.h).
+  bool weighs_experts() const { return weighs_experts_; }
+  void set_weighs_experts(bool weighs) { weighs_experts_ = weighs; }
   // Set: the elements of an update are not the model's trainable ones one by one.
   virtual const SumSpread* spread() const { return nullptr; }
   // Of a strategy whose rows are copies of the clients' states: the client's name for that vector. A client that lost it is given its row.
@@ -90,6 +93,7 @@ class Strategy {
 
  private:
   bool local_buffers_ = false;
+  bool weighs_experts_ = false;
   AdapterMode adapters_ = AdapterMode::kNone;
 };
 

@@ -1,4 +1,4 @@
-#include "client/core/named_params.h"
+#include "common/named_params.h"
 
 #include <absl/strings/numbers.h>
 
@@ -8,7 +8,7 @@
 #include "common/check.h"
 #include "common/suggest.h"
 
-namespace tributary::client {
+namespace tributary {
 namespace {
 
 constexpr int64_t kMaxCount = int64_t{1} << 24;  // widths and image sides; far above any sensible one, far below overflow
@@ -115,4 +115,4 @@ absl::StatusOr<size_t> NamedParams::Choice(const std::string& key, const std::ve
                          Text(key), DidYouMean(Text(key), choices));
 }
 
-}  // namespace tributary::client
+}  // namespace tributary
