@@ -34,11 +34,18 @@ class CommitMaker {
   const std::map<std::string, double>& measured() const { return measured_; }  // of the last model made
   const GlobalMoe& moe() const { return moe_; }                                // as tasks of the current version are told it
 
-  // What the server's clip makes of the update's weight: a factor in (0, 1]. INVALID_ARGUMENT for another size, codes that mean nothing,
-  // values that are not finite, or numbers that are missing; those that the server measures are added to `scalars`.
-  absl::StatusOr<double> Check(std::span<const std::byte> update, const MoeStats& moe, aggregator::Scalars* scalars) const;
-  // `weight`: the engine's, times Check's factor. `moe`: as given to Check.
-  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, const MoeStats& moe);
+  struct Checked {
+    double clip_factor = 1;        // what the server's clip makes of the update's weight: a factor in (0, 1]
+    aggregator::ScanResult scan;
+  };
+  // INVALID_ARGUMENT for another size, codes that mean nothing, values that are not finite, or numbers that are missing; those that the server
+  // measures are added to `scalars`. `scan`: ScanUpdate's of this update, from who has asked already.
+  absl::StatusOr<Checked> Check(std::span<const std::byte> update, const MoeStats& moe, aggregator::Scalars* scalars,
+                                const std::optional<aggregator::ScanResult>& scan = std::nullopt) const;
+  // `weight`: the engine's, times Check's factor; `moe`: as given to Check; `owner` keeps the bytes of `update`. Updates are folded together, ranges of the model side by
+  // side on all cores: when the model is made, or before that when too many wait; an error comes then.
+  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, const MoeStats& moe,
+                    std::shared_ptr<const void> owner, const aggregator::ScanResult& scan);
   // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
   // `anew`: all clients begin anew from the model made (BeginClientsAnew), and no row of them is known.
   absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew = false);
@@ -46,6 +53,7 @@ class CommitMaker {
  private:
   CommitMaker(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout) : spec_(spec), strategy_(strategy), layout_(layout) {}
   aggregator::Aggregate& Open();
+  absl::Status FoldWaiting();
 
   const JobSpec& spec_;
   const aggregator::Strategy& strategy_;
@@ -60,6 +68,11 @@ class CommitMaker {
   std::unique_ptr<const aggregator::MoeState> experts_;  // null: the model has none
   GlobalMoe moe_;
   std::optional<aggregator::Aggregate> aggregate_;   // of the open version, once something is folded
+  // Not folded yet.
+  std::vector<aggregator::UpdateKeyRef> keys_;
+  std::vector<aggregator::PartialInput> inputs_;
+  std::vector<std::shared_ptr<const void>> owners_;
+  size_t waiting_bytes_ = 0;
 };
 
 }  // namespace tributary::simulate

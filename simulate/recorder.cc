@@ -73,7 +73,7 @@ absl::Status Recorder::Commit(const Version& version) {
     update.set_format_version(1);
     update.set_version(commit.version);
     if (version.updates != nullptr) {
-      const LargeBytes& payload = version.updates->at(contributor.key.update);
+      const LargeBytes& payload = *version.updates->at(contributor.key.update);
       TRIB_RETURN_IF_ERROR(store_->PutRecord(row_.id(), contributor.key.update, payload));
       update.set_xxh3_128(Xxh3Digest(payload));
     }

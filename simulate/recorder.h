@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -31,7 +32,7 @@ class Recorder {
     std::string sha256;
     const aggregator::StrategyState* state = nullptr;
     std::vector<std::pair<std::string, std::span<const std::byte>>> client_vectors;
-    const std::map<UpdateId, LargeBytes>* updates = nullptr;   // of the contributors, to be kept for replay; null: not kept
+    const std::map<UpdateId, std::shared_ptr<const LargeBytes>>* updates = nullptr;  // of the contributors, to be kept for replay; null: not kept
     std::optional<v1::PrivacySpend> privacy{};                 // spent up to this version
     std::map<std::string, double> measured{};                  // by its aggregation
     const GlobalMoe* moe = nullptr;                            // of all clients' experts

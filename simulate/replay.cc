@@ -50,10 +50,6 @@ class Replayer {
   }
 
  private:
-  struct Payload {
-    std::vector<std::byte> bytes;
-    MoeStats moe;
-  };
   // Everybody, in the order in which they first contributed; those that never did come last.
   absl::Status FindClients(const std::vector<v1::VersionRow>& versions) {
     const auto add = [&](const std::string& client) {
@@ -116,8 +112,8 @@ class Replayer {
       if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
     }
     TRIB_ASSIGN_OR_RETURN(arrived.moe, MoeStatsFromProto(row.moe()));
-    TRIB_RETURN_IF_ERROR(maker_->Check(payload, arrived.moe, &arrived.scalars).status());
-    payloads_[id] = {.bytes = *std::move(stored), .moe = arrived.moe};
+    TRIB_ASSIGN_OR_RETURN(const CommitMaker::Checked checked, maker_->Check(payload, arrived.moe, &arrived.scalars));
+    payloads_[id] = {.bytes = std::make_shared<const std::vector<std::byte>>(*std::move(stored)), .scan = checked.scan, .moe = arrived.moe};
     return Post(std::move(arrived));
   }
 
@@ -140,8 +136,8 @@ class Replayer {
 
   absl::Status Do(const aggregator::RoundAction& action) {
     if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
-      const Payload& payload = payloads_.at(fold->key.update);
-      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, payload.bytes, payload.moe));
+      const auto& [bytes, scan, moe] = payloads_.at(fold->key.update);
+      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, *bytes, moe, bytes, scan));
       payloads_.erase(fold->key.update);
       return Post(aggregator::UpdateFolded{fold->key.update});
     }
@@ -181,6 +177,11 @@ class Replayer {
   std::set<std::string> known_;                           // clients of the record
   std::deque<std::string> to_register_;
   uint64_t registered_ = 0;
+  struct Payload {
+    std::shared_ptr<const std::vector<std::byte>> bytes;
+    aggregator::ScanResult scan;
+    MoeStats moe;
+  };
   std::map<UpdateId, Payload> payloads_;                  // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version
   std::set<uint64_t> began_anew_;                         // versions from which all clients' states began, since one was lost

@@ -47,8 +47,8 @@ struct Event {
 
 // An update that the engine has not asked to fold yet.
 struct Arrived {
-  LargeBytes bytes;
-  double clip_factor = 1;
+  std::shared_ptr<const LargeBytes> bytes;
+  CommitMaker::Checked checked;
   MoeStats moe{};
 };
 
@@ -124,7 +124,7 @@ class Simulation {
   std::unordered_map<UpdateId, std::shared_ptr<client::ClientState>> staged_;
   std::string sha256_;
   std::unordered_map<UpdateId, Arrived> arrived_;          // handed to the engine, not folded yet
-  std::map<UpdateId, LargeBytes> kept_;                    // folded, of a job that records them
+  std::map<UpdateId, std::shared_ptr<const LargeBytes>> kept_;  // folded, of a job that records them
   std::unordered_map<UpdateId, ModelRef> bases_;           // what they started from, for steps that need it
   SimulationResult result_;
 };
@@ -328,27 +328,29 @@ absl::Status Simulation::Do(const aggregator::CancelTask& action) {
 absl::Status Simulation::Arrive(uint64_t task_id) {
   TRIB_ASSIGN_OR_RETURN(SimulatedTask task, training_->Finish(task_id));
   client::TrainResult& trained = *task.result;
-  channel_.Up(trained.update, task.client, task.version, task.repeat);
+  const bool changed = channel_.Up(trained.update, task.client, task.version, task.repeat);
   aggregator::UpdateArrived arrived{.key = {.client = options_.clients[task.client], .task = task_id, .update = UpdateId{task_id, task.client + 1}},
                                     .version = task.version,
                                     .weight = trained.weight,
                                     .examples = trained.examples};
   arrived.scalars = std::move(trained.scalars);
-  const absl::StatusOr<double> clip_factor = maker_->Check(trained.update, trained.moe, &arrived.scalars);
-  if (!clip_factor.ok()) return Annotate(clip_factor.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
+  const auto known = changed ? std::nullopt : std::optional(task.scan);
+  const absl::StatusOr<CommitMaker::Checked> checked = maker_->Check(trained.update, trained.moe, &arrived.scalars, known);
+  if (!checked.ok()) return Annotate(checked.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
   result_.bytes_up += trained.update.size();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
   if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
   arrived.moe = trained.moe;
-  arrived_[arrived.key.update] = {.bytes = std::move(trained.update), .clip_factor = *clip_factor, .moe = std::move(trained.moe)};
+  arrived_[arrived.key.update] = {.bytes = std::make_shared<const LargeBytes>(std::move(trained.update)), .checked = *checked, .moe = std::move(trained.moe)};
   return Post(std::move(arrived));
 }
 
 absl::Status Simulation::Do(const aggregator::Fold& action) {
   const auto at = arrived_.find(action.key.update);
   if (at == arrived_.end()) return Internal("update {} is to be folded but is not here", ToHex(action.key.update));
-  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * at->second.clip_factor, at->second.bytes, at->second.moe));
-  if (spec_.record) kept_[action.key.update] = std::move(at->second.bytes);
+  const auto& [bytes, checked, moe] = at->second;
+  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * checked.clip_factor, *bytes, moe, bytes, checked.scan));
+  if (spec_.record) kept_[action.key.update] = bytes;
   arrived_.erase(at);
   return Post(aggregator::UpdateFolded{action.key.update});
 }

@@ -1,47 +1,21 @@
 #include "simulate/training.h"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <thread>
 
+#include "aggregator/core/coded_kernels.h"
 #include "client/core/local_buffers.h"
 #include "client/core/private_update.h"
 #include "client/core/random.h"
 #include "client/core/train_seed.h"
 #include "common/moe_spec.h"
+#include "simulate/threads.h"
 
 namespace tributary::simulate {
 namespace {
 
 constexpr size_t kEvaluationPiece = 1000;  // examples: two of LibTorch's evaluation batches, and enough pieces for some threads
-
-// call(i, thread) for each i in [0, count) on at most `threads` threads; the first error in order of i.
-absl::Status OnThreads(size_t threads, size_t count, const std::function<absl::Status(size_t, size_t)>& call) {
-  threads = std::min(threads, count);
-  if (threads <= 1) {
-    for (size_t i = 0; i < count; ++i) TRIB_RETURN_IF_ERROR(call(i, 0));
-    return absl::OkStatus();
-  }
-  std::atomic<size_t> next{0};
-  std::atomic<bool> failed{false};  // what comes after an error is not begun
-  std::vector<absl::Status> errors(count);
-  {
-    std::vector<std::jthread> workers;
-    for (size_t t = 0; t < threads; ++t) {
-      workers.emplace_back([&, t] {
-        while (!failed) {
-          const size_t i = next++;
-          if (i >= count) break;
-          errors[i] = call(i, t);
-          if (!errors[i].ok()) failed = true;
-        }
-      });
-    }
-  }
-  for (const absl::Status& error : errors) TRIB_RETURN_IF_ERROR(error);
-  return absl::OkStatus();
-}
 
 }  // namespace
 
@@ -85,6 +59,9 @@ absl::Status Training::Take(SimulatedTask* task, absl::StatusOr<client::TrainRes
   if (!result.ok()) return Annotate(result.status(), who);
   if (!SendsMoeStats(*options_.spec)) result->moe.clear();
   TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
+  const absl::StatusOr<aggregator::ScanResult> scan = aggregator::ScanUpdate(options_.encoding, result->update);
+  if (!scan.ok()) return Annotate(scan.status(), who);
+  task->scan = *scan;
   task->result = *std::move(result);
   return absl::OkStatus();
 }

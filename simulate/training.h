@@ -12,6 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "aggregator/core/kernels.h"
 #include "client/core/learner.h"
 #include "common/large_bytes.h"
 #include "common/status.h"
@@ -32,6 +33,7 @@ struct SimulatedTask {
   double clip = 0;            // C of the version, of jobs with privacy
   GlobalMoe moe{};            // of all clients' experts, of the newest version
   std::optional<client::TrainResult> result;       // its update as it travels
+  aggregator::ScanResult scan;                     // of that update
 };
 
 struct TrainingOptions {

@@ -21,24 +21,33 @@ Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithm
       partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates,
                encoding) {}
 
-absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update, std::span<const WeightRun> runs) {
+absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update) {
+  const PartialInput input{.id = contributor.key.update, .update = update, .weight = contributor.weight};
+  return FoldAll({&contributor.key, 1}, {&input, 1});
+}
+
+absl::Status Aggregate::FoldAll(std::span<const UpdateKeyRef> keys, std::span<const PartialInput> inputs, const ForEach& for_each) {
   if (strategy_.whole_reducer() == nullptr) {
-    TRIB_RETURN_IF_ERROR(partial_.Accumulate(contributor.key.update, update, contributor.weight, runs));
-    ++count_;
+    TRIB_RETURN_IF_ERROR(partial_.AccumulateAll(inputs, for_each));
+    count_ += inputs.size();
     return absl::OkStatus();
   }
-  const std::string name = ToHex(contributor.key.update);
+  for (size_t i = 0; i < inputs.size(); ++i) TRIB_RETURN_IF_ERROR(Keep(keys[i], inputs[i]));
+  return absl::OkStatus();
+}
+
+absl::Status Aggregate::Keep(const UpdateKeyRef& key, const PartialInput& input) {
+  const std::string name = ToHex(key.update);
   const TensorLayout& layout = partial_.layout();  // of an update
-  if (update.size() != layout.total_bytes()) {
-    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout.total_bytes(), update.size());
+  if (input.update.size() != layout.total_bytes()) {
+    return InvalidArgument("update {}: expected {} bytes, got {}", name, layout.total_bytes(), input.update.size());
   }
-  if (!Scan(update.first(layout.float_bytes()), layout.float_dtype()).finite) {
-    return InvalidArgument("update {}: it has a NaN or an infinity", name);
-  }
+  const ScanResult scan = input.scan ? *input.scan : Scan(input.update.first(layout.float_bytes()), layout.float_dtype());
+  if (!scan.finite) return InvalidArgument("update {}: it has a NaN or an infinity", name);
   for (const Kept& kept : whole_) {
-    if (kept.key.update == contributor.key.update) return AlreadyExists("update {} is already counted", name);
+    if (kept.key.update == key.update) return AlreadyExists("update {} is already counted", name);
   }
-  whole_.push_back({.key = contributor.key, .weight = contributor.weight, .bytes = {update.begin(), update.end()}});
+  whole_.push_back({.key = key, .weight = input.weight, .bytes = {input.update.begin(), input.update.end()}});
   ++count_;
   return absl::OkStatus();
 }

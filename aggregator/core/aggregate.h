@@ -34,8 +34,9 @@ class Aggregate {
   Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
   // `contributor.weight` is the one that the engine has set, times what the server clips by. After an error nothing is changed.
-  // `runs`: UpdateView's.
-  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update, std::span<const WeightRun> runs = {});
+  absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update);
+  // The same one after the other, bit for bit; sums with `for_each` (Partial::AccumulateAll). `keys`: of the inputs, in their order.
+  absl::Status FoldAll(std::span<const UpdateKeyRef> keys, std::span<const PartialInput> inputs, const ForEach& for_each = {});
 
   struct Input {
     CommitFacts facts;
@@ -52,6 +53,8 @@ class Aggregate {
   size_t count() const { return count_; }
 
  private:
+  absl::Status Keep(const UpdateKeyRef& key, const PartialInput& input);
+
   const Strategy& strategy_;
   TensorLayout layout_;
   Partial partial_;

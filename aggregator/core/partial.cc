@@ -1,6 +1,7 @@
 #include "aggregator/core/partial.h"
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -55,45 +56,71 @@ double Partial::sum_weight() const { return OrderFreeSum(weights_); }
 
 double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoint ? 0.999 * FixedPointLimit(1) : 1e307; }
 
-absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight, std::span<const WeightRun> runs) {
+absl::StatusOr<ScanResult> Partial::CheckInput(const PartialInput& input) const {
+  const auto& [id, update, weight, known, runs] = input;
   if (update.size() != encoding_.total_bytes()) {
     return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), encoding_.total_bytes(), update.size());
   }
   if (!std::isfinite(weight) || weight <= 0) {
     return InvalidArgument("update {}: weight must be finite and > 0, got {}", ToHex(id), weight);
   }
-  if (contributors_.contains(id)) return AlreadyExists("update {} is already counted", ToHex(id));
+  const absl::StatusOr<ScanResult> scan = known ? *known : ScanUpdate(encoding_, update);
+  if (!scan.ok()) return Annotate(scan.status(), fmt::format("update {}", ToHex(id)));
+  if (!scan->finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
   TRIB_RETURN_IF_ERROR(Annotate(CheckRuns(runs, layout_.float_count()), fmt::format("update {}", ToHex(id))));
-  const absl::StatusOr<ScanResult> checked = ScanUpdate(encoding_, update);
-  if (!checked.ok()) return Annotate(checked.status(), fmt::format("update {}", ToHex(id)));
-  const ScanResult scan = *checked;
-  if (!scan.finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
-  const double largest = scan.max_abs * weight * LargestFactor(runs);
   if (arithmetic_ == Arithmetic::kFixedPoint) {
-    const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1));
+    const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1)), largest = scan->max_abs * weight * LargestFactor(runs);
     if (!(largest <= limit)) {
       return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id), largest, expected_updates_, limit);
     }
   }
+  return scan;
+}
+
+absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight) {
+  const PartialInput input{.id = id, .update = update, .weight = weight};
+  return AccumulateAll({&input, 1});
+}
+
+absl::Status Partial::AccumulateAll(std::span<const PartialInput> inputs, const ForEach& for_each) {
+  if (inputs.empty()) return absl::OkStatus();
+  double bound = bound_;
+  std::set<UpdateId> ids;
+  std::vector<UpdateView> views;
+  for (const PartialInput& input : inputs) {
+    TRIB_ASSIGN_OR_RETURN(const ScanResult scan, CheckInput(input));
+    if (contributors_.contains(input.id) || !ids.insert(input.id).second) return AlreadyExists("update {} is already counted", ToHex(input.id));
+    bound += scan.max_abs * input.weight * LargestFactor(input.runs);
+    views.push_back({.flat = input.update.data(), .weight = input.weight, .runs = input.runs});
+  }
   // Sums this small cannot overflow. Others may, and the fold finds out half-way: only they pay for a copy to go back to.
-  const double bound = bound_ + largest;
   const bool may_overflow = !(bound < SafeBound());
   const bool fresh = contributors_.empty();
-  const UpdateView view{.flat = update.data(), .weight = weight, .runs = runs};
   const size_t bytes_per_element = reducer_->state_bytes_per_element();
   std::vector<std::byte> before;
   if (may_overflow) before = state_;
-  for (size_t first = 0; first < layout_.float_count(); first += kBlockElements) {
+  std::atomic<size_t> overflowed = layout_.float_count();
+  const auto fold = [&](size_t block) {
+    const size_t first = block * kBlockElements;
     const size_t count = std::min(kBlockElements, layout_.float_count() - first);
-    if (!reducer_->FoldBlock(state_.data() + first * bytes_per_element, first, count, {&view, 1}, fresh)) {
-      if (may_overflow) state_ = std::move(before);
-      return InvalidArgument("update {}: the sum leaves the range of the accumulators at elements [{}, {})", ToHex(id), first,
-                             first + count);
-    }
+    if (!reducer_->FoldBlock(state_.data() + first * bytes_per_element, first, count, views, fresh)) overflowed = first;
+  };
+  const size_t blocks = (layout_.float_count() + kBlockElements - 1) / kBlockElements;
+  if (for_each) {
+    for_each(blocks, fold);
+  } else {
+    for (size_t block = 0; block < blocks && overflowed == layout_.float_count(); ++block) fold(block);
   }
-  FoldCounters(counters_.data(), update.data() + encoding_.counters_offset(), layout_.counter_count(), fresh);
-  contributors_.insert(id);
-  weights_.push_back(weight);
+  if (overflowed != layout_.float_count()) {
+    if (may_overflow) state_ = std::move(before);
+    return InvalidArgument("update {}: the sum leaves the range of the accumulators at elements [{}, {})", ToHex(inputs[0].id), overflowed.load(),
+                           std::min(overflowed + kBlockElements, layout_.float_count()));
+  }
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    FoldCounters(counters_.data(), inputs[i].update.data() + encoding_.counters_offset(), layout_.counter_count(), fresh && i == 0);
+    weights_.push_back(inputs[i].weight);
+  }
+  contributors_.merge(ids);
   bound_ = bound;
   return absl::OkStatus();
 }

@@ -9,7 +9,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -23,6 +25,17 @@
 
 namespace tributary::aggregator {
 
+struct PartialInput {
+  UpdateId id{};
+  std::span<const std::byte> update;    // in the encoding
+  double weight = 0;
+  std::optional<ScanResult> scan{};     // what ScanUpdate says of it, from who has asked already
+  WeightRuns runs{};                    // UpdateView's
+};
+
+// call(i) for each i in [0, count), on threads of the caller's choice; back when all have returned.
+using ForEach = std::function<void(size_t count, const std::function<void(size_t)>& call)>;
+
 class Partial {
  public:
   // `expected_updates` bounds one update's |w·x| in fixed point (FixedPointLimit).
@@ -30,8 +43,10 @@ class Partial {
   // The same with a strategy's own reducer, which must use `arithmetic`, and for updates that come encoded.
   Partial(TensorLayout layout, std::unique_ptr<Reducer> reducer, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
-  // `update`: in the encoding. `runs`: UpdateView's.
-  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight, std::span<const WeightRun> runs = {});
+  // `update`: in the encoding.
+  absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight);
+  // The same as one after the other, bit for bit, but all or none; ranges of the model side by side with `for_each`.
+  absl::Status AccumulateAll(std::span<const PartialInput> inputs, const ForEach& for_each = {});
   absl::Status Merge(Partial&& other);
 
   double sum_weight() const;  // OrderFreeSum of the weights
@@ -48,6 +63,7 @@ class Partial {
 
  private:
   double SafeBound() const;  // sums below it cannot overflow
+  absl::StatusOr<ScanResult> CheckInput(const PartialInput& input) const;
 
   TensorLayout layout_;
   Arithmetic arithmetic_;

@@ -4,6 +4,7 @@ usage: daemons_test.py BIN_DIR [TEST…]
 """
 import json
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -15,6 +16,17 @@ from harness import Federation  # noqa: E402
 from simulations import check, main  # noqa: E402
 
 VERSIONS = 8
+
+
+def start(federation):
+    """With the evaluator there before the first job: one that comes later does not measure the versions before it."""
+    federation.start_aggregator()
+    federation.start_client("client", "--identities", CLIENTS, "--train-threads", 2, program="tributary-client")
+    federation.start_client("evaluator", "--evaluator", program="tributary-client")
+    end = time.time() + 60
+    while len(federation.cli("clients", "ls")["clients"]) <= CLIENTS:
+        assert time.time() < end, federation.log("evaluator.log")
+        time.sleep(.05)
 
 
 def same_bits(simulator, federation, what, problem, **keys):
@@ -34,9 +46,7 @@ def daemons_and_simulation_agree_bit_for_bit(simulator):
     problem = reference.g(CLIENTS, 4)
     names = [entry["name"] for entry in json.loads(simulator.command("strategies", "--json").stdout)["strategies"]]
     with Federation(simulator.bin) as federation:
-        federation.start_aggregator()
-        federation.start_client("client", "--identities", CLIENTS, "--train-threads", 2, program="tributary-client")
-        federation.start_client("evaluator", "--evaluator", program="tributary-client")
+        start(federation)
         for what, keys in jobs(names):
             if keys["cohort"]["size"] == CLIENTS:
                 same_bits(simulator, federation, what, problem, **keys)
@@ -51,9 +61,7 @@ def noise_codes_and_draws_agree_bit_for_bit(simulator):
     uniform = {"strategy": {"name": "fedavg", "weighting": "uniform"}, "local": {"steps": 3, "lr": .1}, "dtype": "float32"}
     private = {"clip": .5, "noise_multiplier": .4, "delta": 1e-5, "insecure_seed": True}
     with Federation(simulator.bin) as federation:
-        federation.start_aggregator()
-        federation.start_client("client", "--identities", CLIENTS, "--train-threads", 2, program="tributary-client")
-        federation.start_client("evaluator", "--evaluator", program="tributary-client")
+        start(federation)
         for what, keys in [("central int8", {"codec": "int8", "privacy": private, "cohort": {"size": 3, "population": CLIENTS}}),
                            ("poisson, adaptive", {"privacy": {**private, "adaptive_clip": {"count_stddev": 1}},
                                                   "cohort": {"sampling": "poisson", "rate": .4, "population": CLIENTS}}),

@@ -291,6 +291,9 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
   std::mt19937 random(17);
   std::vector<double> all;
   int missed = 0;
+  // How long a new process gets to be told of its seat. One that was not by then passes fewer points than its scenario counts on, and lives:
+  // on a machine as slow as that it gets twice as long from then on.
+  absl::Duration settling = absl::Milliseconds(testing::kSanitized ? 300 : 30);
   std::map<std::string, std::vector<Scenario>> by_shape;
   for (Scenario& scenario : Scenarios()) {
     const PoolHierarchy& hierarchy = scenario.hierarchy;
@@ -318,7 +321,7 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
           victim = federation.PidOf(scenario.seat);
         }
         ASSERT_NE(victim, before);
-        absl::SleepFor(absl::Milliseconds(testing::kSanitized ? 300 : 30));  // until it has been told of its seat
+        absl::SleepFor(settling);
         DeathWatch watch(victim);
         const absl::Time begun = absl::Now();
         const std::vector<std::byte> sums = federation.Round(scenario, [&watch] { return watch.dead(); });
@@ -330,6 +333,7 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
         if (died < begun || died == absl::InfiniteFuture()) {
           std::printf("  %s: %s\n", where.c_str(), died < begun ? "died before the round" : "nobody died");
           ++missed;
+          if (died == absl::InfiniteFuture()) settling = std::min(2 * settling, absl::Seconds(1));
           continue;
         }
         ms.push_back(std::max(0.0, absl::ToDoubleMilliseconds(federation.readable_at - died)));
@@ -344,7 +348,7 @@ TEST_F(WorkerKillPointsTest, TheRoundsSumsAreTheUndisturbedOnesAndNothingIsLeft)
   std::printf("%zu kills over %s, updates of %.1f MiB: p50 %.1f ms, p99 %.1f ms, max %.1f ms from the kill to the round's sums; %d rounds without a death\n",
               all.size(), std::string(NameOf(PoolTransport())).c_str(), mib, Quantile(all, 0.5), Quantile(all, 0.99), Quantile(all, 1), missed);
   if (!testing::kSanitized) {
-    EXPECT_LT(missed, 1 + kills * static_cast<int>(Scenarios().size()) / 10);
+    EXPECT_LT(missed, 6 + kills * static_cast<int>(Scenarios().size()) / 10);  // five of them until `settling` has the length this machine needs
   }
   // A second for a model of any size up to that is the promise; of few kills on a busy machine the slowest is no 99th percentile.
   EXPECT_LT(Quantile(all, 0.99), all.size() >= 100 ? 1000 : 10'000);

@@ -64,7 +64,8 @@ class Mixture {
     for (size_t p = 0; p < parts; ++p) partials.emplace_back(of_update, strategy_->MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, 16);
     for (size_t i = 0; i < order.size(); ++i) {
       const size_t k = order[i];
-      EXPECT_THAT(partials[i % parts].Accumulate(by[k].key.update, updates[k], by[k].weight, state_->RunsOf(by[k].moe)), IsOk());
+      const PartialInput input{.id = by[k].key.update, .update = updates[k], .weight = by[k].weight, .runs = state_->RunsOf(by[k].moe)};
+      EXPECT_THAT(partials[i % parts].AccumulateAll({&input, 1}), IsOk());
     }
     for (size_t p = 1; p < parts; ++p) EXPECT_THAT(partials[0].Merge(std::move(partials[p])), IsOk());
     const StatePiece piece{.first = 0, .count = of_update.float_count(), .state = partials[0].state().data()};

@@ -2,6 +2,8 @@
 
 #include <gmock/gmock.h>
 
+#include <thread>
+
 #include "tests/support/status_matchers.h"
 #include "tests/unit/core/core_test_support.h"
 
@@ -57,6 +59,49 @@ TEST(PartialTest, ASumThatOverflowsHalfWayIsUndone) {
   ASSERT_THAT(other.Accumulate(Id(3), AsBytes(values), 1), IsOk());
   EXPECT_THAT(partial.Merge(std::move(other)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("range")));
   EXPECT_EQ(partial.Save(), before);
+}
+
+TEST(PartialTest, ManyUpdatesOnThreadsAreThemOneByOneBitForBit) {
+  const size_t n = 5 * kBlockElements + 10;
+  for (const Arithmetic arithmetic : {Arithmetic::kFloat64, Arithmetic::kFixedPoint}) {
+    const TensorLayout layout = VectorLayout(static_cast<int64_t>(n));
+    Partial one_by_one(layout, arithmetic, 60), together(layout, arithmetic, 60);
+    std::vector<std::vector<std::byte>> flats;
+    std::vector<PartialInput> inputs;
+    for (uint64_t k = 0; k < 40; ++k) flats.push_back(AsBytes(ToFloats(RandomValues(n, k, 1e-3))));
+    for (uint64_t k = 0; k < 40; ++k) {
+      inputs.push_back({.id = Id(k), .update = flats[k], .weight = 0.1 + static_cast<double>(k)});
+      ASSERT_THAT(one_by_one.Accumulate(Id(k), flats[k], inputs[k].weight), IsOk());
+    }
+    const ForEach threads = [](size_t count, const std::function<void(size_t)>& call) {
+      std::vector<std::jthread> all;
+      for (size_t i = 0; i < count; ++i) all.emplace_back(call, count - 1 - i);
+    };
+    ASSERT_THAT(together.AccumulateAll(std::span(inputs).first(7), threads), IsOk());
+    ASSERT_THAT(together.AccumulateAll(std::span(inputs).subspan(7), threads), IsOk());
+    EXPECT_EQ(together.Save(), one_by_one.Save());
+  }
+}
+
+TEST(PartialTest, OneBadUpdateOfManyLeavesNoneOfThem) {
+  const int64_t n = 2 * kBlockElements + 10;
+  std::vector<double> good(n, 1.0), large(n, 1.0), bad(n, 1.0);
+  large.back() = 1.7e308;
+  bad.back() = NAN;
+  const std::vector<std::byte> goods = AsBytes(good), larges = AsBytes(large), bads = AsBytes(bad);
+  Partial partial(VectorLayout(n, DType::kF64), Arithmetic::kFloat64, 4);
+  ASSERT_THAT(partial.Accumulate(Id(1), larges, 1), IsOk());
+  const std::string before = partial.Save();
+  const auto add = [&](uint64_t second, std::span<const std::byte> update) {
+    const std::vector<PartialInput> inputs = {{.id = Id(2), .update = goods, .weight = 1}, {.id = Id(second), .update = update, .weight = 1}};
+    return partial.AccumulateAll(inputs);
+  };
+  EXPECT_THAT(add(3, larges), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("range")));
+  EXPECT_THAT(add(3, bads), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("NaN")));
+  EXPECT_THAT(add(2, goods), StatusIs(absl::StatusCode::kAlreadyExists, HasSubstr("already counted")));
+  EXPECT_EQ(partial.Save(), before);
+  EXPECT_THAT(add(3, goods), IsOk());
+  EXPECT_EQ(partial.count(), 3u);
 }
 
 TEST(PartialTest, FixedPointRefusesAnUpdateThatItsRangeCannotHold) {

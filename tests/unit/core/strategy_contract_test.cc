@@ -5,6 +5,7 @@
 #include <functional>
 #include <numeric>
 #include <ostream>
+#include <thread>
 
 #include "aggregator/core/aggregate.h"
 #include "aggregator/core/strategy.h"
@@ -165,7 +166,7 @@ struct CommitPath {
   bool operator==(const CommitPath&) const = default;
 };
 
-CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithmetic, uint64_t seed) {
+CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithmetic, uint64_t seed, bool together = false) {
   auto strategy = *entry.make({.name = std::string(entry.name), .params = {}}, {});
   const TensorLayout layout = LayoutOf({{.name = "w", .shape = {kElements - 40}, .dtype = dtype, .kind = TensorKind::kTrainable},
                                         {.name = "running", .shape = {40}, .dtype = dtype, .kind = TensorKind::kBuffer},
@@ -190,6 +191,7 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
     if (seed != 0) std::shuffle(order.begin(), order.end(), random);
     std::vector<RoundContributor> contributors;
     std::vector<double> weights;
+    std::vector<std::vector<std::byte>> flats;
     for (const size_t k : order) {
       const std::vector<std::byte> bytes = flat(100 * version + k, update_layout.float_count());
       RoundContributor contributor;
@@ -202,8 +204,24 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
       EXPECT_THAT(weight, tributary::testing::IsOk());
       contributor.weight = *weight;
       weights.push_back(contributor.weight);
-      EXPECT_THAT(aggregate.Fold(contributor, bytes), tributary::testing::IsOk());
+      if (!together) {
+        EXPECT_THAT(aggregate.Fold(contributor, bytes), tributary::testing::IsOk());
+      }
       contributors.push_back(contributor);
+      flats.push_back(bytes);
+    }
+    if (together) {
+      std::vector<UpdateKeyRef> keys;
+      std::vector<PartialInput> inputs;
+      for (size_t k = 0; k < updates; ++k) {
+        keys.push_back(contributors[k].key);
+        inputs.push_back({.id = contributors[k].key.update, .update = flats[k], .weight = contributors[k].weight});
+      }
+      const ForEach side_by_side = [](size_t count, const std::function<void(size_t)>& call) {
+        std::vector<std::jthread> threads;
+        for (size_t i = 0; i < count; ++i) threads.emplace_back(call, i);
+      };
+      EXPECT_THAT(aggregate.FoldAll(keys, inputs, side_by_side), tributary::testing::IsOk());
     }
     std::sort(contributors.begin(), contributors.end(), [](const auto& a, const auto& b) { return a.key < b.key; });
     for (const RoundContributor& c : contributors) {
@@ -218,6 +236,14 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
     path.model = next;
   }
   return path;
+}
+
+TEST_P(StrategyContractTest, AllUpdatesAtOnceAreThemOneByOneBitForBit) {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    for (const Arithmetic arithmetic : {Arithmetic::kFloat64, Arithmetic::kFixedPoint}) {
+      EXPECT_TRUE(RunCommits(GetParam(), dtype, arithmetic, 3, /*together=*/true) == RunCommits(GetParam(), dtype, arithmetic, 3)) << DTypeName(dtype);
+    }
+  }
 }
 
 TEST_P(StrategyContractTest, CommitsDoNotDependOnTheOrderOfArrival) {
