@@ -166,9 +166,6 @@ TEST_F(RelayTest, APartialOfAModelWithExpertsBringsItsClientsCountsAndTheRootDiv
   const v1::RelayRound round = AwaitRound(job, [](const auto& r) { return r.goal() == 2; });
   const v1::TrainTask task = AwaitTask(local);
   Built built = Build(round, {1.0, 3.0}, 0.5);
-  const v1::PartialAnswer without = Push(built);
-  EXPECT_EQ(without.state(), v1::PARTIAL_STATE_REFUSED);
-  EXPECT_THAT(without.reason(), HasSubstr("strategy.expert_weights: tokens needs the statistics of 1 layers, got none"));
   const auto counts = [](int64_t zero, int64_t one) {
     return MoeStats{{.counts = {zero, one}, .prob_sum = {static_cast<double>(zero), static_cast<double>(one)}, .square_sum = 1, .tokens = zero + one}};
   };
@@ -186,6 +183,11 @@ TEST_F(RelayTest, APartialOfAModelWithExpertsBringsItsClientsCountsAndTheRootDiv
   EXPECT_FLOAT_EQ(Value(job, "l.experts.0.w", 3, 1), (1.75f + 4 * 2) / (3.5f + 4));
   EXPECT_FLOAT_EQ(Value(job, "l.experts.1.w", 0, 1), (2.25f + 4 * 2) / (4.5f + 4));
   EXPECT_FLOAT_EQ(Value(job, "head", 1, 1), (4 * .5f + 4 * 2) / 8);
+
+  const std::string other = Submit("strategy: {name: fedavg, expert_weights: tokens}");
+  const v1::PartialAnswer without = Push(Build(AwaitRound(other, [](const auto& r) { return r.goal() == 2; }), {1.0, 3.0}, 0.5));
+  EXPECT_EQ(without.state(), v1::PARTIAL_STATE_REFUSED);
+  EXPECT_THAT(without.reason(), HasSubstr("strategy.expert_weights: tokens needs the statistics of 1 layers, got none"));
 }
 
 TEST_F(RelayTest, ARoundOfPartialsAloneIsCommitted) {

@@ -347,11 +347,11 @@ TEST(MoeStateTest, ImpossiblePairsAreRefusedByNameAndReason) {
   EXPECT_THAT(Checked(experts, {}, {.name = "scaffold", .params = tokens}), refused("strategy 'scaffold' sums a second vector"));
   EXPECT_THAT(Checked(experts, {}, {.name = "fedasync", .params = tokens}), refused("commits single updates"));
   EXPECT_THAT(Checked(experts, {}, {.name = "fedavg", .params = {{"expert_weights", "examples"}}}), refused("mean|tokens"));
-  EXPECT_THAT(Checked(experts, {{"router", "alf"}}, {.name = "fedavg"}), refused("expected a server-owned tensor 'l.gate.e_score_correction_bias' of 2 elements"));
-  EXPECT_THAT(Checked(experts, {{"router.name", "alf"}, {"router.rule", "signs"}}, {.name = "fedavg"}), refused("did you mean 'sign'"));
-  EXPECT_THAT(Checked(experts, {{"top_k", "3"}}, {.name = "fedavg"}), refused("at most the 2 experts"));
-  EXPECT_THAT(Checked(experts, {{"router", "global_lbl"}}, {.name = "fedavg"}, /*private_job=*/true), refused("not sent in a job with privacy"));
-  EXPECT_THAT(Checked(experts, {{"aux.lbl", "0.1"}, {"aux.lbl_scope", "global"}}, {.name = "fedavg"}, /*private_job=*/true), refused("not sent in a job with privacy"));
+  EXPECT_THAT(Checked(experts, {{"router", "alf"}}, {.name = "fedavg", .params = {}}), refused("expected a server-owned tensor 'l.gate.e_score_correction_bias' of 2 elements"));
+  EXPECT_THAT(Checked(experts, {{"router.name", "alf"}, {"router.rule", "signs"}}, {.name = "fedavg", .params = {}}), refused("did you mean 'sign'"));
+  EXPECT_THAT(Checked(experts, {{"top_k", "3"}}, {.name = "fedavg", .params = {}}), refused("at most the 2 experts"));
+  EXPECT_THAT(Checked(experts, {{"router", "global_lbl"}}, {.name = "fedavg", .params = {}}, /*private_job=*/true), refused("not sent in a job with privacy"));
+  EXPECT_THAT(Checked(experts, {{"aux.lbl", "0.1"}, {"aux.lbl_scope", "global"}}, {.name = "fedavg", .params = {}}, /*private_job=*/true), refused("not sent in a job with privacy"));
   EXPECT_THAT(Checked(experts, {}, {.name = "fedavg", .params = tokens}, /*private_job=*/true), refused("strategy.expert_weights: tokens: it needs every client's counts"));
 }
 
