@@ -149,6 +149,9 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   if (absl::IsNotFound(made.status())) return InvalidArgument("--strategy: {}", MessageOf(made.status()));
   if (!made.ok()) return made.status();
   const aggregator::Strategy& strategy = **made;
+  if (strategy.weighs_experts()) {
+    return InvalidArgument("--param expert_weights: tokens weights experts by counts that come with an update, and files have none; expected mean");
+  }
   TRIB_ASSIGN_OR_RETURN(const SafetensorsFile model_file, SafetensorsFile::Read(flags.model));
   auto model = ToModel(model_file.view());
   const AdapterMode adapters = strategy.adapters();

@@ -10,6 +10,8 @@
 #include "aggregator/core/strategy.h"
 #include "cli/command.h"
 #include "common/codec_table.h"
+#include "common/expert_bias.h"
+#include "common/moe_spec.h"
 
 namespace tributary::cli {
 namespace {

@@ -8,6 +8,19 @@
 #include "cli/command.h"
 
 namespace tributary::cli {
+namespace {
+
+// "moe.max_vio" as {"moe": {"max_vio": …}}.
+void PutMeasured(const std::string& name, double value, nlohmann::json* to) {
+  size_t begin = 0;
+  for (size_t dot = name.find('.'); dot != std::string::npos; dot = name.find('.', begin)) {
+    to = &(*to)[name.substr(begin, dot - begin)];
+    begin = dot + 1;
+  }
+  (*to)[name.substr(begin)] = NumberOrNull(value);
+}
+
+}  // namespace
 
 nlohmann::json NumberOrNull(double value) { return std::isfinite(value) ? nlohmann::json(value) : nlohmann::json(nullptr); }
 
@@ -58,12 +71,12 @@ nlohmann::json JobJson(const v1::Job& job) {
                        {"evaluator", m.evaluator()},
                        {"bytes_up", m.bytes_up()},
                        {"bytes_down", m.bytes_down()}});
-    for (const auto& [name, value] : m.measured()) metrics.back()[name] = NumberOrNull(value);
+    for (const auto& [name, value] : m.measured()) PutMeasured(name, value, &metrics.back());
   }
   nlohmann::json rounds = nlohmann::json::array();
   for (const v1::RoundTiming& r : job.rounds()) {
     rounds.push_back({{"version", r.version()}, {"aggregate_s", r.aggregate_s()}, {"commit_s", r.commit_s()}, {"updates", r.updates()}});
-    for (const auto& [name, value] : r.measured()) rounds.back()[name] = NumberOrNull(value);
+    for (const auto& [name, value] : r.measured()) PutMeasured(name, value, &rounds.back());
   }
   nlohmann::json rejected = nlohmann::json::object();
   for (const auto& [reason, count] : job.updates_rejected()) rejected[reason] = count;

@@ -364,6 +364,8 @@ absl::StatusOr<TensorLayout> LayoutOf(const SafetensorsView& view) {
     if (const auto noted = view.metadata.find("kind:" + entry.name); noted != view.metadata.end()) {
       if (noted->second == "buffer" && dtype != DType::kI64) {
         kind = TensorKind::kBuffer;
+      } else if (noted->second == "server_owned" && dtype != DType::kI64) {
+        kind = TensorKind::kServerOwned;
       } else if (noted->second != TensorKindName(kind)) {
         return InvalidArgument("tensor '{}': '__metadata__' calls it '{}', which a tensor of {} cannot be", Shown(entry.name),
                                Shown(noted->second), entry.dtype);

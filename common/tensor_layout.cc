@@ -40,6 +40,8 @@ std::string_view TensorKindName(TensorKind kind) {
       return "buffer";
     case TensorKind::kCounter:
       return "counter";
+    case TensorKind::kServerOwned:
+      return "server_owned";
   }
   return "?";
 }
@@ -68,6 +70,7 @@ absl::StatusOr<TensorLayout> TensorLayout::Create(std::vector<TensorSpec> specs)
         break;
       case TensorKind::kTrainable:
       case TensorKind::kBuffer:
+      case TensorKind::kServerOwned:
         if (spec.dtype == DType::kI64) {
           return InvalidArgument("tensor '{}': a {} must be F32 or F64, got I64", spec.name, TensorKindName(spec.kind));
         }
@@ -85,7 +88,7 @@ absl::StatusOr<TensorLayout> TensorLayout::Create(std::vector<TensorSpec> specs)
   names.clear();  // its views point into `specs`, which is moved from below
   layout.tensors_.reserve(specs.size());
   size_t offset = 0;
-  for (const TensorKind kind : {TensorKind::kTrainable, TensorKind::kBuffer, TensorKind::kCounter}) {
+  for (const TensorKind kind : {TensorKind::kTrainable, TensorKind::kBuffer, TensorKind::kServerOwned, TensorKind::kCounter}) {
     for (TensorSpec& spec : specs) {
       if (spec.kind != kind) continue;
       size_t elements = 1;
@@ -102,6 +105,7 @@ absl::StatusOr<TensorLayout> TensorLayout::Create(std::vector<TensorSpec> specs)
       }
       (kind == TensorKind::kCounter ? layout.counter_count_ : layout.float_count_) += elements;
       if (kind == TensorKind::kTrainable) layout.trainable_count_ += elements;
+      if (kind == TensorKind::kServerOwned) layout.server_owned_count_ += elements;
       layout.tensors_.push_back({std::move(spec), elements, offset, bytes});
       offset += bytes;
     }
@@ -119,7 +123,7 @@ absl::StatusOr<TensorLayout> WithGroups(const TensorLayout& model, const std::ve
     }
   }
   for (const PlacedTensor& tensor : model.tensors()) {
-    if (tensor.spec.kind != TensorKind::kTrainable) specs.push_back(tensor.spec);
+    if (tensor.spec.kind == TensorKind::kBuffer || tensor.spec.kind == TensorKind::kCounter) specs.push_back(tensor.spec);
   }
   return TensorLayout::Create(std::move(specs));
 }

@@ -4,6 +4,7 @@
 #include <utility>
 #include <vector>
 
+#include "proto/moe_codec.h"
 #include "proto/text_checks.h"
 
 namespace tributary {
@@ -58,7 +59,8 @@ static_assert(static_cast<int>(DType::kF32) == v1::DTYPE_F32 && static_cast<int>
               static_cast<int>(DType::kI64) == v1::DTYPE_I64);
 static_assert(static_cast<int>(TensorKind::kTrainable) == v1::TENSOR_KIND_TRAINABLE &&
               static_cast<int>(TensorKind::kBuffer) == v1::TENSOR_KIND_BUFFER &&
-              static_cast<int>(TensorKind::kCounter) == v1::TENSOR_KIND_COUNTER);
+              static_cast<int>(TensorKind::kCounter) == v1::TENSOR_KIND_COUNTER &&
+              static_cast<int>(TensorKind::kServerOwned) == v1::TENSOR_KIND_SERVER_OWNED);
 
 absl::StatusOr<TensorLayout> LayoutFromProto(const v1::TensorLayout& message) {
   if (static_cast<size_t>(message.tensors_size()) > TensorLayout::kMaxTensors)
@@ -68,7 +70,7 @@ absl::StatusOr<TensorLayout> LayoutFromProto(const v1::TensorLayout& message) {
   for (const v1::TensorSpec& tensor : message.tensors()) {
     if (tensor.dtype() < v1::DTYPE_F32 || tensor.dtype() > v1::DTYPE_I64)
       return InvalidArgument("tensor '{}': unknown dtype {}", Show(tensor.name()), static_cast<int>(tensor.dtype()));
-    if (tensor.kind() < v1::TENSOR_KIND_TRAINABLE || tensor.kind() > v1::TENSOR_KIND_COUNTER)
+    if (tensor.kind() < v1::TENSOR_KIND_TRAINABLE || tensor.kind() > v1::TENSOR_KIND_SERVER_OWNED)
       return InvalidArgument("tensor '{}': unknown kind {}", Show(tensor.name()), static_cast<int>(tensor.kind()));
     if (tensor.shape_size() > 64)
       return InvalidArgument("tensor '{}': expected at most 64 dimensions, got {}", Show(tensor.name()), tensor.shape_size());
@@ -144,6 +146,7 @@ absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& mess
       return InvalidArgument("scalar '{}': expected a finite number, got {}", scalar.first, scalar.second);
     out.scalars.emplace(scalar.first, scalar.second);
   }
+  TRIB_ASSIGN_OR_RETURN(out.moe, MoeStatsFromProto(message.moe()));
   return out;
 }
 

@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "common/ids.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 #include "tributary/v1/federation.pb.h"
@@ -57,6 +58,7 @@ struct CheckedUpload {
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
   std::map<std::string, double> scalars;  // finite; which there must be is the strategy's say
+  MoeStats moe;          // which layers there must be is the job's say
 };
 absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& message);
 

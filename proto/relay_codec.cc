@@ -8,6 +8,7 @@
 
 #include "common/tensor_layout.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 #include "proto/text_checks.h"
 
 namespace tributary {
@@ -41,6 +42,7 @@ absl::StatusOr<CheckedContributor> ContributorFromProto(const v1::Contributor& m
   out.staleness = message.staleness();
   TRIB_RETURN_IF_ERROR(CheckDigestBytes("update_digest", digest));
   out.digest = digest;
+  TRIB_ASSIGN_OR_RETURN(out.moe, MoeStatsFromProto(message.moe()));
   return out;
 }
 
@@ -142,6 +144,7 @@ v1::PartialHeader PartialToProto(const CheckedPartial& partial) {
     row.set_weight(contributor.weight);
     row.set_examples(contributor.examples);
     row.set_staleness(contributor.staleness);
+    if (!contributor.moe.empty()) *row.mutable_moe() = MoeStatsToProto(contributor.moe);
     out.add_update_digests(contributor.digest);
   }
   return out;

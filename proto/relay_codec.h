@@ -12,6 +12,7 @@
 
 #include "common/digest.h"
 #include "common/ids.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 #include "tributary/v1/relay.pb.h"
 
@@ -32,6 +33,7 @@ struct CheckedContributor {
   uint64_t examples = 0;
   uint64_t staleness = 0;
   std::string digest;   // XXH3-128 of the update's bytes, 16 bytes
+  MoeStats moe{};       // which layers there must be is the job's say
   bool operator==(const CheckedContributor&) const = default;
 };
 

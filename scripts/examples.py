@@ -127,6 +127,8 @@ class Job:
         base = re.search(r"(?:base|init): examples/data/(\w+)-base\.safetensors", self.text)
         self.base = base[1] if base else None
         self.adapters = re.search(r"adapters: (\w+)", self.text)
+        text = re.search(r"source: text, path: (examples/data/[\w-]+)", self.text)
+        self.missing = text and not (ROOT / text[1] / "manifest.json").exists()
         links = re.search(r"^simulate:.*channel:", self.text, re.M) and re.search(r"path: (examples/data/[\w-]+)", self.text)
         self.problem = ROOT / links[1] if links else None
         self.recorded = bool(re.search(r"^# Result: \S.{10,}$", self.text, re.M))
@@ -176,6 +178,8 @@ def run_job(program, job, out, versions):
         result += f"; {bytes_up(document) / 1024:.1f} KiB up an update"
     if job.problem:
         result += f"; clients' own models {clients_deviation(states, solution(job.problem)):.2f} dB"
+    if "moe" in last:
+        result += "; MaxVio {max_vio:.2f} ({client_max_vio:.2f} a client), specialisation {specialisation:.3f}".format(**last["moe"])
     print(f"{job.name:<28} {result} ({time.time() - begin:.1f} s)", flush=True)
     return result, document
 
@@ -252,6 +256,13 @@ def main():
     a.out.mkdir(parents=True, exist_ok=True)
     files = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != DEMO]
     jobs = [job for job in map(Job, files) if not (a.no_torch and job.torch)]
+    if any(job.missing for job in jobs if not a.claims or job.claim in a.claims):
+        fetched = subprocess.run([ROOT / "scripts/data.sh", "languages", EXAMPLES / "data/languages"])
+        if fetched.returncode != 0 and "languages" in a.claims:
+            sys.exit(fetched.returncode)
+        if fetched.returncode != 0:
+            print("examples.py: languages-* are left out: their text could not be fetched", flush=True)
+            jobs = [job for job in jobs if not job.missing]
     claims = sorted({job.claim for job in jobs})
     unknown = set(a.claims) - set(claims)
     if unknown:

@@ -23,6 +23,7 @@ absl::StatusOr<std::unique_ptr<CommitMaker>> CommitMaker::Make(const JobSpec& sp
   TRIB_ASSIGN_OR_RETURN(maker->update_layout_, aggregator::UpdateLayout(strategy, layout));
   maker->encoding_ = spec.Encoding(maker->update_layout_);
   maker->scalars_ = aggregator::UpdateScalars(strategy, spec);
+  TRIB_ASSIGN_OR_RETURN(maker->experts_, aggregator::MoeState::Create(spec, strategy, layout));
   if (spec.privacy.enabled) {
     TRIB_ASSIGN_OR_RETURN(maker->privacy_, aggregator::JobPrivacy::Create(spec, layout, strategy));
     maker->clip_ = spec.privacy.clip;
@@ -31,10 +32,11 @@ absl::StatusOr<std::unique_ptr<CommitMaker>> CommitMaker::Make(const JobSpec& sp
   return maker;
 }
 
-absl::StatusOr<CommitMaker::Checked> CommitMaker::Check(std::span<const std::byte> update, aggregator::Scalars* scalars,
+absl::StatusOr<CommitMaker::Checked> CommitMaker::Check(std::span<const std::byte> update, const MoeStats& moe, aggregator::Scalars* scalars,
                                                         const std::optional<aggregator::ScanResult>& known) const {
   if (update.size() != encoding_.total_bytes()) return InvalidArgument("the update has {} bytes, one of this job {}", update.size(), encoding_.total_bytes());
   TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(strategy_, scalars_, *scalars));
+  if (experts_ != nullptr) TRIB_RETURN_IF_ERROR(experts_->CheckStats(moe));
   aggregator::ScanResult scan;
   if (known) {
     scan = *known;
@@ -53,10 +55,10 @@ aggregator::Aggregate& CommitMaker::Open() {
   return aggregate_.emplace(strategy_, layout_, arithmetic, std::max<int64_t>(1, spec_.ClientsAsked()), encoding_);
 }
 
-absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, std::shared_ptr<const void> owner,
-                               const aggregator::ScanResult& scan) {
+absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, const MoeStats& moe,
+                               std::shared_ptr<const void> owner, const aggregator::ScanResult& scan) {
   keys_.push_back(key);
-  inputs_.push_back({.id = key.update, .update = update, .weight = weight, .scan = scan});
+  inputs_.push_back({.id = key.update, .update = update, .weight = weight, .scan = scan, .runs = experts_ == nullptr ? aggregator::WeightRuns() : experts_->RunsOf(moe)});
   owners_.push_back(std::move(owner));
   waiting_bytes_ += update.size();
   return waiting_bytes_ < kMostWaitingBytes ? absl::OkStatus() : FoldWaiting();
@@ -95,8 +97,17 @@ absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit
   }
   TRIB_RETURN_IF_ERROR(FoldWaiting());
   if (commit.contributors.empty() && input.noise_stddev == 0) return previous;
+  aggregator::WeightRuns scales;
+  if (experts_ != nullptr) scales = experts_->ScalesOf(commit.contributors, commit.sum_weight);
+  input.scales = scales;
   auto next = std::make_shared<std::vector<std::byte>>(layout_.total_bytes());
   TRIB_RETURN_IF_ERROR(Open().Step(input, &state_, *next));
+  if (experts_ != nullptr) {
+    GlobalMoe moe = experts_->Next(moe_, commit.contributors);
+    if (moe.step > moe_.step) TRIB_RETURN_IF_ERROR(experts_->MoveBiases(moe.step, commit.contributors, *next));
+    moe_ = std::move(moe);
+    experts_->Measure(commit.contributors, &measured_);
+  }
   aggregate_.reset();
   if (anew) {
     TRIB_RETURN_IF_ERROR(aggregator::BeginClientsAnew(strategy_, layout_, *next, &state_.strategy));

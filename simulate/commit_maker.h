@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "aggregator/core/aggregate.h"
+#include "aggregator/core/moe_state.h"
 #include "aggregator/core/privacy/job_privacy.h"
 #include "aggregator/core/round.h"
 #include "common/job_spec.h"
@@ -31,6 +32,7 @@ class CommitMaker {
   double clip() const { return clip_; }
   const aggregator::MemoryState& state() const { return state_; }
   const std::map<std::string, double>& measured() const { return measured_; }  // of the last model made
+  const GlobalMoe& moe() const { return moe_; }                                // as tasks of the current version are told it
 
   struct Checked {
     double clip_factor = 1;        // what the server's clip makes of the update's weight: a factor in (0, 1]
@@ -38,12 +40,12 @@ class CommitMaker {
   };
   // INVALID_ARGUMENT for another size, codes that mean nothing, values that are not finite, or numbers that are missing; those that the server
   // measures are added to `scalars`. `scan`: ScanUpdate's of this update, from who has asked already.
-  absl::StatusOr<Checked> Check(std::span<const std::byte> update, aggregator::Scalars* scalars,
+  absl::StatusOr<Checked> Check(std::span<const std::byte> update, const MoeStats& moe, aggregator::Scalars* scalars,
                                 const std::optional<aggregator::ScanResult>& scan = std::nullopt) const;
-  // `weight`: the engine's, times Check's factor; `owner` keeps the bytes of `update`. Updates are folded together, ranges of the model side by
+  // `weight`: the engine's, times Check's factor; `moe`: as given to Check; `owner` keeps the bytes of `update`. Updates are folded together, ranges of the model side by
   // side on all cores: when the model is made, or before that when too many wait; an error comes then.
-  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, std::shared_ptr<const void> owner,
-                    const aggregator::ScanResult& scan);
+  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, const MoeStats& moe,
+                    std::shared_ptr<const void> owner, const aggregator::ScanResult& scan);
   // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
   // `anew`: all clients begin anew from the model made (BeginClientsAnew), and no row of them is known.
   absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew = false);
@@ -63,6 +65,8 @@ class CommitMaker {
   double clip_ = 0;
   aggregator::MemoryState state_;
   std::map<std::string, double> measured_;
+  std::unique_ptr<const aggregator::MoeState> experts_;  // null: the model has none
+  GlobalMoe moe_;
   std::optional<aggregator::Aggregate> aggregate_;   // of the open version, once something is folded
   // Not folded yet.
   std::vector<aggregator::UpdateKeyRef> keys_;

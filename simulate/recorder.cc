@@ -6,6 +6,7 @@
 #include "common/clock.h"
 #include "common/digest.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::simulate {
 
@@ -63,10 +64,11 @@ absl::Status Recorder::Commit(const Version& version) {
   info.set_trigger(commit.trigger);
   if (version.privacy) *info.mutable_privacy() = *version.privacy;
   info.mutable_measured()->insert(version.measured.begin(), version.measured.end());
+  if (version.moe != nullptr && version.moe->step > 0) *info.mutable_moe() = GlobalMoeToProto(*version.moe);
   info.set_epoch(store_->epoch());
   for (const auto& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   for (const aggregator::RoundContributor& contributor : commit.contributors) {
-    *info.add_contributors() = aggregator::CommittedRow(contributor);
+    *info.add_contributors() = aggregator::CommittedRow(contributor, version.updates != nullptr);
     v1::UpdateRow update;
     update.set_format_version(1);
     update.set_version(commit.version);

@@ -35,6 +35,7 @@ class Recorder {
     const std::map<UpdateId, std::shared_ptr<const LargeBytes>>* updates = nullptr;  // of the contributors, to be kept for replay; null: not kept
     std::optional<v1::PrivacySpend> privacy{};                 // spent up to this version
     std::map<std::string, double> measured{};                  // by its aggregation
+    const GlobalMoe* moe = nullptr;                            // of all clients' experts
     int64_t now_ns = 0;
   };
   absl::Status Commit(const Version& version);

@@ -9,6 +9,7 @@
 #include "aggregator/core/round.h"
 #include "common/digest.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 #include "simulate/commit_maker.h"
 
 namespace tributary::simulate {
@@ -110,8 +111,9 @@ class Replayer {
       const auto at = row.scalars().find(scalar.name);
       if (at != row.scalars().end()) arrived.scalars.emplace(scalar.name, at->second);
     }
-    TRIB_ASSIGN_OR_RETURN(const CommitMaker::Checked checked, maker_->Check(payload, &arrived.scalars));
-    payloads_[id] = {.bytes = std::make_shared<const std::vector<std::byte>>(*std::move(stored)), .scan = checked.scan};
+    TRIB_ASSIGN_OR_RETURN(arrived.moe, MoeStatsFromProto(row.moe()));
+    TRIB_ASSIGN_OR_RETURN(const CommitMaker::Checked checked, maker_->Check(payload, arrived.moe, &arrived.scalars));
+    payloads_[id] = {.bytes = std::make_shared<const std::vector<std::byte>>(*std::move(stored)), .scan = checked.scan, .moe = arrived.moe};
     return Post(std::move(arrived));
   }
 
@@ -134,8 +136,8 @@ class Replayer {
 
   absl::Status Do(const aggregator::RoundAction& action) {
     if (const auto* fold = std::get_if<aggregator::Fold>(&action)) {
-      const auto& [bytes, scan] = payloads_.at(fold->key.update);
-      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, *bytes, bytes, scan));
+      const auto& [bytes, scan, moe] = payloads_.at(fold->key.update);
+      TRIB_RETURN_IF_ERROR(maker_->Fold(fold->key, fold->weight, *bytes, moe, bytes, scan));
       payloads_.erase(fold->key.update);
       return Post(aggregator::UpdateFolded{fold->key.update});
     }
@@ -178,6 +180,7 @@ class Replayer {
   struct Payload {
     std::shared_ptr<const std::vector<std::byte>> bytes;
     aggregator::ScanResult scan;
+    MoeStats moe;
   };
   std::map<UpdateId, Payload> payloads_;                  // arrived, not folded yet
   std::map<uint64_t, std::string> recorded_;              // hashes, by version

@@ -49,6 +49,7 @@ struct Event {
 struct Arrived {
   std::shared_ptr<const LargeBytes> bytes;
   CommitMaker::Checked checked;
+  MoeStats moe{};
 };
 
 class Simulation {
@@ -306,6 +307,7 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   if (!in_place.empty()) task.model = task.vectors.at(in_place);
   task.state = states_[client];
   task.clip = maker_->clip();
+  task.moe = maker_->moe();
   task_of_[client] = action.task;
   const size_t beside_model = vectors_.size() - (in_place.empty() ? 0 : 1);
   result_.bytes_down += layout_.total_bytes() + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
@@ -333,20 +335,21 @@ absl::Status Simulation::Arrive(uint64_t task_id) {
                                     .examples = trained.examples};
   arrived.scalars = std::move(trained.scalars);
   const auto known = changed ? std::nullopt : std::optional(task.scan);
-  const absl::StatusOr<CommitMaker::Checked> checked = maker_->Check(trained.update, &arrived.scalars, known);
+  const absl::StatusOr<CommitMaker::Checked> checked = maker_->Check(trained.update, trained.moe, &arrived.scalars, known);
   if (!checked.ok()) return Annotate(checked.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
   result_.bytes_up += trained.update.size();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
   if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
-  arrived_[arrived.key.update] = {.bytes = std::make_shared<const LargeBytes>(std::move(trained.update)), .checked = *checked};
+  arrived.moe = trained.moe;
+  arrived_[arrived.key.update] = {.bytes = std::make_shared<const LargeBytes>(std::move(trained.update)), .checked = *checked, .moe = std::move(trained.moe)};
   return Post(std::move(arrived));
 }
 
 absl::Status Simulation::Do(const aggregator::Fold& action) {
   const auto at = arrived_.find(action.key.update);
   if (at == arrived_.end()) return Internal("update {} is to be folded but is not here", ToHex(action.key.update));
-  const auto& [bytes, checked] = at->second;
-  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * checked.clip_factor, *bytes, bytes, checked.scan));
+  const auto& [bytes, checked, moe] = at->second;
+  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * checked.clip_factor, *bytes, moe, bytes, checked.scan));
   if (spec_.record) kept_[action.key.update] = bytes;
   arrived_.erase(at);
   return Post(aggregator::UpdateFolded{action.key.update});
@@ -373,7 +376,7 @@ absl::Status Simulation::Do(const aggregator::Commit& commit) {
   if (recorder_) {
     sha256_ = Sha256Hex(*model_);
     TRIB_RETURN_IF_ERROR(recorder_->Commit({.commit = &commit, .model = *model_, .sha256 = sha256_, .state = &maker_->state().strategy, .client_vectors = rows,
-                                            .updates = spec_.record ? &kept_ : nullptr, .privacy = result_.privacy, .measured = maker_->measured(), .now_ns = now_ns_}));
+                                            .updates = spec_.record ? &kept_ : nullptr, .privacy = result_.privacy, .measured = maker_->measured(), .moe = &maker_->moe(), .now_ns = now_ns_}));
   }
   kept_.clear();
   if (!bases_.empty()) {

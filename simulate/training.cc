@@ -9,6 +9,7 @@
 #include "client/core/private_update.h"
 #include "client/core/random.h"
 #include "client/core/train_seed.h"
+#include "common/moe_spec.h"
 #include "simulate/threads.h"
 
 namespace tributary::simulate {
@@ -41,6 +42,7 @@ client::TrainRequest Training::RequestOf(const SimulatedTask& task) const {
     std::span<const std::byte>& vector = request.vectors.at(options_.in_place_of_model);
     vector = vector.first(options_.layout->trainable_count() * DTypeBytes(options_.layout->float_dtype()));
   }
+  request.moe = &task.moe;
   request.version = task.version;
   // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
   request.seed = client::TrainSeed(options_.spec->seed, name, task.version);
@@ -55,6 +57,7 @@ client::TrainRequest Training::RequestOf(const SimulatedTask& task) const {
 absl::Status Training::Take(SimulatedTask* task, absl::StatusOr<client::TrainResult> result) const {
   const std::string who = fmt::format("client '{}', version {}", (*options_.clients)[task->client], task->version);
   if (!result.ok()) return Annotate(result.status(), who);
+  if (!SendsMoeStats(*options_.spec)) result->moe.clear();
   TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
   const absl::StatusOr<aggregator::ScanResult> scan = aggregator::ScanUpdate(options_.encoding, result->update);
   if (!scan.ok()) return Annotate(scan.status(), who);

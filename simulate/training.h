@@ -31,6 +31,7 @@ struct SimulatedTask {
   std::map<std::string, ModelRef> vectors;         // that go down with the version, each over the trainable elements (but one, see below)
   std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
   double clip = 0;            // C of the version, of jobs with privacy
+  GlobalMoe moe{};            // of all clients' experts, of the newest version
   std::optional<client::TrainResult> result;       // its update as it travels
   aggregator::ScanResult scan;                     // of that update
 };

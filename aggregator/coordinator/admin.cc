@@ -114,6 +114,9 @@ absl::StatusOr<v1::SubmitJobResponse> Coordinator::SubmitJob(const v1::SubmitHea
   if (spec.cohort.quorum > 0 && spec.cohort.quorum < spec.cohort.size && spec.cohort.deadline == absl::InfiniteDuration()) {
     response.add_warnings("cohort.quorum has no effect without cohort.deadline_s");
   }
+  if (runtime->moe != nullptr && !SendsMoeStats(spec)) {
+    response.add_warnings("privacy: clients send no counts of their experts' tokens, which are data about them: metrics have no `moe`");
+  }
   if (const uint64_t newest = options_.retention.newest; newest != 0 && runtime->strategy->server_step().needs_base() &&
       runtime->strategy->MakePolicies(spec.cohort).staleness->Factor(newest - 1)) {
     return InvalidArgument("strategy '{}' reads the version that an update started from, and this server keeps the newest {} only (keep_versions): "

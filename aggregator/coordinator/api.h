@@ -53,6 +53,7 @@ struct UpdateHeader {
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
   std::map<std::string, double> scalars{};
+  MoeStats moe{};
 };
 
 // Room for one update and what its bytes must satisfy.

@@ -188,6 +188,7 @@ void Coordinator::SendTask(ClientRecord& client, const Job& job, const IssuedTas
     train.set_state_epoch(job.latest.info().state_epoch());
   }
   if (job.spec.privacy.enabled && job.spec.privacy.adaptive.enabled) train.set_clip(ClipOf(job));
+  if (job.latest.info().has_moe()) *train.mutable_moe() = job.latest.info().moe();
   if (task.deadline != absl::InfiniteFuture()) {
     const int64_t left_ms = absl::ToInt64Milliseconds(task.deadline - clock_->Now());
     train.set_deadline_ms(static_cast<uint32_t>(std::clamp<int64_t>(left_ms, 1, UINT32_MAX)));

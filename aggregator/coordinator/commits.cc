@@ -11,6 +11,7 @@
 #include "common/crash_points.h"
 #include "common/digest.h"
 #include "common/log.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::aggregator {
 namespace {
@@ -30,6 +31,17 @@ v1::EventRow LostState(const std::string& client, bool anew, const v1::VersionIn
                       : fmt::format("client '{}' has lost its state and begins anew", client));
   TRIB_LOG(warn, "job {}: {}", version.job(), event.text());
   return event;
+}
+
+// What the commit makes of its contributors' experts, in the model that the server step has made.
+absl::Status StepExperts(const MoeState& state, std::span<const RoundContributor> contributors, std::span<std::byte> model, v1::GlobalMoe* moe,
+                         std::map<std::string, double>* measured) {
+  TRIB_ASSIGN_OR_RETURN(const GlobalMoe before, GlobalMoeFromProto(*moe));
+  const GlobalMoe next = state.Next(before, contributors);
+  if (next.step > before.step) TRIB_RETURN_IF_ERROR(state.MoveBiases(next.step, contributors, model));
+  state.Measure(contributors, measured);
+  *moe = GlobalMoeToProto(next);
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -78,6 +90,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   bool own_updates = false;
   double clip = 0;
   std::map<std::string, double> measured;  // by the step, of the version it makes
+  v1::GlobalMoe moe;  // as the version before has it, then as the new one
   std::vector<ObjectKey> kept;  // of the contributors in their order, where updates are kept whole
   {
     absl::MutexLock lock(&mutex_);
@@ -85,6 +98,7 @@ void Coordinator::RunCommit(CommitWork& work) {
     first_task = job->first_task == absl::InfinitePast() ? begin : job->first_task;
     from_nodes = job->nodes.sums;
     clip = ClipOf(*job);
+    moe = job->latest.info().moe();
     for (const RoundContributor& contributor : commit.contributors) {
       const auto entry = job->updates.find(contributor.key.update);
       own_updates = own_updates || entry == job->updates.end() || entry->second.node.empty();
@@ -141,6 +155,7 @@ void Coordinator::RunCommit(CommitWork& work) {
     }
   }
   absl::Status stepped = MakeModel(job, runtime, commit, {.pieces = pieces, .counters = counters}, whole, *previous, *model, &clip, &measured);
+  if (stepped.ok() && runtime.moe != nullptr) stepped = StepExperts(*runtime.moe, commit.contributors, model->writable(), &moe, &measured);
   // A client without its state trained as one that has none: its step counts, and what is a sum over all states begins with this version.
   const bool anew = !work.lost.empty() && runtime.strategy->client_state() == ClientStateKind::kShared;
   if (stepped.ok() && anew) stepped = BeginClientsAnew(*runtime.strategy, runtime.layout, model->bytes(), &runtime.state);
@@ -177,6 +192,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   for (const NamedVector& vector : batch.strategy_state) info.add_strategy_state(vector.name);
   if (runtime.privacy != nullptr) *info.mutable_privacy() = PrivacyRow(*runtime.privacy, commit.version, clip);
   info.mutable_measured()->insert(measured.begin(), measured.end());
+  if (moe.step() > 0) *info.mutable_moe() = std::move(moe);
   row.mutable_timing()->mutable_measured()->insert(measured.begin(), measured.end());
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
   for (size_t i = 0; i < rows.size(); ++i) batch.client_vectors.emplace_back(whole[i].client, rows[i]);
@@ -186,7 +202,7 @@ void Coordinator::RunCommit(CommitWork& work) {
   {
     absl::MutexLock lock(&mutex_);
     for (const RoundContributor& contributor : commit.contributors) {
-      *info.add_contributors() = CommittedRow(contributor);
+      *info.add_contributors() = CommittedRow(contributor, job->spec.record);
       v1::UpdateRow update;
       update.set_format_version(1);
       update.set_version(commit.version);
@@ -274,10 +290,11 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
     const uint64_t from = commit.version - 1 - commit.contributors.front().staleness;
     TRIB_ASSIGN_OR_RETURN(base, Model("", job->id, from));
   }
+  const WeightRuns scales = runtime.moe == nullptr ? WeightRuns() : runtime.moe->ScalesOf(commit.contributors, commit.sum_weight);
   return ApplyServerStep(runtime.strategy->server_step(),
                          {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = pieces, .counters = sums.counters,
                           .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers(),
-                          .without_buffers = runtime.strategy->adapters() != AdapterMode::kNone, .spread = runtime.strategy->spread()},
+                          .without_buffers = runtime.strategy->adapters() != AdapterMode::kNone, .scales = scales, .spread = runtime.strategy->spread()},
                          runtime.state, next.writable());
 }
 
@@ -414,7 +431,7 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   double sum_weight = 0;
   for (const UpdateEntry* entry : folded) {
     const uint64_t staleness = round.version() - std::min(round.version(), entry->base_version);
-    *work.partial.add_contributors() = ContributorRow({entry->key, entry->weight, entry->examples, staleness, entry->claimed, entry->scalars});
+    *work.partial.add_contributors() = ContributorRow({entry->key, entry->weight, entry->examples, staleness, entry->claimed, entry->scalars, entry->moe});
     work.partial.add_digests(entry->digest);
     if (entry->whole) work.kept.push_back(*entry->whole);
     sum_weight += entry->weight;

@@ -101,6 +101,11 @@ void Coordinator::Do(const JobPtr& job, const Fold& action) {
   header.contributors = 1;
   header.update_hi = action.key.update.hi;
   header.update_lo = action.key.update.lo;
+  if (job->runtime->moe != nullptr) {
+    std::vector<tb_weight_run> runs;
+    for (const WeightRun& run : job->runtime->moe->RunsOf(entry->second.moe)) runs.push_back({.end = run.end, .factor = run.factor});
+    object.SetWeightRuns(runs);
+  }
   const ObjectKey key = job->runtime->pool->Publish(std::move(object));
   if (job->runtime->keeps_updates()) {
     entry->second.whole = key;

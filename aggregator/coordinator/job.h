@@ -30,6 +30,7 @@
 #include "aggregator/coordinator/relay.h"
 #include "aggregator/coordinator/round_planner.h"
 #include "aggregator/coordinator/worker_pool.h"
+#include "aggregator/core/moe_state.h"
 #include "aggregator/core/privacy/job_privacy.h"
 #include "aggregator/core/round.h"
 #include "aggregator/core/server_step.h"
@@ -106,6 +107,7 @@ struct UpdateEntry {
   uint64_t examples = 0;
   double claimed = 0;        // weight as the client sent it
   Scalars scalars;
+  MoeStats moe;
   std::optional<ObjectKey> whole;  // of a strategy that keeps updates until the commit: where it lies
   bool folded = false;       // by every worker, in the open aggregate
   bool committing = false;   // in the commit under way
@@ -137,6 +139,7 @@ struct JobRuntime {
   std::vector<ScalarInfo> scalars;         // that every update carries
   UpdateEncoding encoding{};               // of its updates as they travel and lie in objects
   std::unique_ptr<JobPrivacy> privacy;     // null: the job has none
+  std::unique_ptr<const MoeState> moe;     // null: the model has no experts
   std::unique_ptr<RoundPlanner> planner;   // how the workers share the work; under the mutex once the job is open
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::shared_ptr<ModelBuffer::Shelf> shelf;

@@ -6,18 +6,16 @@
 #include "aggregator/coordinator/coordinator.h"
 #include "common/log.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::aggregator {
 namespace {
 
 constexpr size_t kMaxStoredEvents = 10'000;
-constexpr size_t kPage = 4096;
 constexpr absl::Duration kLongRest = absl::Seconds(1);
 constexpr double kMiB = 1024.0 * 1024.0;
 
-size_t SlotBytes(const JobRuntime& runtime) {
-  return (runtime.encoding.total_bytes() + sizeof(tb_object_header) + kPage - 1) / kPage * kPage;
-}
+size_t RunsOf(const JobRuntime& runtime) { return runtime.moe == nullptr ? 0 : runtime.moe->run_count(); }
 
 }  // namespace
 
@@ -111,7 +109,7 @@ void Coordinator::OpenQueuedJobs() {
       status = made.status();
     } else {
       runtime = *std::move(made);
-      const size_t slot = SlotBytes(*runtime);
+      const size_t slot = SlotBytes(runtime->encoding.total_bytes(), RunsOf(*runtime));
       const size_t wanted = slot * static_cast<size_t>(job->spec.ClientsAsked());
       const size_t sums = SlabMemory(*runtime);
       absl::MutexLock lock(&mutex_);
@@ -209,6 +207,7 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& j
     const UpdateKeyRef key{row.client(), row.task(), id};
     const double claimed = row.claimed() > 0 ? row.claimed() : row.weight();
     restored.push_back({key, row.weight(), row.examples(), row.staleness(), claimed, Scalars(row.scalars().begin(), row.scalars().end())});
+    TRIB_ASSIGN_OR_RETURN(restored.back().moe, MoeStatsFromProto(row.moe()));
     UpdateEntry entry;
     entry.key = key;
     entry.digest = partial->row.digests(i);
@@ -218,6 +217,7 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& j
     entry.examples = row.examples();
     entry.claimed = claimed;
     entry.scalars = restored.back().scalars;
+    entry.moe = restored.back().moe;
     if (!whole.empty()) entry.whole = whole[static_cast<size_t>(i)];
     entry.folded = true;
     entries->push_back(std::move(entry));
@@ -265,6 +265,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   ObjectPool::Options pool_options;
   pool_options.pool_id = static_cast<uint16_t>(runtime->number);
   pool_options.slot_payload_bytes = runtime->encoding.total_bytes();
+  pool_options.weight_runs = RunsOf(*runtime);
   pool_options.pool_bytes = pool_bytes;
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<ObjectPool> pool, ObjectPool::Create(pool_options));
   runtime->pool = std::move(pool);

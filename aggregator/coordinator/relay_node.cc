@@ -462,7 +462,7 @@ absl::Status Coordinator::PushPartial(const JobPtr& job) {
     for (const RoundContributor& c : commit.contributors) {
       const auto entry = job->updates.find(c.key.update);
       partial.contributors.push_back({c.key.client, c.key.task, c.key.update, c.weight, c.examples, c.staleness,
-                                      entry == job->updates.end() ? std::string(16, '\0') : entry->second.digest});
+                                      entry == job->updates.end() ? std::string(16, '\0') : entry->second.digest, c.moe});
     }
   }
   const absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(runtime->number);

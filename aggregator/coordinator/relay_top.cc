@@ -24,7 +24,9 @@ v1::PartialAnswer AnswerOf(v1::PartialState state, const std::string& reason = "
 std::vector<RoundContributor> ContributorsOf(const CheckedPartial& partial) {
   std::vector<RoundContributor> out;
   out.reserve(partial.contributors.size());
-  for (const CheckedContributor& c : partial.contributors) out.push_back({{c.client, c.task, c.update}, c.weight, c.examples, c.staleness});
+  for (const CheckedContributor& c : partial.contributors) {
+    out.push_back({.key = {c.client, c.task, c.update}, .weight = c.weight, .examples = c.examples, .staleness = c.staleness, .moe = c.moe});
+  }
   return out;
 }
 
@@ -360,6 +362,12 @@ v1::PartialAnswer Coordinator::JudgePartial(const std::string& name, const Check
   if (static_cast<int64_t>(partial.contributors.size()) > job->spec.ClientsAsked()) {
     return refuse(fmt::format("contributors: the job asks {} clients, got {}", job->spec.ClientsAsked(), partial.contributors.size()));
   }
+  for (const CheckedContributor& contributor : partial.contributors) {
+    const absl::Status counted = runtime.moe != nullptr       ? runtime.moe->CheckStats(contributor.moe)
+                                 : contributor.moe.empty() ? absl::OkStatus()
+                                                           : InvalidArgument("moe: the job's model has no experts");
+    if (!counted.ok()) return refuse(fmt::format("update {}: {}", ToHex(contributor.update), MessageOf(counted)));
+  }
   if (partial.version == runtime.round->version()) {
     const auto share = job->nodes.shares.find(name);
     if (share != job->nodes.shares.end() && share->second.arrived) {
@@ -457,6 +465,7 @@ v1::PartialAnswer Coordinator::FinishPartial(const std::string& name, const Chec
       entry.base_version = partial.version;
       entry.weight = c.weight;
       entry.examples = c.examples;
+      entry.moe = c.moe;
       entry.node = name;
       entry.admitted = clock_->Now();
       job->updates.insert_or_assign(c.update, std::move(entry));

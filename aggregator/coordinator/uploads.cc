@@ -37,6 +37,11 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
   const std::string update = fmt::format("update {}", ToHex(header.key.update));
   TRIB_RETURN_IF_ERROR(Annotate(CheckScalars(*runtime.strategy, runtime.scalars, header.scalars), update));
   TRIB_RETURN_IF_ERROR(Annotate(CheckClientState(*runtime.strategy, header.scalars, ExpectedState(job, header.key.client)), update));
+  if (runtime.moe != nullptr) {
+    TRIB_RETURN_IF_ERROR(Annotate(runtime.moe->CheckStats(header.moe), update));
+  } else if (!header.moe.empty()) {
+    return InvalidArgument("{}: moe: expected no statistics, the job's model has no experts; got those of {} layers", update, header.moe.size());
+  }
   return Annotate(runtime.round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()).status(), update);
 }
 
@@ -155,6 +160,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   entry.examples = header.examples;
   entry.claimed = header.weight;
   entry.scalars = header.scalars;
+  entry.moe = header.moe;
   entry.admitted = clock_->Now();
   admission.state = v1::UPDATE_STATE_PARTIAL;
   admission.grant.object = *std::move(object);
@@ -166,7 +172,8 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   if (job->spec.reproducible && !runtime->keeps_updates()) {
     TRIB_ASSIGN_OR_RETURN(const double weight,
                           runtime->round->WeightNow(header.key.client, header.version, header.weight, header.scalars, clock_->Now()));
-    admission.grant.max_abs = FixedPointLimit(std::max(job->spec.ClientsAsked(), runtime->round->updates_expected())) / weight;
+    const double largest = runtime->moe == nullptr ? 1 : LargestFactor(runtime->moe->RunsOf(header.moe));
+    admission.grant.max_abs = FixedPointLimit(std::max(job->spec.ClientsAsked(), runtime->round->updates_expected())) / (weight * largest);
   }
   return admission;
 }
@@ -206,7 +213,7 @@ absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObjec
   job->row.set_bytes_up(job->row.bytes_up() + header.bytes);
   ForgetTask(*job, header.key.client, header.key.task);
   known->second.scalars = scalars;
-  Post(job, UpdateArrived{header.key, header.version, header.weight, header.examples, std::move(scalars)});
+  Post(job, UpdateArrived{header.key, header.version, header.weight, header.examples, std::move(scalars), known->second.moe});
   known = job->updates.find(header.key.update);
   if (known == job->updates.end()) return Aborted("update {}: its aggregate was lost, send it again", ToHex(header.key.update));
   if (known->second.state == v1::UPDATE_STATE_REJECTED) return InvalidArgument("update {}: {}", ToHex(header.key.update), known->second.reason);

@@ -64,7 +64,7 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
                             .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers(),
-                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .spread = strategy_.spread()},
+                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .scales = input.scales, .spread = strategy_.spread()},
                            state->strategy, next);
   }
   std::vector<const Kept*> order;
@@ -93,7 +93,7 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
   const size_t groups = strategy.update_groups().size();
   const bool adapters = strategy.adapters() != AdapterMode::kNone;
-  std::vector<double> sums((adapters ? layout.trainable_count() : layout.float_count()) + (groups - 1) * layout.trainable_count());
+  std::vector<double> sums((adapters ? layout.trainable_count() : layout.summed_count()) + (groups - 1) * layout.trainable_count());
   const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
   const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous,
                          .ranks = strategy.ranks()};

@@ -44,6 +44,7 @@ class Aggregate {
     std::span<const std::byte> base;   // for a step that needs it
     double noise_stddev = 0;           // on each element of the sums: central privacy noise
     RandomWords* noise = nullptr;      // with noise_stddev > 0
+    std::span<const WeightRun> scales{};  // StepInput's
     std::map<std::string, double>* measured = nullptr;  // WholeReducer::Finish
   };
   // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.

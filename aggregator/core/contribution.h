@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common/ids.h"
+#include "common/moe_stats.h"
 
 namespace tributary::aggregator {
 
@@ -28,6 +29,7 @@ struct RoundContributor {
   uint64_t staleness = 0;     // commits since the version it started from
   double claimed = 0;         // weight as the client sent it
   Scalars scalars{};
+  MoeStats moe{};             // of a mixture of experts
 };
 
 }  // namespace tributary::aggregator

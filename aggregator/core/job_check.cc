@@ -2,6 +2,7 @@
 
 #include "aggregator/core/adapters.h"
 #include "aggregator/core/aggregate.h"
+#include "aggregator/core/moe_state.h"
 #include "common/update_codec.h"
 
 namespace tributary::aggregator {
@@ -40,6 +41,7 @@ absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const Tenso
     return InvalidArgument("cohort.sampling: poisson needs the number of clients that each version is drawn among: cohort.population");
   }
   TRIB_RETURN_IF_ERROR(CheckAdapters(spec, strategy, model));
+  TRIB_RETURN_IF_ERROR(MoeState::Create(spec, strategy, model).status());
   TRIB_RETURN_IF_ERROR(strategy.CheckJob(spec));
   TRIB_RETURN_IF_ERROR(CheckValues(spec, strategy));
   return CheckCodec(spec, strategy, model);

@@ -57,7 +57,7 @@ double Partial::sum_weight() const { return OrderFreeSum(weights_); }
 double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoint ? 0.999 * FixedPointLimit(1) : 1e307; }
 
 absl::StatusOr<ScanResult> Partial::CheckInput(const PartialInput& input) const {
-  const auto& [id, update, weight, known] = input;
+  const auto& [id, update, weight, known, runs] = input;
   if (update.size() != encoding_.total_bytes()) {
     return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), encoding_.total_bytes(), update.size());
   }
@@ -67,11 +67,11 @@ absl::StatusOr<ScanResult> Partial::CheckInput(const PartialInput& input) const 
   const absl::StatusOr<ScanResult> scan = known ? *known : ScanUpdate(encoding_, update);
   if (!scan.ok()) return Annotate(scan.status(), fmt::format("update {}", ToHex(id)));
   if (!scan->finite) return InvalidArgument("update {}: it has a NaN or an infinity", ToHex(id));
+  TRIB_RETURN_IF_ERROR(Annotate(CheckRuns(runs, layout_.float_count()), fmt::format("update {}", ToHex(id))));
   if (arithmetic_ == Arithmetic::kFixedPoint) {
-    const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1));
-    if (!(scan->max_abs * weight <= limit)) {
-      return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id),
-                             scan->max_abs * weight, expected_updates_, limit);
+    const double limit = FixedPointLimit(std::max<int64_t>(expected_updates_, 1)), largest = scan->max_abs * weight * LargestFactor(runs);
+    if (!(largest <= limit)) {
+      return InvalidArgument("update {}: |weight × value| is up to {}, fixed point with {} updates allows {}", ToHex(id), largest, expected_updates_, limit);
     }
   }
   return scan;
@@ -90,8 +90,8 @@ absl::Status Partial::AccumulateAll(std::span<const PartialInput> inputs, const 
   for (const PartialInput& input : inputs) {
     TRIB_ASSIGN_OR_RETURN(const ScanResult scan, CheckInput(input));
     if (contributors_.contains(input.id) || !ids.insert(input.id).second) return AlreadyExists("update {} is already counted", ToHex(input.id));
-    bound += scan.max_abs * input.weight;
-    views.push_back({.flat = input.update.data(), .weight = input.weight});
+    bound += scan.max_abs * input.weight * LargestFactor(input.runs);
+    views.push_back({.flat = input.update.data(), .weight = input.weight, .runs = input.runs});
   }
   // Sums this small cannot overflow. Others may, and the fold finds out half-way: only they pay for a copy to go back to.
   const bool may_overflow = !(bound < SafeBound());

@@ -30,6 +30,7 @@ struct PartialInput {
   std::span<const std::byte> update;    // in the encoding
   double weight = 0;
   std::optional<ScanResult> scan{};     // what ScanUpdate says of it, from who has asked already
+  WeightRuns runs{};                    // UpdateView's
 };
 
 // call(i) for each i in [0, count), on threads of the caller's choice; back when all have returned.

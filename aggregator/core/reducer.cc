@@ -11,47 +11,33 @@
 namespace tributary::aggregator {
 namespace {
 
+constexpr size_t kStateBytes = 8;  // a double, or an integer of fixed point
+
 class MeanReducer final : public Reducer {
  public:
   MeanReducer(DType dtype, Arithmetic arithmetic) : dtype_(dtype), arithmetic_(arithmetic) {}
 
-  size_t state_bytes_per_element() const override { return 8; }
+  size_t state_bytes_per_element() const override { return kStateBytes; }
 
   bool FoldBlock(std::byte* state, size_t first, size_t count, std::span<const UpdateView> updates, bool fresh) const override {
     const size_t element_bytes = DTypeBytes(dtype_);
-    std::array<const std::byte*, kMaxFoldUpdates> xs{};
-    std::array<double, kMaxFoldUpdates> weights{};
-    size_t done = 0;
-    do {
-      const size_t k = std::min(kMaxFoldUpdates, updates.size() - done);
-      for (size_t j = 0; j < k; ++j) {
-        xs[j] = updates[done + j].flat + first * element_bytes;
-        weights[j] = updates[done + j].weight;
-      }
-      if (!Fold(state, xs.data(), weights.data(), k, count, fresh && done == 0)) return false;
-      done += k;
-    } while (done < updates.size());
-    return true;
+    return ByStretches(state, {.encoding = nullptr, .first = first, .count = count}, updates, fresh,
+                       [&](std::byte* to, const CodedRange& range, std::span<const UpdateView> some, const double* weights, bool first_of_all) {
+                         std::array<const std::byte*, kMaxFoldUpdates> xs{};
+                         for (size_t j = 0; j < some.size(); ++j) xs[j] = some[j].flat + range.first * element_bytes;
+                         return Fold(to, xs.data(), weights, some.size(), range.count, first_of_all);
+                       });
   }
 
   bool FoldEncoded(std::byte* state, const CodedRange& range, std::span<const UpdateView> updates, bool fresh) const override {
-    std::array<const std::byte*, kMaxFoldUpdates> xs{};
-    std::array<double, kMaxFoldUpdates> weights{};
-    size_t done = 0;
-    do {
-      const size_t k = std::min(kMaxFoldUpdates, updates.size() - done);
-      for (size_t j = 0; j < k; ++j) {
-        xs[j] = updates[done + j].flat;
-        weights[j] = updates[done + j].weight;
-      }
-      const std::span<const std::byte* const> some(xs.data(), k);
-      const bool ok = arithmetic_ == Arithmetic::kFloat64
-                          ? FoldCoded(reinterpret_cast<double*>(state), range, some, weights.data(), fresh && done == 0)
-                          : FoldCodedFixed(reinterpret_cast<int64_t*>(state), range, some, weights.data(), fresh && done == 0);
-      if (!ok) return false;
-      done += k;
-    } while (done < updates.size());
-    return true;
+    return ByStretches(state, range, updates, fresh,
+                       [&](std::byte* to, const CodedRange& part, std::span<const UpdateView> some, const double* weights, bool first_of_all) {
+                         std::array<const std::byte*, kMaxFoldUpdates> xs{};
+                         for (size_t j = 0; j < some.size(); ++j) xs[j] = some[j].flat;
+                         const std::span<const std::byte* const> flats(xs.data(), some.size());
+                         return arithmetic_ == Arithmetic::kFloat64 ? FoldCoded(reinterpret_cast<double*>(to), part, flats, weights, first_of_all)
+                                                                    : FoldCodedFixed(reinterpret_cast<int64_t*>(to), part, flats, weights, first_of_all);
+                       });
   }
 
   bool MergeBlock(std::byte* state, const std::byte* other, size_t count) const override {
@@ -82,6 +68,28 @@ class MeanReducer final : public Reducer {
   }
 
  private:
+  // fold(state, range, updates, weights, fresh) for at most kMaxFoldUpdates updates at once, over stretches in which each has one weight.
+  template <typename FoldSome>
+  static bool ByStretches(std::byte* state, const CodedRange& range, std::span<const UpdateView> updates, bool fresh, const FoldSome& fold) {
+    std::array<double, kMaxFoldUpdates> weights{};
+    size_t done = 0;
+    do {
+      const std::span<const UpdateView> some = updates.subspan(done, std::min(kMaxFoldUpdates, updates.size() - done));
+      for (CodedRange part = range; part.count > 0; part.first += part.count, part.count = range.first + range.count - part.first) {
+        for (size_t j = 0; j < some.size(); ++j) {
+          weights[j] = some[j].weight;
+          if (some[j].runs.empty()) continue;
+          const WeightRun& run = RunAt(some[j].runs, part.first);
+          weights[j] *= run.factor;
+          part.count = std::min(part.count, run.end - part.first);
+        }
+        if (!fold(state + (part.first - range.first) * kStateBytes, part, some, weights.data(), fresh && done == 0)) return false;
+      }
+      done += some.size();
+    } while (done < updates.size());
+    return true;
+  }
+
   bool Fold(std::byte* state, const std::byte* const* xs, const double* weights, size_t k, size_t count, bool first) const {
     if (arithmetic_ == Arithmetic::kFloat64) {
       auto* acc = reinterpret_cast<double*>(state);
@@ -120,7 +128,7 @@ bool Reducer::FoldEncoded(std::byte* state, const CodedRange& range, std::span<c
   const uintptr_t flat = reinterpret_cast<uintptr_t>(decoded.data()) - range.first * sizeof(float);
   for (size_t j = 0; j < updates.size(); ++j) {
     DecodeRange(*range.encoding, updates[j].flat, range.first, decoded);
-    const UpdateView view{.flat = reinterpret_cast<const std::byte*>(flat), .weight = updates[j].weight};
+    const UpdateView view{.flat = reinterpret_cast<const std::byte*>(flat), .weight = updates[j].weight, .runs = updates[j].runs};
     if (!FoldBlock(state, range.first, range.count, {&view, 1}, fresh && j == 0)) return false;
   }
   return true;

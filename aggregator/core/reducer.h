@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "aggregator/core/coded_kernels.h"
+#include "aggregator/core/group_weights.h"
 #include "aggregator/core/kernels.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -25,6 +26,7 @@ namespace tributary::aggregator {
 struct UpdateView {
   const std::byte* flat = nullptr;
   double weight = 0;
+  std::span<const WeightRun> runs{};  // up to the end of the float region: by them times `weight`; none: all have it
 };
 
 enum class Arithmetic : uint8_t { kFloat64 = 1, kFixedPoint = 2 };

@@ -52,7 +52,7 @@ struct ClientGone { std::string client; };
 struct ClientsArrived { std::vector<std::string> clients; };
 struct TaskDeclined { std::string client; uint64_t task = 0; std::string reason; };
 // Validated and sealed by ingress. `weight` as claimed by the client.
-struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0; uint64_t examples = 0; Scalars scalars{}; };
+struct UpdateArrived { UpdateKeyRef key; uint64_t version = 0; double weight = 0; uint64_t examples = 0; Scalars scalars{}; MoeStats moe{}; };
 // Clients that belong to the job whether or not they are ever attached: they count in N.
 struct ClientsRegistered { std::vector<std::string> clients; };
 // Nobody takes part in the open round: it counts and commits, with the model as it is. Ignored when an update has been taken.

@@ -105,7 +105,8 @@ void Round::On(const UpdateArrived& event, absl::Time now, Actions* out) {
                                      .examples = event.examples,
                                      .staleness = 0,
                                      .claimed = event.weight,
-                                     .scalars = event.scalars},
+                                     .scalars = event.scalars,
+                                     .moe = event.moe},
                      .version = event.version,
                      .folded = false};
   if (phase_ != Phase::kCollecting || MustWait(event.key.client)) {

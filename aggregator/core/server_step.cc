@@ -59,6 +59,22 @@ std::vector<double> ReportAll(const Reducer& reducer, std::span<const StatePiece
   return all;
 }
 
+// The step over stretches of one scale each; `sums` are the block's. Where it is 0 neither model nor state moves.
+void ApplyScaled(const ServerStep& step, const StepBlock& block, std::span<const WeightRun> scales, std::span<double> sums, StrategyState& state) {
+  const size_t count = block.model.size();
+  for (size_t from = 0, next = 0; from < count; from = next) {
+    const WeightRun& run = RunAt(scales, block.first + from);
+    next = std::min(count, run.end - block.first);
+    if (run.factor == 0) continue;
+    for (size_t i = from; i < next; ++i) sums[i] *= run.factor;
+    StepBlock part = block;
+    part.first = block.first + from;
+    part.model = block.model.subspan(from, next - from);
+    part.sums = block.sums.subspan(from, next - from);
+    step.ApplyBlock(part, state);
+  }
+}
+
 absl::Status CheckPieces(std::span<const StatePiece> pieces, size_t float_count) {
   size_t next = 0;
   for (const StatePiece& piece : pieces) {
@@ -116,9 +132,13 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
   std::erase_if(sorted, [](const StatePiece& piece) { return piece.count == 0; });
   std::sort(sorted.begin(), sorted.end(), [](const StatePiece& a, const StatePiece& b) { return a.first < b.first; });
   const size_t extra = (input.groups - 1) * layout.trainable_count();
-  const size_t own = input.without_buffers ? layout.trainable_count() : layout.float_count();
+  const size_t own = input.without_buffers ? layout.trainable_count() : layout.summed_count();
   const size_t summed = input.spread == nullptr ? own + extra : sorted.empty() ? 0 : sorted.back().first + sorted.back().count;
   TRIB_RETURN_IF_ERROR(CheckPieces(sorted, summed));
+  TRIB_RETURN_IF_ERROR(CheckRuns(input.scales, own));
+  if (!input.scales.empty() && (input.groups != 1 || input.spread != nullptr || step.needs_base())) {
+    return InvalidArgument("scales are for sums over the model's own elements, of several updates");
+  }
   TRIB_RETURN_IF_ERROR(PrepareState(step, layout, input.previous, &state));
   const Reducer* reducer = input.reducer;
   std::unique_ptr<Reducer> plain;
@@ -153,14 +173,14 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
       if (trainable > 0) {
         LoadBlock(dtype, input.previous.data(), first, {model.data(), trainable});
         if (!base.empty()) LoadBlock(dtype, input.base.data(), first, {base.data(), trainable});
-        step.ApplyBlock({.first = first,
-                         .model = {model.data(), trainable},
-                         .sums = {sums.data(), trainable},
-                         .divisor = divisor,
-                         .facts = &input.facts,
-                         .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
-                         .base = {base.data(), base.empty() ? 0 : trainable}},
-                        state);
+        const StepBlock block{.first = first,
+                              .model = {model.data(), trainable},
+                              .sums = {sums.data(), trainable},
+                              .divisor = divisor,
+                              .facts = &input.facts,
+                              .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
+                              .base = {base.data(), base.empty() ? 0 : trainable}};
+        input.scales.empty() ? step.ApplyBlock(block, state) : ApplyScaled(step, block, input.scales, {sums.data(), trainable}, state);
       }
       if (input.keep_buffers) {
         LoadBlock(dtype, input.previous.data(), first + trainable, std::span(model).subspan(trainable, count - trainable));
@@ -176,11 +196,10 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
       }
     }
   }
-  if (input.without_buffers) {
-    const size_t trainable_bytes = layout.trainable_count() * DTypeBytes(dtype);
-    std::copy_n(input.previous.begin() + static_cast<ptrdiff_t>(trainable_bytes), layout.float_bytes() - trainable_bytes,
-                next.begin() + static_cast<ptrdiff_t>(trainable_bytes));
-  }
+  // What no update has: the server's own tensors, and buffers where they do not travel.
+  const size_t moved_bytes = (input.without_buffers ? layout.trainable_count() : layout.summed_count()) * DTypeBytes(dtype);
+  std::copy_n(input.previous.begin() + static_cast<ptrdiff_t>(moved_bytes), layout.float_bytes() - moved_bytes,
+              next.begin() + static_cast<ptrdiff_t>(moved_bytes));
   const size_t counter_bytes = layout.counter_count() * sizeof(int64_t);
   if (counter_bytes > 0) {
     const void* from = input.counters.empty() ? static_cast<const void*>(input.previous.data() + layout.float_bytes()) : input.counters.data();

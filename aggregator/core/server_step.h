@@ -3,7 +3,7 @@
 //
 // What the sums are divided by is the step's business (Σw, N, the buffer, 1), never the reducer's. Trainable elements go through
 // ServerStep; buffers take the weighted mean of values, always by Σw, or stay as they are (`buffers: local`); counters take the
-// maximum (algorithms.md §1.4).
+// maximum (algorithms.md §1.4). What the server owns stays as it is, whoever changes it does so afterwards.
 // Threads: thread-compatible. A step keeps nothing between commits except in StrategyState.
 #pragma once
 
@@ -94,6 +94,7 @@ struct StepInput {
   CommitFacts facts;
   bool keep_buffers = false;               // buffers stay as they were
   bool without_buffers = false;            // the same, and updates carry none: the sums end with the trainable elements
+  std::span<const WeightRun> scales{};     // up to the last summed element: sums are multiplied by them before the step; 0: nothing there changes
   const SumSpread* spread = nullptr;       // only without buffers
 };
 

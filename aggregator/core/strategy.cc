@@ -26,6 +26,11 @@ ParamInfo BuffersParam() {
           .help = "the model's buffers: the weighted mean of the clients' values, or each client keeps its own and the model's stay as they are"};
 }
 
+ParamInfo ExpertWeightsParam() {
+  return {.name = "expert_weights", .default_value = "mean", .range = "mean|tokens",
+          .help = "experts of a mixture: averaged like all tensors, or each client's weighted by the share of its tokens that went to the expert"};
+}
+
 template <Make make>
 absl::StatusOr<std::unique_ptr<Strategy>> MakeWithCommon(const StrategySpec& spec, const LocalSpec& local) {
   const ParamInfo info = BuffersParam();
@@ -34,6 +39,12 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeWithCommon(const StrategySpec& spe
   const std::string buffers = given.empty() ? info.default_value : given.mapped();
   if (buffers != "average" && buffers != "local") {
     return InvalidArgument("strategy '{}': {} must be in {}, got '{}'", spec.name, info.name, info.range, buffers);
+  }
+  const ParamInfo experts = ExpertWeightsParam();
+  const auto experts_given = own.params.extract(experts.name);
+  const std::string expert_weights = experts_given.empty() ? experts.default_value : experts_given.mapped();
+  if (expert_weights != "mean" && expert_weights != "tokens") {
+    return InvalidArgument("strategy '{}': {} must be in {}, got '{}'", spec.name, experts.name, experts.range, expert_weights);
   }
   const auto adapters = own.params.extract(AdaptersParam().name);
   AdapterMode mode = AdapterMode::kNone;
@@ -50,6 +61,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeWithCommon(const StrategySpec& spe
     TRIB_ASSIGN_OR_RETURN(strategy, WithAdapters(mode, own, std::move(strategy)));
   }
   strategy->set_local_buffers(buffers == "local");
+  strategy->set_weighs_experts(expert_weights == "tokens");
   return strategy;
 }
 
@@ -58,6 +70,7 @@ std::vector<ParamInfo> ParamsWithCommon() {
   std::vector<ParamInfo> all = params();
   all.push_back(BuffersParam());
   all.push_back(AdaptersParam());
+  all.push_back(ExpertWeightsParam());
   return all;
 }
 

@@ -86,6 +86,9 @@ class Strategy {
   // Of a model of triplets: how many of them are left at each version; else null.
   const RankSchedule* ranks() const { return ranks_ ? &*ranks_ : nullptr; }
   void set_ranks(const RankSchedule& ranks) { ranks_ = ranks; }
+  // `expert_weights: tokens`: experts of a mixture are averaged by the tokens that went to them (moe_state.h).
+  bool weighs_experts() const { return weighs_experts_; }
+  void set_weighs_experts(bool weighs) { weighs_experts_ = weighs; }
   // Set: the elements of an update are not the model's trainable ones one by one.
   virtual const SumSpread* spread() const { return nullptr; }
   // Of a strategy whose rows are copies of the clients' states: the client's name for that vector. A client that lost it is given its row.
@@ -95,6 +98,7 @@ class Strategy {
 
  private:
   bool local_buffers_ = false;
+  bool weighs_experts_ = false;
   AdapterMode adapters_ = AdapterMode::kNone;
   std::optional<RankSchedule> ranks_;
 };

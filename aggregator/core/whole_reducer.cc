@@ -31,7 +31,7 @@ void MeanOf(const WholeInput& input, std::span<const double> factors, size_t fir
 }
 
 std::vector<double> FloatsOf(const TensorLayout& layout, std::span<const std::byte> flat) {
-  std::vector<double> values(layout.float_count());
+  std::vector<double> values(layout.summed_count());
   for (size_t i = 0; i < values.size(); ++i) values[i] = FloatAt(layout, flat, i);
   return values;
 }

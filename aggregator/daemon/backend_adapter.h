@@ -116,7 +116,7 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   }
   static UpdateHeader ToHeader(const UploadHeader& header) {
     return {header.key, header.job, header.version, header.layout, header.codec, header.bytes, header.xxh3_128, header.weight, header.examples,
-            header.metrics, header.scalars};
+            header.metrics, header.scalars, header.moe};
   }
 
   Coordinator* const coordinator_;

@@ -61,6 +61,7 @@ struct UploadHeader {
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
   std::map<std::string, double> scalars{};
+  MoeStats moe{};            // of a mixture of experts
 };
 
 // Permission to upload: a reserved object and what the bytes must satisfy.

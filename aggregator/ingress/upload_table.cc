@@ -30,13 +30,14 @@ UploadHeader MakeHeader(const Caller& caller, const CheckedUpload& upload) {
   header.examples = upload.examples;
   header.metrics = upload.metrics;
   header.scalars = upload.scalars;
+  header.moe = upload.moe;
   return header;
 }
 
 // Whether a second BeginUpload of the same key says the same thing. Metrics are not compared: they describe, they do not bind.
 bool SameUpload(const UploadHeader& a, const UploadHeader& b) {
   return a.key == b.key && a.version == b.version && a.layout == b.layout && a.codec == b.codec && a.bytes == b.bytes &&
-         a.xxh3_128 == b.xxh3_128 && a.weight == b.weight && a.examples == b.examples;
+         a.xxh3_128 == b.xxh3_128 && a.weight == b.weight && a.examples == b.examples && a.moe == b.moe;
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <limits>
 
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::aggregator {
 
@@ -16,12 +17,14 @@ v1::Contributor ContributorRow(const RoundContributor& contributor) {
   row.set_staleness(contributor.staleness);
   row.set_claimed(contributor.claimed);
   row.mutable_scalars()->insert(contributor.scalars.begin(), contributor.scalars.end());
+  if (!contributor.moe.empty()) *row.mutable_moe() = MoeStatsToProto(contributor.moe);
   return row;
 }
 
-v1::Contributor CommittedRow(const RoundContributor& contributor) {
+v1::Contributor CommittedRow(const RoundContributor& contributor, bool recorded) {
   v1::Contributor row = ContributorRow(contributor);
   row.mutable_scalars()->erase(kWithinClip);
+  if (!recorded) row.clear_moe();
   return row;
 }
 

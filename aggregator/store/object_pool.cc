@@ -47,9 +47,10 @@ ObjectLocator UnpackLocator(uint64_t key_hi) {
   return {static_cast<uint16_t>(key_hi >> 48), static_cast<uint16_t>(key_hi >> 32), static_cast<uint32_t>(key_hi)};
 }
 
-size_t SlotBytes(size_t payload_bytes) {
+size_t SlotBytes(size_t payload_bytes, size_t weight_runs) {
   const size_t page = PageBytes();
-  return (kHeaderBytes + payload_bytes + page - 1) / page * page;
+  const size_t used = weight_runs == 0 ? payload_bytes : RunsOffset(payload_bytes) + weight_runs * sizeof(tb_weight_run);
+  return (kHeaderBytes + used + page - 1) / page * page;
 }
 
 struct ObjectPool::Impl {
@@ -135,7 +136,7 @@ absl::StatusOr<std::unique_ptr<ObjectPool>> ObjectPool::Create(const Options& op
   }
   auto impl = std::make_unique<Impl>();
   impl->options = options;
-  impl->slot_bytes = SlotBytes(options.slot_payload_bytes);
+  impl->slot_bytes = SlotBytes(options.slot_payload_bytes, options.weight_runs);
   const size_t max_slots = kMaxSegments * size_t{0xffff};
   impl->capacity = std::clamp<size_t>(options.pool_bytes / impl->slot_bytes, 1, max_slots);
   impl->slots_per_segment = std::max<size_t>(1, kSegmentTargetBytes / impl->slot_bytes);
@@ -215,6 +216,13 @@ absl::StatusOr<WritableObject> ObjectPool::Reserve(size_t bytes) {
   }
   if (listener && *listener) (*listener)(new_segment, new_fd, new_bytes);
   return object;
+}
+
+void WritableObject::SetWeightRuns(std::span<const tb_weight_run> runs) {
+  TRIB_CHECK(pool_ != nullptr && runs.size() <= pool_->impl_->options.weight_runs, "{} weight runs", runs.size());
+  if (runs.empty()) return;
+  std::memcpy(payload_.data() + RunsOffset(payload_.size()), runs.data(), runs.size_bytes());
+  header_->weight_runs = runs.size();
 }
 
 ObjectKey ObjectPool::Publish(WritableObject&& object) {

@@ -4,6 +4,8 @@
 // fd may travel; receivers check seals and size before they map. Segments are made on demand up to `pool_bytes` and dropped when
 // the pool is destroyed. The pool keeps reference counts in private memory; readers never touch them.
 //
+// An object may have weight runs behind its payload: LAYOUT.md.
+//
 // Errors: RESOURCE_EXHAUSTED from Reserve when no slot is free (the caller answers with a retry delay; nothing is queued here).
 // Threads: all methods of ObjectPool are safe from any thread; a WritableObject belongs to one thread at a time.
 #pragma once
@@ -13,6 +15,7 @@
 #include <functional>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "common/abi/dataplane_abi.h"
 #include "common/ids.h"
@@ -38,6 +41,8 @@ class WritableObject {
   ~WritableObject();
   bool valid() const { return pool_ != nullptr; }
   std::span<std::byte> payload() const { return payload_; }
+  // Weights of stretches of the payload's elements, written behind it. The pool has room for them (Options::weight_runs).
+  void SetWeightRuns(std::span<const tb_weight_run> runs);
   tb_object_header& header() const { return *header_; }  // fill before Publish; magic, nonce, state are the pool's
   ObjectKey key() const { return key_; }
 
@@ -54,6 +59,7 @@ class ObjectPool {
   struct Options {
     uint16_t pool_id = 0;
     size_t slot_payload_bytes = 0;   // > 0; every object of a job has this size
+    size_t weight_runs = 0;          // that an object has at most
     size_t pool_bytes = 0;           // budget; at least one slot is always granted
     uint32_t domain = 0;
   };
@@ -83,6 +89,7 @@ class ObjectPool {
   size_t committed_bytes() const; // of segments that exist
 
  private:
+  friend class WritableObject;
   struct Impl;
   explicit ObjectPool(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
@@ -101,6 +108,7 @@ class SegmentMap {
   struct Object {
     tb_object_header header;
     std::span<const std::byte> payload;
+    std::vector<tb_weight_run> runs;  // a copy
   };
   absl::StatusOr<Object> Find(const ObjectKey& key) const;
 
@@ -118,8 +126,10 @@ struct ObjectLocator {
 };
 uint64_t PackLocator(const ObjectLocator& locator);
 ObjectLocator UnpackLocator(uint64_t key_hi);
-// Header + payload, rounded up to whole pages.
-size_t SlotBytes(size_t payload_bytes);
+// Header, payload and weight runs, rounded up to whole pages.
+size_t SlotBytes(size_t payload_bytes, size_t weight_runs = 0);
+// Of an object's first weight run, from the payload's beginning.
+constexpr size_t RunsOffset(size_t payload_bytes) { return (payload_bytes + alignof(tb_weight_run) - 1) / alignof(tb_weight_run) * alignof(tb_weight_run); }
 
 // Creates a memfd of `bytes` with its pages reserved (RESOURCE_EXHAUSTED if there are none), maps it read-write, and seals
 // SHRINK|GROW|SEAL. For lanes and slabs. The mapping is not inherited by forked children.

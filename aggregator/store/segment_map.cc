@@ -74,6 +74,14 @@ absl::StatusOr<SegmentMap::Object> SegmentMap::Find(const ObjectKey& key) const 
                     segment.slot_bytes - sizeof(tb_object_header), header.payload_bytes);
   }
   object.payload = {address + sizeof(tb_object_header), static_cast<size_t>(header.payload_bytes)};
+  if (header.weight_runs == 0) return object;
+  const size_t behind = sizeof(tb_object_header) + RunsOffset(object.payload.size());
+  if (behind > segment.slot_bytes || header.weight_runs > (segment.slot_bytes - behind) / sizeof(tb_weight_run)) {
+    return DataLoss("object {:016x}: expected at most {} weight runs, got {}", key.hi, behind > segment.slot_bytes ? 0 : (segment.slot_bytes - behind) / sizeof(tb_weight_run),
+                    header.weight_runs);
+  }
+  object.runs.resize(static_cast<size_t>(header.weight_runs));
+  std::memcpy(object.runs.data(), address + behind, object.runs.size() * sizeof(tb_weight_run));
   return object;
 }
 

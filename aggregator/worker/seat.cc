@@ -434,6 +434,13 @@ absl::StatusOr<FoldInput> Seat::Look(const tb_desc& desc) {
   FoldInput input;
   input.desc = desc;
   input.view = {object.payload.data(), object.header.weight};
+  if (!object.runs.empty()) {
+    WeightRuns runs;
+    for (const tb_weight_run& run : object.runs) runs.push_back({.end = run.end, .factor = run.factor});
+    if (const absl::Status good = CheckRuns(runs, encoding_.floats); !good.ok()) return DataLoss("{}", MessageOf(good));
+    input.runs = std::make_shared<const WeightRuns>(std::move(runs));
+    input.view.runs = *input.runs;
+  }
   if (folds_counters_) input.counters = object.payload.data() + encoding_.counters_offset();
   return input;
 }

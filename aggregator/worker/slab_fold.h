@@ -10,6 +10,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 
 #include "aggregator/core/reducer.h"
@@ -23,6 +24,7 @@ struct FoldInput {
   tb_desc desc{};
   UpdateView view;                        // whole update, flat form
   const std::byte* counters = nullptr;    // of the update; nullptr when this slab has none
+  std::shared_ptr<const WeightRuns> runs{};  // what view.runs borrows: shared, as inputs are copied
 };
 
 struct MergeInput {

@@ -18,6 +18,7 @@
 #include "client/core/local_rule.h"
 #include "common/job_spec.h"
 #include "common/large_bytes.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -39,6 +40,7 @@ struct TrainRequest {
   std::string client;                          // id of the identity that trains
   int64_t shard = 0;                           // which of the job's clients it is: local.steps and local.lr may differ by client
   bool may_stay_on_device = false;             // who asks can take the update from the device: TrainResult::on_device
+  const GlobalMoe* moe = nullptr;              // of all clients' experts, as of the newest version; null: nothing is known
   double gradient_noise = 0;                   // s: every local gradient gets + N(0, s²I), drawn from `seed` (simulations)
   std::function<bool(float done)> progress;    // done in [0, 1]; false: stop
 };
@@ -54,6 +56,7 @@ struct TrainResult {
   std::map<std::string, double> metrics;       // train_loss, train_s, …
   std::optional<ClientState> state{};          // that holds once the update is counted
   std::map<std::string, double> scalars{};     // what the job's strategy asks for by name ("step_norm"), and nothing else; finite
+  MoeStats moe{};                              // of a mixture's layers; empty: the model has none
 };
 
 struct EvaluateResult {

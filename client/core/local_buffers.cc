@@ -9,16 +9,20 @@
 namespace tributary::client {
 namespace {
 
+size_t BufferCount(const TensorLayout& layout) { return layout.summed_count() - layout.trainable_count(); }
+
 // Of a flat form that ends with the layout's buffers and counters: an update too, whatever vectors it carries before them.
 std::span<std::byte> BuffersOf(const TensorLayout& layout, std::span<std::byte> flat) {
-  const size_t after = (layout.float_count() - layout.trainable_count()) * DTypeBytes(layout.float_dtype());
+  const size_t after = BufferCount(layout) * DTypeBytes(layout.float_dtype());
   const size_t counters = layout.counter_count() * sizeof(int64_t);
-  return flat.subspan(flat.size() - counters - after, after);
+  // What the server owns lies behind them in a model, and is in no update.
+  const size_t owned = flat.size() == layout.total_bytes() ? layout.server_owned_count() * DTypeBytes(layout.float_dtype()) : 0;
+  return flat.subspan(flat.size() - counters - owned - after, after);
 }
 
 bool KeepsBuffers(const TrainRequest& request) {
   const TensorLayout& layout = *request.layout;
-  return BuffersStayLocal(request.spec->strategy) && (layout.float_count() > layout.trainable_count() || layout.counter_count() > 0);
+  return BuffersStayLocal(request.spec->strategy) && (BufferCount(layout) > 0 || layout.counter_count() > 0);
 }
 
 }  // namespace
@@ -32,7 +36,7 @@ absl::StatusOr<TrainResult> TrainLocally(Learner& learner, TrainRequest request,
   if (!KeepsBuffers(request)) return learner.Train(request, data);
   request.may_stay_on_device = false;  // part of it is put in the place of another
   const TensorLayout& layout = *request.layout;
-  const size_t buffers = layout.float_count() - layout.trainable_count();
+  const size_t buffers = BufferCount(layout);
   const std::span<const std::byte> received = request.model;
   std::vector<std::byte> model(received.begin(), received.end());
   if (request.state != nullptr && request.state->vectors.contains(kBuffersVector)) {

@@ -25,6 +25,7 @@
 #include "client/core/backoff.h"
 #include "client/core/random.h"
 #include "common/ids.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 
 namespace tributary::client {
@@ -67,6 +68,7 @@ struct Task {
   uint64_t state_version = 0;  // kTrain: whose client state it starts from (TrainTask of federation.proto)
   uint64_t state_epoch = 0;
   double clip = 0;            // of jobs with adaptive clipping: C of this version; 0: the job's
+  GlobalMoe moe{};            // of mixtures of experts
 };
 
 struct Evaluation {

@@ -1,5 +1,7 @@
 #include "client/cuda/moe_permute.h"
 
+#include <cuda_bf16.h>
+
 #include <algorithm>
 
 namespace tributary::client {
@@ -53,12 +55,46 @@ __global__ void __launch_bounds__(kThreads) GatherKernel(const uint4* x, const i
   }
 }
 
-__global__ void __launch_bounds__(kThreads) CombineKernel(const float* y, const float* gates, const int32_t* place, int64_t tokens, int top_k, int64_t width, float* out) {
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < tokens * width; i += int64_t{gridDim.x} * kThreads) {
-    const int64_t token = i / width, column = i % width;
+__device__ __forceinline__ float ToFloat(float value) { return value; }
+__device__ __forceinline__ float ToFloat(__nv_bfloat16 value) { return __bfloat162float(value); }
+__device__ __forceinline__ void Put(float* to, float value) { *to = value; }
+__device__ __forceinline__ void Put(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads) CombineKernel(const __grid_constant__ MoeCombine work) {
+  const T* y = static_cast<const T*>(work.y);
+  T* out = static_cast<T*>(work.out);
+  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < work.tokens * work.width; i += int64_t{gridDim.x} * kThreads) {
+    const int64_t token = i / work.width, column = i % work.width;
     float sum = 0;
-    for (int k = 0; k < top_k; ++k) sum = __fmaf_rn(gates[token * top_k + k], y[int64_t{place[token * top_k + k]} * width + column], sum);
-    out[i] = sum;
+    for (int k = 0; k < work.top_k; ++k) {
+      const int64_t choice = token * work.top_k + k;
+      sum = __fmaf_rn(work.gates == nullptr ? 1.0F : work.gates[choice], ToFloat(y[int64_t{work.place[choice]} * work.width + column]), sum);
+    }
+    Put(out + i, sum);
+  }
+}
+
+// A warp a choice: lane l has columns l, l + 32, …; lanes are added in halves.
+template <typename T>
+__global__ void __launch_bounds__(kThreads) CombineBackwardKernel(const __grid_constant__ MoeCombineBackward work) {
+  const T* dout = static_cast<const T*>(work.dout);
+  const T* y = static_cast<const T*>(work.y);
+  T* dy = static_cast<T*>(work.dy);
+  const int lane = threadIdx.x % 32;
+  const int64_t choices = work.tokens * work.top_k;
+  for (int64_t choice = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; choice < choices; choice += int64_t{gridDim.x} * kWarps) {
+    const int64_t from = choice / work.top_k * work.width, to = int64_t{work.place[choice]} * work.width;
+    const float gate = work.gates[choice];
+    float sum = 0;
+    for (int64_t column = lane; column < work.width; column += 32) {
+      const float d = ToFloat(dout[from + column]);
+      sum = __fmaf_rn(d, ToFloat(y[to + column]), sum);
+      Put(dy + to + column, __fmul_rn(gate, d));
+    }
+#pragma unroll
+    for (int half = 16; half > 0; half /= 2) sum = __fadd_rn(sum, __shfl_down_sync(kAllLanes, sum, half));
+    if (lane == 0) work.dgates[choice] = sum;
   }
 }
 
@@ -83,10 +119,20 @@ cudaError_t LaunchMoeGather(const void* x, const int64_t* token, int64_t pairs, 
   return cudaGetLastError();
 }
 
-cudaError_t LaunchMoeCombine(const float* y, const float* gates, const int32_t* place, int64_t tokens, int top_k, int64_t width, float* out, cudaStream_t stream) {
-  if (tokens < 0 || top_k < 1 || width < 1) return cudaErrorInvalidValue;
-  if (tokens == 0) return cudaSuccess;
-  CombineKernel<<<BlocksFor(tokens * width), kThreads, 0, stream>>>(y, gates, place, tokens, top_k, width, out);
+cudaError_t LaunchMoeCombine(const MoeCombine& work, cudaStream_t stream) {
+  if (work.tokens < 0 || work.top_k < 1 || work.width < 1) return cudaErrorInvalidValue;
+  if (work.tokens == 0) return cudaSuccess;
+  const unsigned blocks = BlocksFor(work.tokens * work.width);
+  work.type == RowType::kF32 ? CombineKernel<float><<<blocks, kThreads, 0, stream>>>(work) : CombineKernel<__nv_bfloat16><<<blocks, kThreads, 0, stream>>>(work);
+  return cudaGetLastError();
+}
+
+cudaError_t LaunchMoeCombineBackward(const MoeCombineBackward& work, cudaStream_t stream) {
+  if (work.tokens < 0 || work.top_k < 1 || work.width < 1) return cudaErrorInvalidValue;
+  if (work.tokens == 0) return cudaSuccess;
+  const unsigned blocks = BlocksFor(work.tokens * work.top_k * 32);
+  work.type == RowType::kF32 ? CombineBackwardKernel<float><<<blocks, kThreads, 0, stream>>>(work)
+                             : CombineBackwardKernel<__nv_bfloat16><<<blocks, kThreads, 0, stream>>>(work);
   return cudaGetLastError();
 }
 

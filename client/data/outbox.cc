@@ -68,6 +68,22 @@ void RemoveTree(const fs::path& path) {
 
 uint32_t TextCrc(const std::string& text) { return Crc32c(std::as_bytes(std::span(text.data(), text.size()))); }
 
+json MoeJson(const MoeStats& stats) {
+  json layers = json::array();
+  for (const MoeLayerStats& layer : stats) {
+    layers.push_back({{"counts", layer.counts}, {"prob_sum", layer.prob_sum}, {"square_sum", layer.square_sum}, {"tokens", layer.tokens}});
+  }
+  return layers;
+}
+
+MoeStats MoeFrom(const json& layers) {
+  MoeStats stats;
+  for (const json& layer : layers) {
+    stats.push_back({.counts = layer.at("counts"), .prob_sum = layer.at("prob_sum"), .square_sum = layer.at("square_sum"), .tokens = layer.at("tokens")});
+  }
+  return stats;
+}
+
 std::string SerializeHeader(const OutboxHeader& header) {
   json metrics = json::object();
   for (const auto& [name, value] : header.metrics) metrics[name] = value;
@@ -83,7 +99,8 @@ std::string SerializeHeader(const OutboxHeader& header) {
                          {"weight", header.weight},
                          {"examples", header.examples},
                          {"metrics", std::move(metrics)},
-                         {"scalars", header.scalars}};
+                         {"scalars", header.scalars},
+                         {"moe", MoeJson(header.moe)}};
   const std::string text = document.dump(-1, ' ', false, json::error_handler_t::replace);
   return fmt::format("{:08x} {}\n", TextCrc(text), text);
 }
@@ -113,6 +130,7 @@ absl::StatusOr<OutboxHeader> ParseHeader(const std::string& line, const std::str
     header.examples = document.at("examples");
     header.metrics = document.at("metrics").get<std::map<std::string, double>>();
     if (document.contains("scalars")) header.scalars = document.at("scalars").get<std::map<std::string, double>>();
+    if (document.contains("moe")) header.moe = MoeFrom(document.at("moe"));
     return header;
   } catch (const json::exception& error) {
     return DataLoss("{}: {}", origin, error.what());

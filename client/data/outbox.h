@@ -26,6 +26,7 @@
 
 #include "common/file.h"
 #include "common/ids.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 #include "common/unique_fd.h"
 
@@ -44,6 +45,7 @@ struct OutboxHeader {
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
   std::map<std::string, double> scalars{};
+  MoeStats moe{};               // of a mixture of experts
   bool operator==(const OutboxHeader&) const = default;
 };
 

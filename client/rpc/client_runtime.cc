@@ -23,6 +23,7 @@
 #include "common/state_version.h"
 #include "proto/codec.h"
 #include "proto/local_call.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::client {
 namespace {
@@ -258,12 +259,17 @@ void Runtime::Receive(size_t index, const v1::ServerMessage& message) {
       Dispatch(index, event::JobKnown{job->summary});
       break;
     }
-    case v1::ServerMessage::kTrain:
+    case v1::ServerMessage::kTrain: {
+      absl::StatusOr<GlobalMoe> moe = GlobalMoeFromProto(message.train().moe());
+      sensible = moe.ok();
+      if (!sensible) break;
       ReceiveTask(index,
                   {.kind = Task::Kind::kTrain, .job = message.train().job(), .task = message.train().task(), .version = message.train().version(),
-                   .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch(), .clip = message.train().clip()},
+                   .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch(), .clip = message.train().clip(),
+                   .moe = *std::move(moe)},
                   message.train().deadline_ms());
       break;
+    }
     case v1::ServerMessage::kEvaluate:
       ReceiveTask(index, {.kind = Task::Kind::kEvaluate, .job = message.evaluate().job(), .task = message.evaluate().task(), .version = message.evaluate().version()}, 0);
       break;
@@ -461,6 +467,7 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& res
   header.examples = result.examples;
   header.metrics = result.metrics;
   header.scalars = result.scalars;
+  header.moe = std::move(result.moe);
   if (prepared.job->client_state) header.scalars[kStateVersion] = static_cast<double>(prepared.state->version);
   const absl::Time begin = clock_.Now();
   absl::StatusOr<OutboxHeader> stored = Keep(host, prepared, header, result);

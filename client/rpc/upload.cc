@@ -9,6 +9,7 @@
 #include "common/digest.h"
 #include "proto/chunk_codec.h"
 #include "proto/codec.h"
+#include "proto/moe_codec.h"
 
 namespace tributary::client {
 namespace {
@@ -105,6 +106,7 @@ class Upload {
     request.set_examples(header_.examples);
     for (const auto& [name, value] : header_.metrics) (*request.mutable_metrics())[name] = value;
     for (const auto& [name, value] : header_.scalars) (*request.mutable_scalars())[name] = value;
+    if (!header_.moe.empty()) *request.mutable_moe() = MoeStatsToProto(header_.moe);
     if (const grpc::Status done = connection_.data().BeginUpload(&call.context(), request, status); !done.ok()) {
       return Connection::ErrorOf(done, "BeginUpload");
     }

@@ -8,6 +8,7 @@
 #include "client/core/train_seed.h"
 #include "client/core/widen.h"
 #include "common/log.h"
+#include "common/moe_spec.h"
 #include "proto/codec.h"
 
 namespace tributary::client {
@@ -47,6 +48,7 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
   request.state_epoch = prepared.task.state_epoch;
   if (prepared.initial != nullptr) request.initial = prepared.initial->bytes();
   request.may_stay_on_device = DeviceEncodes(prepared.job->encoding);
+  request.moe = &prepared.task.moe;
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
@@ -74,6 +76,7 @@ absl::StatusOr<TrainResult> Checked(const WorkContext& context, const PreparedTa
   for (const auto& [name, value] : result.scalars) {
     if (!std::isfinite(value)) return Internal("the learner gave {} = {}; expected a finite number", name, value);
   }
+  if (!SendsMoeStats(prepared.job->spec)) result.moe.clear();
   std::erase_if(result.metrics, [](const auto& metric) {
     return !std::isfinite(metric.second) || metric.first.empty() || metric.first.size() > kMaxNameBytes;
   });
@@ -103,15 +106,15 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     absl::StatusOr<TensorLayout> travelling = adapters == AdapterMode::kNone ? job->layout : AdapterUpdateLayout(adapters, job->layout);
     if (!travelling.ok()) {
       job->summary.problem = "this client cannot read the job's adapters: " + MessageOf(travelling.status());
-    } else if (info.update_groups_size() > 0) {
-      absl::StatusOr<TensorLayout> update = WithGroups(*travelling, {info.update_groups().begin(), info.update_groups().end()});
+    } else {
+      std::vector<std::string> groups(info.update_groups().begin(), info.update_groups().end());
+      if (groups.empty()) groups = {""};
+      absl::StatusOr<TensorLayout> update = WithGroups(*travelling, groups);
       if (update.ok()) {
         job->update_layout = *std::move(update);
       } else {
         job->summary.problem = "this client cannot read the job's update groups: " + MessageOf(update.status());
       }
-    } else {
-      job->update_layout = *std::move(travelling);
     }
     job->vectors_in_model = info.vectors_in_model();
     job->client_state = info.client_state();

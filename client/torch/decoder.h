@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "client/core/named_params.h"
+#include "common/named_params.h"
 #include "client/torch/model.h"
 
 namespace tributary::client {

@@ -210,6 +210,7 @@ class TorchLearner : public Learner {
       result.metrics["train_loss"] = outcome.train_loss;
       result.metrics["train_steps"] = static_cast<double>(outcome.steps);
       result.metrics.merge(model_->model().Metrics());
+      result.moe = model_->model().Statistics();
       result.metrics["train_s"] = absl::ToDoubleSeconds(absl::Now() - start);
       return result;
     });
@@ -280,8 +281,8 @@ class TorchLearner : public Learner {
       if (plan.wants_mean_gradient) vectors.mean_gradient = ToDoubles(outcome.mean_gradient);
       return vectors;
     }));
-    const LargeBytes values = model_->Values();
-    result->update.resize(uplink.groups.size() * group_bytes + values.size() - group_bytes);
+    const LargeBytes rest = model_->BuffersAndCounters();
+    result->update.resize(uplink.groups.size() * group_bytes + rest.size());
     const size_t expected = request.update_layout == nullptr ? layout.total_bytes() : request.update_layout->total_bytes();
     const bool whole = AdaptersOf(request.spec->strategy) == AdapterMode::kNone;  // else buffers do not travel
     if (whole && result->update.size() != expected) {
@@ -292,7 +293,7 @@ class TorchLearner : public Learner {
       NarrowFloats(layout.float_dtype(), group, to);
       to = to.subspan(group_bytes);
     }
-    std::memcpy(to.data(), values.data() + group_bytes, values.size() - group_bytes);
+    if (!rest.empty()) std::memcpy(to.data(), rest.data(), rest.size());
     result->state = std::move(uplink.state);
     return absl::OkStatus();
   }
@@ -317,7 +318,7 @@ class TorchLearner : public Learner {
     if (device_.is_cuda()) at::globalContext().setDeterministicCuDNN(request.spec->reproducible);
     model_->Load(request.model);
     model_->model().BeginTask();
-    return absl::OkStatus();
+    return request.moe != nullptr && request.moe->step > 0 ? model_->model().TakeLoad(*request.moe) : absl::OkStatus();
   }
 
   absl::Status CheckModel(const TrainRequest& request) const {

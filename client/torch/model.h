@@ -17,6 +17,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "common/moe_stats.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
 
@@ -73,6 +74,9 @@ class Model {
   virtual void EndStep() {}
   // Of the task's steps, for its statistics.
   virtual std::map<std::string, double> Metrics() const { return {}; }
+  // Of a mixture of experts: its layers' loads in the task so far; and the load of all clients, after BeginTask. INVALID_ARGUMENT: of other layers.
+  virtual MoeStats Statistics() { return {}; }
+  virtual absl::Status TakeLoad(const GlobalMoe&) { return absl::OkStatus(); }
   const std::vector<ModelTensor>& tensors() const { return tensors_; }
 
  protected:

@@ -119,11 +119,12 @@ void TrainableModel::Load(std::span<const std::byte> flat) {
 }
 
 LargeBytes TrainableModel::ToBytes(const at::Tensor& floats) const {
-  LargeBytes flat(layout_.total_bytes());
+  const size_t float_bytes = static_cast<size_t>(floats.numel()) * DTypeBytes(layout_.float_dtype());
+  LargeBytes flat(float_bytes + layout_.counter_count() * 8);
   at::from_blob(flat.data(), floats.sizes(), at::TensorOptions().dtype(scalar_type())).copy_(floats);
   if (layout_.counter_count() > 0) {
     const at::Tensor counters = counters_.to(at::kCPU);
-    std::memcpy(flat.data() + layout_.float_bytes(), counters.const_data_ptr(), layout_.counter_count() * 8);
+    std::memcpy(flat.data() + float_bytes, counters.const_data_ptr(), layout_.counter_count() * 8);
   }
   return flat;
 }
@@ -132,7 +133,7 @@ LargeBytes TrainableModel::Values() const { return ToBytes(floats_); }
 
 LargeBytes TrainableModel::Update() const {
   const at::NoGradGuard no_grad;
-  at::Tensor update = floats_.clone();
+  at::Tensor update = floats_.narrow(0, 0, static_cast<int64_t>(layout_.summed_count())).clone();
   update.narrow(0, 0, trainable_.size(0)).sub_(loaded_);
   return ToBytes(update);
 }
@@ -143,8 +144,8 @@ at::Tensor TrainableModel::Delta() const {
 }
 
 LargeBytes TrainableModel::BuffersAndCounters() const {
-  const auto count = static_cast<int64_t>(layout_.float_count() - layout_.trainable_count());
-  const size_t bytes = layout_.float_bytes() - layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
+  const auto count = static_cast<int64_t>(layout_.summed_count() - layout_.trainable_count());
+  const size_t bytes = static_cast<size_t>(count) * DTypeBytes(layout_.float_dtype());
   LargeBytes rest(bytes + layout_.counter_count() * 8);
   const at::NoGradGuard no_grad;
   if (count > 0) at::from_blob(rest.data(), {count}, at::TensorOptions().dtype(scalar_type())).copy_(floats_.narrow(0, trainable_.size(0), count));

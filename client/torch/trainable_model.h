@@ -1,7 +1,7 @@
 // A model whose tensors live in one flat buffer in layout order: loading a version is one copy, a solver's step a few operations on
 // one long vector, an update one subtraction.
 //
-//   floats   [float_count]      trainable elements, then buffers; every tensor of the model is a view into it
+//   floats   [float_count]      trainable elements, then buffers, then what the server owns; every tensor of the model is a view into it
 //   gradient [trainable_count]  likewise for the .grad of trainable tensors
 //   counters [counter_count]    int64
 // Threads: thread-compatible. May throw LibTorch's exceptions: call inside Guarded().
@@ -39,7 +39,7 @@ class TrainableModel {
   // Flat form, layout().total_bytes() (checked by the caller).
   void Load(std::span<const std::byte> flat);
   LargeBytes Values() const;
-  // Flat form of the update since the last Load: trainable Δ = now − then, buffers and counters as they are now.
+  // Flat form of the update since the last Load: trainable Δ = now − then, buffers and counters as they are now; nothing of what the server owns.
   LargeBytes Update() const;
   // The two parts of Update(): Δ on the device, and what follows it in the flat form.
   at::Tensor Delta() const;
@@ -61,7 +61,7 @@ class TrainableModel {
 
  private:
   TrainableModel() = default;
-  LargeBytes ToBytes(const at::Tensor& floats) const;
+  LargeBytes ToBytes(const at::Tensor& floats) const;  // and the counters
 
   std::unique_ptr<Model> model_;
   TensorLayout layout_;

@@ -12,7 +12,7 @@ extern "C" {
 #define TB_STATIC_ASSERT(condition) _Static_assert(condition, #condition)
 #endif
 
-#define TB_ABI_VERSION 3u
+#define TB_ABI_VERSION 4u
 #define TB_MAX_LANE_CAPACITY 4096u
 
 /* The last two are wake-ups: records of SK_MSG transports that never lie in a lane. */
@@ -72,9 +72,17 @@ struct tb_object_header {
   uint32_t crc32c;    /* of the payload */
   uint32_t dtype;
   uint64_t contributors;
-  uint8_t reserved[16];
+  uint64_t weight_runs; /* tb_weight_run after the payload, from the next multiple of 8 on; 0: all elements have `weight` */
+  uint8_t reserved[8];
 };
 TB_STATIC_ASSERT(sizeof(struct tb_object_header) == 128);
+
+/* Float elements from the end of the run before to `end` are folded with weight × factor. */
+struct tb_weight_run {
+  uint64_t end;
+  double factor;
+};
+TB_STATIC_ASSERT(sizeof(struct tb_weight_run) == 16);
 
 /* A lane: one producer, one consumer. Cursors are free-running; credits = capacity - (head - done). */
 #define TB_LANE_MAGIC 0x314e4c54u /* "TLN1" */

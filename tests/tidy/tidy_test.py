@@ -62,6 +62,7 @@ PURE_WORDS = [
 SOURCE = ('.cc', '.cu', '.c', '.cpp')
 HEADER = ('.h', '.cuh')
 TEXT = SOURCE + HEADER + ('.py', '.sh', '.md', '.txt', '.cmake', '.json', '.yaml', '.yml', '.proto', '.def', '.service')
+SKIP_PATHS = {'examples/data'}  # what scripts/examples.py makes or fetches
 SKIP_FOLDERS = {'.git', 'build', '.cache', '__pycache__', 'shared', '.ccache', 'node_modules'}
 
 # .def tables whose lines name a function of their folder instead of a file (second argument).
@@ -95,8 +96,8 @@ class Tree:
         self.files = {}
         self.all_paths = set()
         for folder, folders, names in os.walk(self.root):
-            folders[:] = sorted(f for f in folders if f not in SKIP_FOLDERS and not f.startswith('build'))
             relative = pathlib.Path(folder).relative_to(self.root)
+            folders[:] = sorted(f for f in folders if f not in SKIP_FOLDERS and not f.startswith('build') and (relative / f).as_posix() not in SKIP_PATHS)
             for name in sorted(names):
                 path = (relative / name).as_posix()
                 self.all_paths.add(path)

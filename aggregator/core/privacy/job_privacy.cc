@@ -66,10 +66,10 @@ absl::Status CheckCohort(const JobSpec& spec, const Strategy& strategy, double m
 }
 
 absl::Status CheckRest(const JobSpec& spec, const TensorLayout& layout, const Strategy& strategy) {
-  if (!strategy.local_buffers() && (layout.float_count() != layout.trainable_count() || layout.counter_count() != 0)) {
+  if (!strategy.local_buffers() && (layout.summed_count() != layout.trainable_count() || layout.counter_count() != 0)) {
     return InvalidArgument("privacy: the model has {} buffer elements and {} counters, whose values would leave the clients without noise; "
                            "expected strategy: {{buffers: local}}, or a model of trainable tensors only (group norm in place of batch norm)",
-                           layout.float_count() - layout.trainable_count(), layout.counter_count());
+                           layout.summed_count() - layout.trainable_count(), layout.counter_count());
   }
   if (spec.record) return InvalidArgument("privacy: record: true would keep the updates as they came, without the noise of a whole version; expected false");
   if (spec.privacy.adaptive.enabled && !strategy.synchronous()) {

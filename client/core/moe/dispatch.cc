@@ -1,6 +1,7 @@
 #include "client/core/moe/dispatch.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "common/check.h"
@@ -26,6 +27,26 @@ std::vector<float> CombineExperts(std::span<const float> y, std::span<const floa
     for (size_t d = 0; d < width; ++d) to[d] = std::fma(gates[choice], row[d], to[d]);
   }
   return out;
+}
+
+CombineGradient CombineBackward(std::span<const float> dout, std::span<const float> y, std::span<const float> gates, std::span<const int32_t> place, size_t top_k,
+                                size_t width) {
+  TRIB_CHECK(gates.size() == place.size() && dout.size() * top_k == place.size() * width && y.size() == place.size() * width);
+  CombineGradient gradient{.dy = std::vector<float>(y.size()), .dgates = std::vector<float>(gates.size())};
+  for (size_t choice = 0; choice < place.size(); ++choice) {
+    const float* d = dout.data() + choice / top_k * width;
+    const size_t at = static_cast<size_t>(place[choice]) * width;
+    std::array<float, 32> lanes{};
+    for (size_t column = 0; column < width; ++column) {
+      lanes[column % 32] = std::fma(d[column], y[at + column], lanes[column % 32]);
+      gradient.dy[at + column] = gates[choice] * d[column];
+    }
+    for (size_t half = 16; half > 0; half /= 2) {
+      for (size_t l = 0; l < half; ++l) lanes[l] += lanes[l + half];
+    }
+    gradient.dgates[choice] = lanes[0];
+  }
+  return gradient;
 }
 
 std::vector<int32_t> PlacesOf(const Selection& selection, std::span<const int32_t> chosen, size_t top_k) {

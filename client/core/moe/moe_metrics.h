@@ -1,4 +1,4 @@
-// How evenly experts are loaded and how far they have specialised, from counts alone. Threads: values and pure functions.
+// What a layer remembers of its loads (how even they are: common/moe_stats.h). Threads: values and pure functions.
 #pragma once
 
 #include <cstdint>
@@ -6,18 +6,9 @@
 #include <vector>
 
 #include "client/core/moe/moe_math.h"
+#include "common/moe_stats.h"
 
 namespace tributary::client {
-
-// max_i c_i / mean c − 1 of one batch; 0 where nothing was routed. (Wang et al. 2024, arXiv 2408.15664, eq. 7.)
-double MaxVio(std::span<const int64_t> counts);
-
-// (Σπ)²/Σπ²: as many experts as would carry the load if they shared it evenly.
-double EffectiveExperts(std::span<const int64_t> counts);
-
-// I(client; expert) / ln(clients) of counts[client][expert]: 0 if all clients load the experts alike, 1 if the expert tells the client.
-// 0 for less than two clients.
-double Specialisation(std::span<const std::vector<int64_t>> counts);
 
 // Tokens of a selection that no expert serves.
 size_t UnservedTokens(const Selection& selection);

@@ -13,7 +13,8 @@
 #include <vector>
 
 #include "client/core/moe/moe_math.h"
-#include "client/core/named_params.h"
+#include "common/named_params.h"
+#include "common/moe_stats.h"
 #include "common/status.h"
 
 namespace tributary::client {
@@ -36,12 +37,6 @@ enum class Foresight {
   kAlways,     // has no meaning for a causal model: refused
 };
 
-// The load of all clients, as the server sends it with a version: one commit old.
-struct GlobalLoad {
-  std::vector<double> share;  // [E], sums to 1
-  double tokens = 0;          // that it was counted over
-};
-
 class Router {
  public:
   explicit Router(RouterShape shape) : shape_(shape) {}
@@ -57,9 +52,14 @@ class Router {
   virtual GateRule gate_rule() const { return GateRule::kRenormalised; }
   // w of BalanceLoss for a batch with these counts; empty: this router adds no loss.
   virtual std::vector<double> LossWeights(std::span<const int64_t> counts) const;
-  virtual void SetGlobalLoad(GlobalLoad load);
+  // The load of all clients, as the server sends it with a version: one commit old.
+  virtual void SetGlobalLoad(MoeLayerLoad load);
   virtual std::vector<float> state() const { return {}; }
   virtual absl::Status SetState(std::span<const float> state);
+  // Whether Select is SelectTopK(scores, state()) and nothing else, so that a kernel may do it.
+  virtual bool selects_top_k() const { return false; }
+  // Whether the server moves the state, which then never goes up.
+  virtual bool server_owns_state() const { return false; }
 
  private:
   RouterShape shape_;
@@ -67,6 +67,9 @@ class Router {
 
 // NOT_FOUND: no such router, with the known ones. INVALID_ARGUMENT: parameters, or a shape out of range.
 absl::StatusOr<std::unique_ptr<Router>> MakeRouter(const std::string& name, const ParamMap& params, RouterShape shape);
+
+// `router` with a load-balancing loss beside it, which `loss` (lbl or global_lbl) gives; the selection stays the router's.
+std::unique_ptr<Router> WithBalanceLoss(std::unique_ptr<Router> router, std::unique_ptr<Router> loss);
 
 struct RouterEntry {
   const char* name;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "client/torch/learner.h"
+#include "common/moe_spec.h"
 #include "common/suggest.h"
 
 namespace tributary::client {

@@ -6,7 +6,7 @@
 #include <memory>
 #include <string>
 
-#include "client/core/named_params.h"
+#include "common/named_params.h"
 #include "client/torch/model.h"
 #include "common/job_spec.h"
 

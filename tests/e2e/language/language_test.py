@@ -1,8 +1,10 @@
-"""A mixture of experts learns four clients' texts, one file each, through `tributary run` with the LibTorch client; its updates travel as int8.
-And a router that looks ahead in a causal model is refused when the job is submitted.
+"""A mixture of experts learns four clients' texts, one file each, through `tributary run` with the LibTorch client; its updates travel as int8. The
+server owns the routers' biases and weights experts by tokens, from counts that come with the updates; the record, folded again, gives the same bits.
+And a router that looks ahead in a causal model is refused when the job is submitted, as is expert weighting under privacy.
 
 usage: language_test.py BIN_DIR
 """
+import array
 import json
 import math
 import os
@@ -10,6 +12,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+from harness import read_safetensors  # noqa: E402
 
 TEXTS = {"de": "der hund lief durch den wald und die katze ", "en": "the cat sat on the mat and the dog ran ",
          "fr": "le chat dort sur le tapis et le chien court ", "pl": "kot spi na macie a pies biega po lesie "}
@@ -22,6 +27,10 @@ data: {{source: text, path: {texts}, partition: {{kind: by_file}}}}
 cohort: {{size: 4}}
 local: {{solver: sgd, steps: 20, batch: 8, lr: 0.3}}
 codec: int8
+strategy: {{name: fedavg, expert_weights: tokens}}
+record: {record}
+reproducible: true
+{privacy}
 stop: {{versions: {versions}}}
 """
 
@@ -41,7 +50,7 @@ def main():
         for name, text in TEXTS.items():
             (texts / f"{name}.txt").write_text(text * 400)
         job = Path(work) / "job.yaml"
-        job.write_text(JOB.format(router="{name: alf, step: 0.05}", texts=texts, versions=VERSIONS))
+        job.write_text(JOB.format(router="{name: alf, step: 0.05}", texts=texts, versions=VERSIONS, record="true", privacy=""))
         done = run(bin_dir, job)
         assert done.returncode == 0, done.stdout + done.stderr
         shown = json.loads(done.stdout)
@@ -50,11 +59,26 @@ def main():
         # 256 bytes at random lose 5.55, the letters' frequencies alone about 2.8.
         assert losses[VERSIONS] < 3.3 < math.log(256), losses
         assert losses[VERSIONS] < losses[1], losses
+        moe = {m["version"]: m["moe"] for m in shown["metrics"]}
+        assert all(0 <= m["specialisation"] <= 1 and 1 <= m["effective_experts"] <= 4 and set(m["layers"]) == {"0", "1"} for m in moe.values()), moe
 
-        job = Path(work) / "refused.yaml"
-        job.write_text(JOB.format(router="expert_choice", texts=texts, versions=VERSIONS))
-        refused = run(bin_dir, job)
-        assert refused.returncode == 5 and "looks ahead" in refused.stdout + refused.stderr, (refused.returncode, refused.stdout, refused.stderr)
+        store = job.with_suffix(".out") / "store"
+        weights = subprocess.run([bin_dir / "tributary", "state", "export", shown["id"], "--store", store, "--out", Path(work) / "m.safetensors"], capture_output=True, text=True)
+        assert weights.returncode == 0, weights.stdout + weights.stderr
+        tensors = read_safetensors(Path(work) / "m.safetensors")
+        bias = array.array("f", tensors["model.layers.0.block_sparse_moe.gate.e_score_correction_bias"][2])
+        assert any(bias) and max(map(abs, bias)) <= 2, bias
+        replayed = subprocess.run([bin_dir / "tributary", "replay", shown["id"], "--store", store, "--json"], capture_output=True, text=True)
+        assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+        versions = json.loads(replayed.stdout)["versions"]
+        assert len(versions) == VERSIONS and all(v["sha256"] == v["recorded_sha256"] for v in versions), versions
+
+        for router, privacy, reason in (("expert_choice", "", "looks ahead"),
+                                        ("none", "privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5}", "not sent in a job with privacy")):
+            job = Path(work) / "refused.yaml"
+            job.write_text(JOB.format(router=router, texts=texts, versions=VERSIONS, record="false", privacy=privacy))
+            refused = run(bin_dir, job)
+            assert refused.returncode == 5 and reason in refused.stdout + refused.stderr, (refused.returncode, refused.stdout, refused.stderr)
         print(f"losses {losses}")
 
 

@@ -80,7 +80,8 @@ TEST(SealsTest, AReaderBelievesNoHeaderThatLies) {
   // The writer may still change its own objects; a reader copies and checks.
   for (const auto& spoil : {+[](tb_object_header& h) { h.magic ^= 1; }, +[](tb_object_header& h) { h.abi_version = TB_ABI_VERSION + 1; },
                             +[](tb_object_header& h) { h.payload_bytes = ~uint64_t{0}; },
-                            +[](tb_object_header& h) { h.payload_bytes = 16'384; }}) {
+                            +[](tb_object_header& h) { h.payload_bytes = 16'384; }, +[](tb_object_header& h) { h.weight_runs = 200; },
+                            +[](tb_object_header& h) { h.weight_runs = ~uint64_t{0}; }}) {
     auto pool = ObjectPool::Create({.pool_id = 1, .slot_payload_bytes = 10'000, .pool_bytes = 1 << 20}).value();
     SegmentMap map;
     pool->SetSegmentListener([&](uint16_t segment, int fd, size_t bytes) {
@@ -92,6 +93,30 @@ TEST(SealsTest, AReaderBelievesNoHeaderThatLies) {
     ASSERT_THAT(map.Find(key), IsOk());
     spoil(header);
     EXPECT_THAT(map.Find(key), StatusIs(absl::StatusCode::kDataLoss));
+  }
+}
+
+TEST(SealsTest, WeightRunsAreReadBehindAPayloadOfAnyLength) {
+  const std::vector<tb_weight_run> runs = {{3, 0.5}, {9, 0}, {2500, 7}};
+  for (const size_t bytes : {size_t{1}, size_t{9'996}, size_t{10'000}}) {
+    auto pool = ObjectPool::Create({.pool_id = 1, .slot_payload_bytes = 10'000, .weight_runs = 3, .pool_bytes = 1 << 20}).value();
+    SegmentMap map;
+    pool->SetSegmentListener([&](uint16_t segment, int fd, size_t size) {
+      ASSERT_THAT(map.Add(1, segment, UniqueFd(::fcntl(fd, F_DUPFD_CLOEXEC, 0)), size, pool->slot_bytes()), IsOk());
+    });
+    WritableObject object = pool->Reserve(bytes).value();
+    std::fill(object.payload().begin(), object.payload().end(), std::byte{0xEE});
+    object.SetWeightRuns(runs);
+    const ObjectKey key = pool->Publish(std::move(object));
+    TRIB_ASSERT_OK_AND_ASSIGN(const SegmentMap::Object found, map.Find(key));
+    ASSERT_EQ(found.runs.size(), 3u);
+    for (size_t i = 0; i < 3; ++i) {
+      EXPECT_EQ(found.runs[i].end, runs[i].end);
+      EXPECT_EQ(found.runs[i].factor, runs[i].factor);
+    }
+    EXPECT_EQ(found.payload.back(), std::byte{0xEE}) << bytes;
+    pool->Release(key);
+    EXPECT_EQ(pool->Reserve(bytes).value().header().weight_runs, 0u) << "nothing of the previous object stays";
   }
 }
 

@@ -155,6 +155,41 @@ TEST_F(RelayTest, APartialCountsLikeItsUpdatesOnceHoweverOftenItIsSent) {
   EXPECT_EQ(Sha256Hex(model), seen.info().sha256());
 }
 
+TEST_F(RelayTest, APartialOfAModelWithExpertsBringsItsClientsCountsAndTheRootDivides) {
+  TRIB_ASSERT_OK_AND_ASSIGN(layout_, TensorLayout::Create({{"l.experts.0.w", {4}, DType::kF32, TensorKind::kTrainable},
+                                                           {"l.experts.1.w", {4}, DType::kF32, TensorKind::kTrainable},
+                                                           {"head", {2}, DType::kF32, TensorKind::kTrainable},
+                                                           {"seen", {1}, DType::kI64, TensorKind::kCounter}}));
+  StartNode(/*clients=*/2);
+  TestClient local = Attach("local");
+  const std::string job = Submit("strategy: {name: fedavg, expert_weights: tokens}");
+  const v1::RelayRound round = AwaitRound(job, [](const auto& r) { return r.goal() == 2; });
+  const v1::TrainTask task = AwaitTask(local);
+  Built built = Build(round, {1.0, 3.0}, 0.5);
+  const auto counts = [](int64_t zero, int64_t one) {
+    return MoeStats{{.counts = {zero, one}, .prob_sum = {static_cast<double>(zero), static_cast<double>(one)}, .square_sum = 1, .tokens = zero + one}};
+  };
+  // r of the experts: 2 and 0 for the first, ½ and 3/2 for the second.
+  built.partial.contributors[0].moe = counts(4, 0);
+  built.partial.contributors[1].moe = counts(1, 3);
+  const double sums[] = {(1 * 2 + 3 * .5) * .5, 3 * 1.5 * .5};
+  for (size_t i = 0; i < 8; ++i) std::memcpy(built.sums.data() + i * 8, &sums[i / 4], 8);
+  Seal(&built);
+  EXPECT_EQ(Push(built).state(), v1::PARTIAL_STATE_TAKEN);
+  Upload own = MakeUpdate(local, task, 2.0f, /*weight=*/4);
+  own.header.moe = counts(2, 2);
+  EXPECT_THAT(Send(own), IsOk());
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_FLOAT_EQ(Value(job, "l.experts.0.w", 3, 1), (1.75f + 4 * 2) / (3.5f + 4));
+  EXPECT_FLOAT_EQ(Value(job, "l.experts.1.w", 0, 1), (2.25f + 4 * 2) / (4.5f + 4));
+  EXPECT_FLOAT_EQ(Value(job, "head", 1, 1), (4 * .5f + 4 * 2) / 8);
+
+  const std::string other = Submit("strategy: {name: fedavg, expert_weights: tokens}");
+  const v1::PartialAnswer without = Push(Build(AwaitRound(other, [](const auto& r) { return r.goal() == 2; }), {1.0, 3.0}, 0.5));
+  EXPECT_EQ(without.state(), v1::PARTIAL_STATE_REFUSED);
+  EXPECT_THAT(without.reason(), HasSubstr("strategy.expert_weights: tokens needs the statistics of 1 layers, got none"));
+}
+
 TEST_F(RelayTest, ARoundOfPartialsAloneIsCommitted) {
   StartNode(/*clients=*/3);
   const std::string job = Submit("");

@@ -108,7 +108,7 @@ TEST(SelectTopKTest, IsMegatronsForSigmoidScoresWithABias) {
   const std::vector<float> dense = Dense(selection, Gates(selection, logits, scores, GateRule::kRenormalised, GateShape::kLinear));
   for (size_t i = 0; i < probs.size(); ++i) EXPECT_NEAR(dense[i], probs[i], 1e-6) << i;
 
-  TRIB_ASSERT_OK_AND_ASSIGN(const auto alf, MakeRouter("alf", {{"step", "0.001"}, {"scale_by_std", "false"}}, {.experts = experts, .top_k = chosen}));
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto alf, MakeRouter("alf", {{"step", "0.001"}, {"scale_by_std", "false"}, {"local_steps", "true"}}, {.experts = experts, .top_k = chosen}));
   ASSERT_THAT(alf->SetState(bias), testing::IsOk());
   alf->EndStep(alf->Select(logits, scores, {}).Counts());
   for (size_t j = 0; j < experts; ++j) EXPECT_NEAR(alf->state()[j], golden["updated_bias_u1e3"][j].get<double>(), 1e-6);

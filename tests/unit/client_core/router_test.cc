@@ -87,7 +87,7 @@ TEST_P(RouterContractTest, ServesEachTokenOrLoadsEachExpertAsItSays) {
 TEST_P(RouterContractTest, ItsStateIsAllThatItLearnt) {
   const RouterShape shape{8, 2};
   Stream stream(200, 8, 1.0, 11);
-  const ParamMap params = std::string(GetParam().name) == "alf" ? ParamMap{{"step", "0.1"}} : ParamMap{};
+  const ParamMap params = std::string(GetParam().name) == "alf" ? ParamMap{{"step", "0.1"}, {"local_steps", "true"}} : ParamMap{};
   const auto router = Make(GetParam().name, shape, params);
   for (int step = 0; step < 5; ++step) {
     const std::vector<float> logits = stream.Next();
@@ -278,10 +278,10 @@ TEST(AlfTest, ItsRulesBringDriftingScoresToAnEvenLoad) {
     ParamMap params;
     double bound;
   } rows[] = {
-      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"schedule", "sqrt"}, {"step", "0.3"}}, 0.2},
-      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"schedule", "inverse"}, {"step", "1"}}, 0.3},
-      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"step", "0.05"}}, 0.2},
-      {{64, 8}, Score::kSigmoid, {{"rule", "proportional"}, {"schedule", "sqrt"}, {"step", "0.3"}}, 0.25},
+      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"local_steps", "true"}, {"schedule", "sqrt"}, {"step", "0.3"}}, 0.2},
+      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"local_steps", "true"}, {"schedule", "inverse"}, {"step", "1"}}, 0.3},
+      {{16, 4}, Score::kSoftmax, {{"rule", "proportional"}, {"local_steps", "true"}, {"step", "0.05"}}, 0.2},
+      {{64, 8}, Score::kSigmoid, {{"rule", "proportional"}, {"local_steps", "true"}, {"schedule", "sqrt"}, {"step", "0.3"}}, 0.25},
   };
   for (const auto& row : rows) {
     Stream stream(2048, row.shape.experts, 1.0, 17), same(2048, row.shape.experts, 1.0, 17);
@@ -298,7 +298,7 @@ TEST(AlfTest, ItsDualFallsOnAFixedBatchAndTokensMoveToLessLoadedExperts) {
   const size_t experts = 16, tokens = 1024, top_k = 2;
   Stream stream(tokens, experts, 1.0, 8);
   const std::vector<float> logits = stream.Next(), scores = Scores(logits, experts, Score::kSoftmax);
-  const auto alf = Make("alf", {experts, top_k}, {{"rule", "proportional"}, {"step", "0.02"}});
+  const auto alf = Make("alf", {experts, top_k}, {{"rule", "proportional"}, {"step", "0.02"}, {"local_steps", "true"}});
   double before = std::numeric_limits<double>::infinity();
   Selection last;
   for (int step = 0; step < 40; ++step) {
@@ -322,7 +322,7 @@ TEST(AlfTest, ItsDualFallsOnAFixedBatchAndTokensMoveToLessLoadedExperts) {
 }
 
 TEST(AlfTest, ItsBiasStaysWithinTheClamp) {
-  const auto alf = Make("alf", {4, 1}, {{"step", "10"}, {"scale_by_std", "false"}, {"clamp", "0.5"}});
+  const auto alf = Make("alf", {4, 1}, {{"step", "10"}, {"scale_by_std", "false"}, {"clamp", "0.5"}, {"local_steps", "true"}});
   alf->EndStep(std::vector<int64_t>{100, 0, 0, 0});
   EXPECT_EQ(alf->state(), (std::vector<float>{-0.5F, 0.5F, 0.5F, 0.5F}));
   alf->EndStep(std::vector<int64_t>{0, 0, 0, 0});

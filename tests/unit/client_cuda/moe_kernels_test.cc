@@ -128,9 +128,54 @@ TEST(CudaMoePermuteTest, DispatchesGathersAndCombinesAsTheReferenceDoes) {
     ASSERT_EQ(LaunchMoeGather(device_x.get(), token.get(), static_cast<int64_t>(chosen.size()), kWidth * sizeof(float), gathered.get(), nullptr), cudaSuccess);
     const std::vector<float> expected_rows = GatherTokens(expected, x, kWidth);
     EXPECT_EQ(ToHost(gathered, expected_rows.size()), expected_rows);
-    ASSERT_EQ(LaunchMoeCombine(gathered.get(), device_gates.get(), place.get(), static_cast<int64_t>(shape.tokens), static_cast<int>(shape.top_k), kWidth, out.get(), nullptr), cudaSuccess);
+    const MoeCombine combine{.y = gathered.get(), .gates = device_gates.get(), .place = place.get(), .tokens = static_cast<int64_t>(shape.tokens),
+                             .top_k = static_cast<int>(shape.top_k), .width = kWidth, .out = out.get()};
+    ASSERT_EQ(LaunchMoeCombine(combine, nullptr), cudaSuccess);
     EXPECT_EQ(ToHost(out, x.size()), CombineExperts(expected_rows, gates, places, shape.top_k, kWidth));
+
+    const std::vector<float> dout = Normals(x.size(), 9);
+    const auto device_dout = ToDevice(dout), dy = OnDevice<float>(expected_rows.size()), dgates = OnDevice<float>(gates.size());
+    const MoeCombineBackward backward{.dout = device_dout.get(), .y = gathered.get(), .gates = device_gates.get(), .place = place.get(),
+                                      .tokens = static_cast<int64_t>(shape.tokens), .top_k = static_cast<int>(shape.top_k), .width = kWidth, .dy = dy.get(), .dgates = dgates.get()};
+    ASSERT_EQ(LaunchMoeCombineBackward(backward, nullptr), cudaSuccess);
+    const CombineGradient expected_gradient = CombineBackward(dout, expected_rows, gates, places, shape.top_k, kWidth);
+    EXPECT_EQ(ToHost(dy, expected_rows.size()), expected_gradient.dy);
+    EXPECT_EQ(ToHost(dgates, gates.size()), expected_gradient.dgates);
   }
+}
+
+// bfloat16 rows are those of their numbers in single precision, rounded at the end.
+TEST(CudaMoePermuteTest, CombinesRowsOfBfloat16) {
+  TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
+  const auto rounded = [](const std::vector<float>& values) {
+    std::vector<uint16_t> bits;
+    for (const float value : values) {
+      const auto raw = std::bit_cast<uint32_t>(value);
+      bits.push_back(static_cast<uint16_t>((raw + 0x7FFF + (raw >> 16 & 1)) >> 16));
+    }
+    return bits;
+  };
+  const auto widened = [](const std::vector<uint16_t>& bits) {
+    std::vector<float> values;
+    for (const uint16_t b : bits) values.push_back(std::bit_cast<float>(uint32_t{b} << 16));
+    return values;
+  };
+  constexpr size_t kTokens = 50, kTopK = 2, kWidth = 72;
+  std::vector<int32_t> place(kTokens * kTopK);
+  for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>((i * 37) % place.size());
+  const std::vector<uint16_t> y = rounded(Normals(place.size() * kWidth, 1)), dout = rounded(Normals(kTokens * kWidth, 2));
+  const std::vector<float> gates = Normals(place.size(), 3);
+  const auto device_y = ToDevice(y), device_dout = ToDevice(dout), out = OnDevice<uint16_t>(kTokens * kWidth), dy = OnDevice<uint16_t>(y.size());
+  const auto device_gates = ToDevice(gates), dgates = OnDevice<float>(gates.size());
+  const auto device_place = ToDevice(place);
+  ASSERT_EQ(LaunchMoeCombine({.type = RowType::kBf16, .y = device_y.get(), .gates = device_gates.get(), .place = device_place.get(), .tokens = kTokens, .top_k = kTopK,
+                              .width = kWidth, .out = out.get()}, nullptr), cudaSuccess);
+  EXPECT_EQ(ToHost(out, kTokens * kWidth), rounded(CombineExperts(widened(y), gates, place, kTopK, kWidth)));
+  ASSERT_EQ(LaunchMoeCombineBackward({.type = RowType::kBf16, .dout = device_dout.get(), .y = device_y.get(), .gates = device_gates.get(), .place = device_place.get(),
+                                      .tokens = kTokens, .top_k = kTopK, .width = kWidth, .dy = dy.get(), .dgates = dgates.get()}, nullptr), cudaSuccess);
+  const CombineGradient expected = CombineBackward(widened(dout), widened(y), gates, place, kTopK, kWidth);
+  EXPECT_EQ(ToHost(dy, y.size()), rounded(expected.dy));
+  EXPECT_EQ(ToHost(dgates, gates.size()), expected.dgates);
 }
 
 TEST(CudaColumnSelectTest, FindsTheRankOfEachColumn) {

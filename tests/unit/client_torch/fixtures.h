@@ -87,7 +87,10 @@ inline TrainRequest RequestFor(const JobSpec& spec, const FlatModel& model, uint
 template <typename T>
 FlatModel Applied(const FlatModel& model, std::span<const std::byte> update) {
   FlatModel next = model;
-  next.bytes.assign(update.begin(), update.end());
+  // What the server owns is in no update.
+  const size_t floats = model.layout.summed_count() * sizeof(T);
+  std::copy_n(update.begin(), floats, next.bytes.begin());
+  std::copy(update.begin() + static_cast<std::ptrdiff_t>(floats), update.end(), next.bytes.begin() + static_cast<std::ptrdiff_t>(model.layout.float_bytes()));
   for (size_t i = 0; i < model.layout.trainable_count(); ++i) {
     T before;
     T delta;

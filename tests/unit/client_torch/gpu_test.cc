@@ -79,8 +79,36 @@ INSTANTIATE_TEST_SUITE_P(Zoo, GpuModelTest,
                          ::testing::Values(ModelCase{"mlp", {{"input", "7"}, {"classes", "3"}, {"hidden", "9x6"}}, {7}},
                                            ModelCase{"cnn", {{"input", "1x8x8"}, {"classes", "3"}, {"width", "3"}, {"hidden", "5"}}, {1, 8, 8}},
                                            ModelCase{"resnet18", {{"input", "3x16x16"}, {"classes", "3"}, {"stem", "small"}}, {3, 16, 16}},
-                                           ModelCase{"transformer", {{"input", "16"}, {"layers", "2"}, {"width", "16"}, {"heads", "2"}, {"hidden", "24"}}, {}}),
+                                           ModelCase{"transformer", {{"input", "16"}, {"layers", "2"}, {"width", "16"}, {"heads", "2"}, {"hidden", "24"}}, {}},
+                                           // Chosen by the kernel, served by the loop; and by the processor's router.
+                                           ModelCase{"moe_transformer", {{"input", "16"}, {"layers", "2"}, {"width", "16"}, {"heads", "2"}, {"experts", "4"},
+                                                                         {"expert_hidden", "24"}, {"aux.lbl", "0.1"}}, {}},
+                                           ModelCase{"moe_mlp", {{"input", "16"}, {"experts", "4"}, {"router", "quantile"}}, {}}),
                          [](const auto& info) { return std::string(info.param.zoo); });
+
+// Rows moved by kernels, in single precision and (grouped products) in bfloat16, against the processor's loop.
+TEST(GpuMoeTest, RowsMovedByKernelsGiveTheProcessorsUpdateAndCounts) {
+  TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
+  for (const std::string precision : {"f32", "bf16"}) {
+    JobSpec spec = ZooJob("moe_transformer", {{"input", "16"}, {"layers", "2"}, {"width", "32"}, {"heads", "2"}, {"experts", "8"}, {"expert_hidden", "16"}, {"router", "alf"}});
+    spec.local.steps = 1;
+    spec.local.batch = 8;
+    spec.local.lr = 0.1;
+    TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+    TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout travelling, WithGroups(model.layout, {""}));
+    const Dataset data = Tokens(8, 16);
+    TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult expected, CpuLearner()->Train(RequestFor(spec, model), &data));
+    spec.local.precision = precision;
+    TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult got, OnGpu()->Train(RequestFor(spec, model), &data));
+    EXPECT_LT(RelativeDifference<float>(travelling, got.update, expected.update), precision == "f32" ? 1e-3 : 6e-2) << precision;
+    for (size_t l = 0; l < 2; ++l) {
+      EXPECT_EQ(got.moe.at(l).tokens, expected.moe.at(l).tokens);
+      int64_t moved = 0;  // near ties may fall to another expert
+      for (size_t j = 0; j < 8; ++j) moved += std::abs(got.moe[l].counts.at(j) - expected.moe[l].counts.at(j));
+      EXPECT_LE(moved, precision == "f32" ? 2 : expected.moe[l].tokens / 8) << precision << ", layer " << l;
+    }
+  }
+}
 
 class GpuCohortTest : public GpuModelTest {};
 

@@ -20,7 +20,8 @@ using testing::StatusIs;
 
 // What a line of models.def promises with its default parameters: trainable elements (a new model adds its count here).
 const std::map<std::string, size_t> kParameterCounts = {
-    {"linear", 7'850}, {"mlp", 159'010}, {"cnn", 207'178}, {"cnn4", 890'410}, {"resnet18", 11'689'512}, {"transformer", 918'656}, {"moe_transformer", 3'478'656}};
+    {"linear", 7'850}, {"mlp", 159'010}, {"cnn", 207'178}, {"cnn4", 890'410}, {"resnet18", 11'689'512}, {"transformer", 918'656}, {"moe_transformer", 3'478'656},
+    {"moe_mlp", 141'120}};
 
 std::vector<int64_t> InputOf(const ZooEntry& entry) {
   const std::string defaults = entry.defaults;
@@ -36,7 +37,7 @@ std::vector<int64_t> InputOf(const ZooEntry& entry) {
 
 // Examples that the entry's model can learn, as many as are asked for.
 Dataset DataFor(const ZooEntry& entry, size_t count) {
-  const bool language = std::string(entry.name).find("transformer") != std::string::npos;
+  const bool language = std::string(entry.name).find("transformer") != std::string::npos || std::string(entry.name) == "moe_mlp";
   return language ? Tokens(count, InputOf(entry)[0]) : Classes(count, InputOf(entry), 2);
 }
 
@@ -76,7 +77,7 @@ TEST_P(ModelContractTest, LearnsATinyFixedBatch) {
   spec.local.steps = 12;
   spec.local.batch = 4;
   const std::string name = GetParam().name;
-  spec.local.lr = name.find("transformer") != std::string::npos ? 0.1 : name == "cnn4" ? 0.03 : 0.01;
+  spec.local.lr = name.find("transformer") != std::string::npos ? 0.1 : name == "moe_mlp" ? 0.5 : name == "cnn4" ? 0.03 : 0.01;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const Dataset data = DataFor(GetParam(), 4);
   const auto learner = CpuLearner();

@@ -47,6 +47,15 @@ JobSpec SmallJob(const std::string& zoo, ParamMap more = {}) {
   return spec;
 }
 
+JobSpec MoeMlpJob(ParamMap more) {
+  for (const auto& [name, value] : ParamMap{{"input", "16"}, {"vocabulary", "64"}, {"embedding", "8"}, {"history", "6"}, {"width", "32"}, {"experts", "4"}, {"expert_hidden", "24"}}) {
+    more.emplace(name, value);
+  }
+  JobSpec spec = ZooJob("moe_mlp", std::move(more));
+  spec.dtype = DType::kF64;
+  return spec;
+}
+
 // The model with its initial values, in double.
 std::unique_ptr<TrainableModel> Initialised(const JobSpec& spec) {
   auto model = TrainableModel::Create(spec.model, spec.dtype, "", at::Device(at::kCPU));
@@ -111,7 +120,7 @@ TEST_P(LanguageModelTest, LearnsWhatComesNext) {
   JobSpec spec = GetParam();
   spec.local.steps = 60;
   spec.local.batch = 6;
-  spec.local.lr = 0.1;
+  spec.local.lr = spec.model.zoo == "moe_mlp" ? 1.0 : 0.1;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const Dataset data = Tokens(6, 16);
   const auto learner = CpuLearner();
@@ -127,7 +136,8 @@ TEST_P(LanguageModelTest, LearnsWhatComesNext) {
 INSTANTIATE_TEST_SUITE_P(Zoo, LanguageModelTest,
                          ::testing::Values(SmallJob("transformer", {{"hidden", "48"}}),
                                            SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router", "lbl"}, {"router.weight", "0.05"}}),
-                                           SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"score", "sigmoid"}, {"gate", "sqrt"}, {"router", "alf"}})),
+                                           SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"score", "sigmoid"}, {"gate", "sqrt"}, {"router", "alf"}}),
+                                           MoeMlpJob({{"router", "lbl"}, {"router.weight", "0.05"}})),
                          [](const auto& info) { return info.param.model.zoo + std::to_string(info.index); });
 
 struct LayerRig {
@@ -199,24 +209,138 @@ TEST(MoeLayerTest, ItsGatesAreThoseOfTheReferenceForEveryRouter) {
   EXPECT_NEAR(z.auxiliary_loss().item<double>(), 0.5 * ZLoss(values, 6), 1e-5);
 }
 
-TEST(MoeTransformerTest, TheRoutersBiasTravelsWithTheModelAndMetricsComeWithTheUpdate) {
-  JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router", "alf"}, {"router.step", "0.1"}});
+// LibTorch's grouped product, where this build of it has one for the processor: outputs and all gradients are the loop's. Weights both in one buffer, as
+// in a model, and each by itself.
+TEST(MoeLayerTest, OneGroupedProductIsTheLoopOverExperts) {
+  for (const bool one_buffer : {true, false}) {
+    at::manual_seed(5);
+    LayerRig rig;
+    rig.options = at::TensorOptions().dtype(at::kFloat);
+    rig.gate = rig.gate.to(at::kFloat);
+    rig.x = rig.x.to(at::kFloat).requires_grad_(true);
+    const int64_t each = rig.hidden * rig.width;
+    const at::Tensor flat = at::randn({rig.experts * 3 * each}, rig.options), gradient = at::zeros_like(flat);
+    for (int64_t e = 0; e < rig.experts; ++e) {
+      Expert& expert = rig.all[static_cast<size_t>(e)];
+      const auto place = [&](int64_t m, int64_t out, int64_t in) {
+        const at::Tensor values = flat.narrow(0, (3 * e + m) * each, each).view({out, in}).detach();
+        at::Tensor leaf = one_buffer ? values : values.clone();
+        leaf.requires_grad_(true);
+        leaf.mutable_grad() = one_buffer ? gradient.narrow(0, (3 * e + m) * each, each).view({out, in}) : at::zeros({out, in}, rig.options);
+        return leaf;
+      };
+      expert = {.w1 = place(0, rig.hidden, rig.width), .w2 = place(1, rig.width, rig.hidden), .w3 = place(2, rig.hidden, rig.width)};
+    }
+    const auto run = [&](GemmKind gemm) {
+      for (Expert& expert : rig.all) {
+        for (const at::Tensor& w : {expert.w1, expert.w2, expert.w3}) w.mutable_grad().zero_();
+      }
+      rig.x.mutable_grad() = at::Tensor();
+      MoeLayer layer = rig.Layer({.gemm = gemm}, "none", 2);
+      const at::Tensor y = layer.Forward(rig.x, 40, true);
+      y.square().sum().backward();
+      std::vector<at::Tensor> results = {y.detach(), rig.x.grad().clone()};
+      for (const Expert& expert : rig.all) {
+        for (const at::Tensor& w : {expert.w1, expert.w2, expert.w3}) results.push_back(w.grad().clone());
+      }
+      return results;
+    };
+    const std::vector<at::Tensor> expected = run(GemmKind::kLoop);
+    std::vector<at::Tensor> got;
+    try {
+      got = run(GemmKind::kGrouped);
+    } catch (const c10::Error& error) {
+      GTEST_SKIP() << "no grouped product here: " << error.what_without_backtrace();
+    }
+    for (size_t i = 0; i < expected.size(); ++i) {
+      EXPECT_LT((got[i] - expected[i]).abs().max().item<double>(), 1e-4 * (1 + expected[i].abs().max().item<double>())) << (one_buffer ? "one buffer, " : "") << i;
+    }
+  }
+}
+
+// moe_lora.md §3.1: with an even load of all clients the loss over them is α whatever a router does, while its own batch's loss pulls at one that has
+// specialised.
+TEST(MoeLayerTest, TheGlobalBalanceLossLeavesASpecialisedRouterAloneAndTheLocalOneDoesNot) {
+  at::manual_seed(4);
+  LayerRig rig;
+  rig.x = rig.x.abs();
+  {
+    const at::NoGradGuard no_grad;
+    rig.gate.slice(0, 0, 2).add_(0.5);  // two experts take most of this client's tokens
+  }
+  rig.gate.requires_grad_(true);
+  const auto pull = [&](const std::string& router, bool evenly_loaded) {
+    MoeLayer layer = rig.Layer({}, router, 2, router == "lbl" ? ParamMap{{"weight", "1"}} : ParamMap{{"weight", "1"}, {"local_fraction", "0"}});
+    if (evenly_loaded) layer.router().SetGlobalLoad({.share = std::vector<double>(6, 1.0 / 6), .tokens = 1e15});
+    layer.Forward(rig.x, 40, true);
+    rig.gate.mutable_grad() = at::Tensor();
+    layer.auxiliary_loss().backward();
+    return rig.gate.grad().norm().item<double>();
+  };
+  EXPECT_GT(pull("lbl", false), 1e-3);
+  EXPECT_GT(pull("global_lbl", false), 1e-3) << "before a load of all has come";
+  EXPECT_LT(pull("global_lbl", true), 1e-7);
+}
+
+TEST(MoeTransformerTest, TheServersBiasStaysAsItCameAndCountsComeWithTheUpdate) {
+  JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router.name", "alf"}, {"router.step", "0.1"}, {"router.local_steps", "true"}});
   spec.local.steps = 3;
   spec.local.batch = 6;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const PlacedTensor* bias = model.layout.Find("model.layers.1.block_sparse_moe.gate.e_score_correction_bias");
   ASSERT_NE(bias, nullptr);
-  EXPECT_EQ(bias->spec.kind, TensorKind::kBuffer);
+  EXPECT_EQ(bias->spec.kind, TensorKind::kServerOwned);
   const Dataset data = Tokens(6, 16);
   const auto learner = CpuLearner();
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
-  const auto values = [&](std::span<const std::byte> flat) { return Floats<double>(flat.subspan(bias->offset_bytes), 4); };
-  EXPECT_EQ(values(model.bytes), std::vector<double>(4, 0.0));
-  EXPECT_NE(values(result.update), std::vector<double>(4, 0.0));
+  TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout travelling, WithGroups(model.layout, {""}));
+  EXPECT_EQ(result.update.size(), travelling.total_bytes());
+  EXPECT_EQ(travelling.total_bytes(), model.bytes.size() - 2 * 4 * 8) << "two biases of four stay";
+  ASSERT_EQ(result.moe.size(), 2u);
+  for (const MoeLayerStats& layer : result.moe) {
+    EXPECT_EQ(layer.tokens, 3 * 6 * 16) << "three steps of six windows";
+    int64_t pairs = 0;
+    double scores = 0;
+    for (size_t j = 0; j < 4; ++j) {
+      pairs += layer.counts.at(j);
+      scores += layer.prob_sum.at(j);
+    }
+    EXPECT_EQ(pairs, 2 * layer.tokens);
+    EXPECT_NEAR(scores, static_cast<double>(layer.tokens), 1e-3) << "softmax";
+    EXPECT_GT(layer.square_sum, scores * scores / 4 / static_cast<double>(layer.tokens));
+  }
+  // A bias that one client alone would have moved: routing follows it.
+  FlatModel biased = model;
+  for (size_t j = 0; j < 4; ++j) {
+    const double b = j == 3 ? 2.0 : 0.0;
+    std::memcpy(biased.bytes.data() + bias->offset_bytes + j * 8, &b, 8);
+  }
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult pushed, learner->Train(RequestFor(spec, biased), &data));
+  EXPECT_EQ(pushed.moe[1].counts[3], pushed.moe[1].tokens) << "every token has the expert among its two";
   for (const char* metric : {"moe_avg_max_vio", "moe_sup_max_vio", "moe_effective_experts"}) EXPECT_TRUE(result.metrics.contains(metric)) << metric;
   // Equal tasks give equal updates: nothing is left in the learner from the task before.
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult again, learner->Train(RequestFor(spec, model), &data));
   EXPECT_EQ(again.update, result.update);
+  EXPECT_EQ(again.moe, result.moe);
+}
+
+TEST(MoeTransformerTest, TheLoadOfAllClientsReachesTheLossAndOneOfOtherLayersIsRefused) {
+  JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"aux.lbl", "5"}, {"aux.lbl_scope", "global"}, {"aux.lbl_local_fraction", "0"}});
+  spec.local.steps = 2;
+  spec.local.batch = 6;
+  TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+  const Dataset data = Tokens(6, 16);
+  const auto learner = CpuLearner();
+  TrainRequest request = RequestFor(spec, model);
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult alone, learner->Train(request, &data));
+  GlobalMoe load{.step = 1, .layers = std::vector<MoeLayerLoad>(2, {.share = {1, 0, 0, 0}, .tokens = 1e9})};
+  request.moe = &load;
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult told, learner->Train(request, &data));
+  EXPECT_NE(told.update, alone.update);
+  load.layers[1].share.pop_back();
+  EXPECT_THAT(learner->Train(request, &data), StatusIs(StatusCode::kInvalidArgument, HasSubstr("layer 1: expected the load of 4 experts, got 3")));
+  load.layers.pop_back();
+  EXPECT_THAT(learner->Train(request, &data), StatusIs(StatusCode::kInvalidArgument, HasSubstr("expected the load of 2 layers, got 1")));
 }
 
 // transformers' Llama and Mixtral from the same weights and tokens, six steps of plain SGD (tests/golden/transformer_losses.py has the formula).
@@ -224,7 +348,7 @@ TEST(MoeTransformerTest, TheRoutersBiasTravelsWithTheModelAndMetricsComeWithTheU
 TEST(LanguageModelGoldenTest, LosesWhatTransformersLosesStepByStep) {
   const nlohmann::json golden = nlohmann::json::parse(std::ifstream(TRIB_GOLDEN_DIR "/transformer_losses.json"));
   for (const std::string zoo : {"transformer", "moe_transformer"}) {
-    JobSpec spec = SmallJob(zoo, zoo == "transformer" ? ParamMap{{"hidden", "48"}} : ParamMap{{"experts", "4"}, {"expert_hidden", "24"}, {"z", "0"}});
+    JobSpec spec = SmallJob(zoo, zoo == "transformer" ? ParamMap{{"hidden", "48"}} : ParamMap{{"experts", "4"}, {"expert_hidden", "24"}, {"aux.z", "0"}});
     TRIB_ASSERT_OK_AND_ASSIGN(FlatModel model, InitialModel(spec));
     std::vector<std::string> names;
     for (const PlacedTensor& tensor : model.layout.tensors()) names.push_back(tensor.spec.name);
@@ -268,6 +392,8 @@ TEST(LanguageModelErrorsTest, NameWhatIsWrong) {
   EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "expert_choice"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("looks ahead")));
   EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "bpi"}})), StatusIs(StatusCode::kNotFound, HasSubstr("did you mean 'bip'")));
   EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "bip"}, {"router.mood", "x"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("did you mean 'mode'")));
+  EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"router", "lbl"}, {"aux.lbl", "0.1"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("has a balance loss of its own")));
+  EXPECT_THAT(InitialModel(ZooJob("moe_mlp", {{"router", "expert_choice"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("looks ahead")));
   EXPECT_THAT(InitialModel(SmallJob("moe_transformer", {{"top_k", "9"}})), StatusIs(StatusCode::kInvalidArgument, HasSubstr("1 to 8")));
   JobSpec spec = SmallJob("transformer");
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));

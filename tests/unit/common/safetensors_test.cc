@@ -35,6 +35,7 @@ TensorLayout Layout() {
                                 {"quote\"é", {}, DType::kF32, TensorKind::kTrainable},
                                 {"none", {0}, DType::kF32, TensorKind::kTrainable},
                                 {"mean", {2}, DType::kF32, TensorKind::kBuffer},
+                                {"bias", {3}, DType::kF32, TensorKind::kServerOwned},
                                 {"steps", {}, DType::kI64, TensorKind::kCounter}});
 }
 
@@ -54,6 +55,7 @@ TEST(SafetensorsTest, WrittenFilesReadBackWithKindsAndMetadata) {
   TRIB_ASSERT_OK_AND_ASSIGN(const SafetensorsView view, ParseSafetensors(Bytes(file)));
   EXPECT_EQ(view.metadata.at("job"), "a \"b\"");
   EXPECT_EQ(view.metadata.at("kind:mean"), "buffer");
+  EXPECT_EQ(view.metadata.at("kind:bias"), "server_owned");
   ASSERT_NE(view.Find("w"), nullptr);
   EXPECT_EQ(view.Find("w")->shape, (std::vector<int64_t>{2, 3}));
   EXPECT_EQ(view.Find("other"), nullptr);

@@ -35,6 +35,22 @@ TEST(TensorLayoutTest, OrdersByKindAndPlacesWithoutPadding) {
   EXPECT_EQ(layout.Find("absent"), nullptr);
 }
 
+TEST(TensorLayoutTest, WhatTheServerOwnsComesLastAmongFloatsAndIsInNoUpdate) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout layout,
+                            TensorLayout::Create({Spec("bias", {2}, TensorKind::kServerOwned), Spec("steps", {}, TensorKind::kCounter), Spec("mean", {3}, TensorKind::kBuffer),
+                                                  Spec("w", {5})}));
+  EXPECT_EQ(layout.Find("bias")->offset_bytes, 32u);
+  EXPECT_EQ(layout.float_count(), 10u);
+  EXPECT_EQ(layout.summed_count(), 8u);
+  EXPECT_EQ(layout.server_owned_count(), 2u);
+  EXPECT_EQ(TensorKindName(TensorKind::kServerOwned), "server_owned");
+  TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout update, WithGroups(layout, {""}));
+  TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout without,
+                            TensorLayout::Create({Spec("w", {5}), Spec("mean", {3}, TensorKind::kBuffer), Spec("steps", {}, TensorKind::kCounter)}));
+  EXPECT_TRUE(update == without);
+  EXPECT_NE(layout.Fingerprint(), update.Fingerprint());
+}
+
 TEST(TensorLayoutTest, AnEmptyOneIsAllowed) {
   TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout layout, TensorLayout::Create({}));
   EXPECT_EQ(layout.total_bytes(), 0u);
@@ -58,6 +74,7 @@ TEST(TensorLayoutTest, RefusesHostileSpecs) {
   refused({{"n", {1}, DType::kF32, TensorKind::kCounter}}, "must be I64");
   refused({{"n", {1}, DType::kI64, TensorKind::kTrainable}}, "must be F32 or F64");
   refused({{"n", {1}, DType::kI64, TensorKind::kBuffer}}, "buffer must be");
+  refused({{"n", {1}, DType::kI64, TensorKind::kServerOwned}}, "server_owned must be");
   refused({{"n", {1}, static_cast<DType>(9), TensorKind::kBuffer}}, "unknown type");
   refused({{"n", {1}, DType::kF32, static_cast<TensorKind>(0)}}, "unknown kind");
   std::vector<TensorSpec> many;

@@ -38,6 +38,7 @@ TEST(CodecTest, CarriesALayoutBothWays) {
   TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout layout,
                             TensorLayout::Create({{"conv.weight", {8, 1, 3, 3}, DType::kF32, TensorKind::kTrainable},
                                                   {"bn.mean", {8}, DType::kF32, TensorKind::kBuffer},
+                                                  {"bias", {4}, DType::kF32, TensorKind::kServerOwned},
                                                   {"bn.seen", {}, DType::kI64, TensorKind::kCounter}}));
   TRIB_ASSERT_OK_AND_ASSIGN(const TensorLayout back, LayoutFromProto(LayoutToProto(layout)));
   EXPECT_TRUE(back == layout);

@@ -1,34 +1,20 @@
-// Balance without a loss: top-k of s + b, gates from s alone; after step n, with counts A and even load L,
-//   sign          b_i += ε_n·sign(L − A_i)          (Wang et al. 2024, arXiv 2408.15664, Algorithm 1)
-//   proportional  b_i += ε_n·(L − A_i)/L            (a step up the dual of max Σ s·x with even loads, arXiv 2512.03915)
-// ε_n = step·{1, 1/√n, 1/n}, times the standard deviation of the step's scores where `scale_by_std` (a step must fit their spread). |b| <=
-// clamp: without it the bias of a layer that cannot be balanced runs away.
+// Balance without a loss: top-k of s + b, gates from s alone (Wang et al. 2024, arXiv 2408.15664). b is the server's, who moves it once a
+// version by all clients' counts (common/expert_bias.h); with `local_steps` a client moves its copy by its own, too, after each step of a task.
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "client/core/moe/biased_router.h"
+#include "common/expert_bias.h"
 
 namespace tributary::client {
 namespace {
 
-enum class Rule { kSign, kProportional };
-enum class Schedule { kConstant, kSqrt, kInverse };
-
-struct AlfOptions {
-  Rule rule = Rule::kSign;
-  Schedule schedule = Schedule::kConstant;
-  double step = 0.001;
-  bool scale_by_std = true;
-  double clamp = 2.0;
-};
-
 class Alf : public BiasedRouter {
  public:
-  Alf(RouterShape shape, const AlfOptions& options) : BiasedRouter(shape), options_(options) {}
+  Alf(RouterShape shape, const ExpertBiasRule& rule, bool local_steps) : BiasedRouter(shape), rule_(rule), local_steps_(local_steps) {}
 
   Selection Select(std::span<const float> logits, std::span<const float> scores, const RouteContext& context) override {
-    if (context.training) {
+    if (context.training && local_steps_) {
       for (const float s : scores) {
         sum_ += static_cast<double>(s);
         squares_ += static_cast<double>(s) * static_cast<double>(s);
@@ -39,23 +25,19 @@ class Alf : public BiasedRouter {
   }
 
   void EndStep(std::span<const int64_t> counts) override {
-    ++steps_;
-    const double even = static_cast<double>(std::accumulate(counts.begin(), counts.end(), int64_t{0})) / static_cast<double>(shape().experts);
-    double rate = options_.step;
-    if (options_.schedule == Schedule::kSqrt) rate /= std::sqrt(static_cast<double>(steps_));
-    if (options_.schedule == Schedule::kInverse) rate /= static_cast<double>(steps_);
-    if (options_.scale_by_std && seen_ > 0) rate *= std::sqrt(std::max(0.0, squares_ / seen_ - sum_ / seen_ * (sum_ / seen_)));
+    if (!local_steps_) return;
+    const double deviation = seen_ > 0 ? std::sqrt(std::max(0.0, squares_ / seen_ - sum_ / seen_ * (sum_ / seen_))) : 1;
+    std::vector<double> moved(bias_.begin(), bias_.end());
+    rule_.Move(++steps_, counts, deviation, moved);
+    std::transform(moved.begin(), moved.end(), bias_.begin(), [](double b) { return static_cast<float>(b); });
     sum_ = squares_ = seen_ = 0;
-    if (even <= 0 || !std::isfinite(rate)) return;
-    for (size_t j = 0; j < bias_.size(); ++j) {
-      const double lack = even - static_cast<double>(counts[j]);
-      const double direction = options_.rule == Rule::kSign ? (lack > 0 ? 1.0 : lack < 0 ? -1.0 : 0.0) : lack / even;
-      bias_[j] = static_cast<float>(std::clamp(static_cast<double>(bias_[j]) + rate * direction, -options_.clamp, options_.clamp));
-    }
   }
+  bool selects_top_k() const override { return !local_steps_; }
+  bool server_owns_state() const override { return true; }
 
  private:
-  const AlfOptions options_;
+  const ExpertBiasRule rule_;
+  const bool local_steps_;
   uint64_t steps_ = 0;
   double sum_ = 0, squares_ = 0, seen_ = 0;  // of the step's scores
 };
@@ -63,15 +45,9 @@ class Alf : public BiasedRouter {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Router>> MakeAlf(const NamedParams& params, RouterShape shape) {
-  AlfOptions options;
-  TRIB_ASSIGN_OR_RETURN(const size_t rule, params.Choice("rule", {"sign", "proportional"}));
-  options.rule = rule == 0 ? Rule::kSign : Rule::kProportional;
-  TRIB_ASSIGN_OR_RETURN(const size_t schedule, params.Choice("schedule", {"constant", "sqrt", "inverse"}));
-  options.schedule = schedule == 0 ? Schedule::kConstant : schedule == 1 ? Schedule::kSqrt : Schedule::kInverse;
-  TRIB_ASSIGN_OR_RETURN(options.step, params.Number("step", 0, 1e3));
-  TRIB_ASSIGN_OR_RETURN(options.scale_by_std, params.Flag("scale_by_std"));
-  TRIB_ASSIGN_OR_RETURN(options.clamp, params.Number("clamp", 0, 1e3));
-  return std::make_unique<Alf>(shape, options);
+  TRIB_ASSIGN_OR_RETURN(const ExpertBiasRule rule, ExpertBiasRule::Of(params));
+  TRIB_ASSIGN_OR_RETURN(const bool local_steps, params.Flag("local_steps"));
+  return std::make_unique<Alf>(shape, rule, local_steps);
 }
 
 }  // namespace tributary::client

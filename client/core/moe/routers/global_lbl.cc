@@ -1,6 +1,6 @@
 // Top-k with the load-balancing loss over the loads of all clients (Qiu et al. 2025, arXiv 2501.11873), which lets experts specialise by
 // client: f = (N_srv·f̄ + N_loc·f_loc) / (N_srv + N_loc) of the last version's load f̄ over N_srv tokens, and a small local loss beside it.
-// Before a global load has come the loss is the local one.
+// Before a global load has come the loss is the local one. `ema` is the server's: how much of f̄ stays from version to version (moe_state.h).
 #include "client/core/moe/router.h"
 
 #include <numeric>
@@ -17,7 +17,8 @@ class GlobalLbl : public Router {
   Selection Select(std::span<const float>, std::span<const float> scores, const RouteContext&) override {
     return SelectTopK(scores, {}, shape().experts, shape().top_k);
   }
-  void SetGlobalLoad(GlobalLoad load) override {
+  bool selects_top_k() const override { return true; }
+  void SetGlobalLoad(MoeLayerLoad load) override {
     TRIB_CHECK(load.share.size() == shape().experts && load.tokens >= 0);
     load_ = std::move(load);
   }
@@ -36,7 +37,7 @@ class GlobalLbl : public Router {
  private:
   double weight_;          // α
   double local_fraction_;  // of α, for the local loss
-  GlobalLoad load_;
+  MoeLayerLoad load_;
 };
 
 }  // namespace
@@ -44,6 +45,7 @@ class GlobalLbl : public Router {
 absl::StatusOr<std::unique_ptr<Router>> MakeGlobalLbl(const NamedParams& params, RouterShape shape) {
   TRIB_ASSIGN_OR_RETURN(const double weight, params.Number("weight", 0, 1e6));
   TRIB_ASSIGN_OR_RETURN(const double local_fraction, params.Number("local_fraction", 0, 1));
+  TRIB_RETURN_IF_ERROR(params.Number("ema", 0, 0.999999).status());
   return std::make_unique<GlobalLbl>(shape, weight, local_fraction);
 }
 

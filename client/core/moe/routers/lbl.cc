@@ -11,6 +11,7 @@ class Lbl : public Router {
   Selection Select(std::span<const float>, std::span<const float> scores, const RouteContext&) override {
     return SelectTopK(scores, {}, shape().experts, shape().top_k);
   }
+  bool selects_top_k() const override { return true; }
   std::vector<double> LossWeights(std::span<const int64_t> counts) const override { return BalanceWeights(weight_, LoadShare(counts)); }
 
  private:

@@ -10,6 +10,7 @@ class None : public Router {
   Selection Select(std::span<const float>, std::span<const float> scores, const RouteContext&) override {
     return SelectTopK(scores, {}, shape().experts, shape().top_k);
   }
+  bool selects_top_k() const override { return true; }
 };
 
 }  // namespace

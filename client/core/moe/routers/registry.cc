@@ -3,6 +3,7 @@
 #include <iterator>
 
 #include "client/core/moe/router.h"
+#include "common/expert_bias.h"
 #include "common/suggest.h"
 
 namespace tributary::client {

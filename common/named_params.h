@@ -12,7 +12,7 @@
 #include "common/job_spec.h"
 #include "common/status.h"
 
-namespace tributary::client {
+namespace tributary {
 
 class NamedParams {
  public:
@@ -40,4 +40,4 @@ class NamedParams {
   ParamMap values_;
 };
 
-}  // namespace tributary::client
+}  // namespace tributary

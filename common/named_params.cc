@@ -1,4 +1,4 @@
-#include "client/core/named_params.h"
+#include "common/named_params.h"
 
 #include <absl/strings/numbers.h>
 
@@ -8,10 +8,10 @@
 #include "common/check.h"
 #include "common/suggest.h"
 
-namespace tributary::client {
+namespace tributary {
 namespace {
 
-constexpr int64_t kMaxCount = int64_t{1} << 24;  // widths and image sides; far above any sensible one, far below overflow
+constexpr int64_t kMaxParam = int64_t{1} << 24;  // widths and image sides; far above any sensible one, far below overflow
 constexpr int64_t kMaxProduct = int64_t{1} << 32;
 
 std::vector<std::string> Split(std::string_view text, char separator) {
@@ -55,8 +55,8 @@ const std::string& NamedParams::Text(const std::string& key) const {
 
 absl::StatusOr<int64_t> NamedParams::Count(const std::string& key) const {
   int64_t value = 0;
-  if (!absl::SimpleAtoi(Text(key), &value) || value < 1 || value > kMaxCount) {
-    return InvalidArgument("{}, parameter '{}': expected an integer from 1 to {}, got '{}'", owner_, key, kMaxCount, Text(key));
+  if (!absl::SimpleAtoi(Text(key), &value) || value < 1 || value > kMaxParam) {
+    return InvalidArgument("{}, parameter '{}': expected an integer from 1 to {}, got '{}'", owner_, key, kMaxParam, Text(key));
   }
   return value;
 }
@@ -67,7 +67,7 @@ absl::StatusOr<std::vector<int64_t>> NamedParams::Counts(const std::string& key,
   bool good = true;
   for (const std::string& part : Split(Text(key), 'x')) {
     int64_t value = 0;
-    good = good && absl::SimpleAtoi(part, &value) && value >= 1 && value <= kMaxCount && product <= kMaxProduct / value;
+    good = good && absl::SimpleAtoi(part, &value) && value >= 1 && value <= kMaxParam && product <= kMaxProduct / value;
     if (!good) break;
     product *= value;
     values.push_back(value);
@@ -115,4 +115,4 @@ absl::StatusOr<size_t> NamedParams::Choice(const std::string& key, const std::ve
                          Text(key), DidYouMean(Text(key), choices));
 }
 
-}  // namespace tributary::client
+}  // namespace tributary
