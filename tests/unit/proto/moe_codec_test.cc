@@ -13,8 +13,8 @@ using ::testing::HasSubstr;
 using testing::IsOk;
 using testing::StatusIs;
 
-constexpr auto kInvalid = absl::StatusCode::kInvalidArgument;
-const double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr auto kMeaningless = absl::StatusCode::kInvalidArgument;
+const double kNotANumber = std::numeric_limits<double>::quiet_NaN();
 
 MoeStats Good() {
   return {{.counts = {3, 7, 0}, .prob_sum = {2.5, 6, 1.5}, .square_sum = 4.25, .tokens = 10}, {.counts = {10, 0}, .prob_sum = {9, 1}, .square_sum = 8.2, .tokens = 10}};
@@ -43,22 +43,22 @@ TEST(MoeCodecTest, RefusesStatisticsThatNoTrainingCanHave) {
     return UploadFromProto(request).status();
   };
   EXPECT_THAT(with([](v1::MoeLayerStats*) {}), IsOk());
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->clear_counts(); }), StatusIs(kInvalid, HasSubstr("layer 1: expected 1 to 1024 experts, got 0")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->add_counts(1); }), StatusIs(kInvalid, HasSubstr("prob_sum: expected 3 numbers, got 2")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_counts(0, 11); }), StatusIs(kInvalid, HasSubstr("an expert cannot serve 11 of 10 tokens")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_counts(0, ~uint64_t{0}); }), StatusIs(kInvalid, HasSubstr("cannot serve 18446744073709551615")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_tokens(uint64_t{1} << 60); }), StatusIs(kInvalid, HasSubstr("at most 2^53")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, kNaN); }), StatusIs(kInvalid, HasSubstr("got nan")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, -0.5); }), StatusIs(kInvalid, HasSubstr("got -0.5")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, 10.5); }), StatusIs(kInvalid, HasSubstr("prob_sum: expected 0 to 10.0")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(-1); }), StatusIs(kInvalid, HasSubstr("square_sum")));
-  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(kNaN); }), StatusIs(kInvalid, HasSubstr("square_sum")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->clear_counts(); }), StatusIs(kMeaningless, HasSubstr("layer 1: expected 1 to 1024 experts, got 0")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->add_counts(1); }), StatusIs(kMeaningless, HasSubstr("prob_sum: expected 3 numbers, got 2")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_counts(0, 11); }), StatusIs(kMeaningless, HasSubstr("an expert cannot serve 11 of 10 tokens")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_counts(0, ~uint64_t{0}); }), StatusIs(kMeaningless, HasSubstr("cannot serve 18446744073709551615")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_tokens(uint64_t{1} << 60); }), StatusIs(kMeaningless, HasSubstr("at most 2^53")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, kNotANumber); }), StatusIs(kMeaningless, HasSubstr("got nan")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, -0.5); }), StatusIs(kMeaningless, HasSubstr("got -0.5")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, 10.5); }), StatusIs(kMeaningless, HasSubstr("prob_sum: expected 0 to 10.0")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(-1); }), StatusIs(kMeaningless, HasSubstr("square_sum")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(kNotANumber); }), StatusIs(kMeaningless, HasSubstr("square_sum")));
   v1::MoeStats many;
   for (int i = 0; i < kMaxMoeLayers + 1; ++i) many.add_layers()->add_counts(0);
-  EXPECT_THAT(MoeStatsFromProto(many), StatusIs(kInvalid, HasSubstr("at most 1024 layers, got 1025")));
+  EXPECT_THAT(MoeStatsFromProto(many), StatusIs(kMeaningless, HasSubstr("at most 1024 layers, got 1025")));
   v1::GlobalMoe load;
-  load.add_layers()->add_share(kNaN);
-  EXPECT_THAT(GlobalMoeFromProto(load), StatusIs(kInvalid, HasSubstr("share: expected 0 to 1, got nan")));
+  load.add_layers()->add_share(kNotANumber);
+  EXPECT_THAT(GlobalMoeFromProto(load), StatusIs(kMeaningless, HasSubstr("share: expected 0 to 1, got nan")));
 }
 
 }  // namespace

@@ -19,9 +19,9 @@ using ::testing::Contains;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
-class Contract {
+class PlacementContract {
  public:
-  explicit Contract(const PlannerEntry& entry) : entry_(entry) {}
+  explicit PlacementContract(const PlannerEntry& entry) : entry_(entry) {}
 
   // What is broken, in words; empty if nothing is.
   std::vector<std::string> Check() {
@@ -99,7 +99,7 @@ class PlannerContractTest : public ::testing::TestWithParam<PlannerEntry> {};
 INSTANTIATE_TEST_SUITE_P(All, PlannerContractTest, ::testing::ValuesIn(Planners().begin(), Planners().end()),
                          [](const auto& info) { return std::string(info.param.name); });
 
-TEST_P(PlannerContractTest, KeepsTheContract) { EXPECT_THAT(Contract(GetParam()).Check(), IsEmpty()); }
+TEST_P(PlannerContractTest, KeepsTheContract) { EXPECT_THAT(PlacementContract(GetParam()).Check(), IsEmpty()); }
 
 TEST_P(PlannerContractTest, SaysOverloadExactlyWhenNothingFits) {
   for (const uint64_t seed : {1, 2, 3, 4, 5}) {
@@ -145,7 +145,7 @@ TEST(PlannerContractSuiteTest, RejectsAPlacerThatHidesOverload) {
   const PlannerEntry entry{.name = "crammer", .make = [](std::span<const PlacementNode> nodes) {
                              return Wrong(nodes, [](const auto& all, double) { return Placed{.node = all.front().node}; });
                            }, .help = "everything on the first node"};
-  EXPECT_THAT(Contract(entry).Check(), Contains(HasSubstr("over its capacity without a flag")));
+  EXPECT_THAT(PlacementContract(entry).Check(), Contains(HasSubstr("over its capacity without a flag")));
 }
 
 TEST(PlannerContractSuiteTest, RejectsAPlacerThatRemembersEarlierRounds) {
@@ -154,14 +154,14 @@ TEST(PlannerContractSuiteTest, RejectsAPlacerThatRemembersEarlierRounds) {
   const PlannerEntry entry{.name = "drifter", .make = [](std::span<const PlacementNode> nodes) {
                              return Wrong(nodes, [](const auto& all, double) { return Placed{.node = all[calls++ % all.size()].node, .overload = true}; });
                            }, .help = "state outside the placer"};
-  EXPECT_THAT(Contract(entry).Check(), Contains(HasSubstr("gives another plan")));
+  EXPECT_THAT(PlacementContract(entry).Check(), Contains(HasSubstr("gives another plan")));
 }
 
 TEST(PlannerContractSuiteTest, RejectsAPlacerThatInventsNodes) {
   const PlannerEntry entry{.name = "inventor", .make = [](std::span<const PlacementNode> nodes) {
                              return Wrong(nodes, [](const auto&, double) { return Placed{.node = 77}; });
                            }, .help = "a node that is not there"};
-  EXPECT_THAT(Contract(entry).Check(), Contains(HasSubstr("placement 'inventor' chose node 77")));
+  EXPECT_THAT(PlacementContract(entry).Check(), Contains(HasSubstr("placement 'inventor' chose node 77")));
 }
 
 }  // namespace
