@@ -405,7 +405,7 @@ TEST_F(UploadTest, TwoHundredStalledUploadsLeaveMemoryBoundedAndOthersServed) {
   absl::Status served;
   for (const absl::Time end = absl::Now() + absl::Seconds(20); absl::Now() < end;) {
     const auto begun = Begin(Header(payload, 2, {2, 2}));
-    served = begun.ok() ? Push(Chunks(begun->upload_id(), payload)) : begun.status();
+    served = begun.ok() ? Push(Chunks(begun->upload_id(), payload)).status() : begun.status();
     if (!absl::IsUnavailable(served)) break;
   }
   EXPECT_THAT(served, IsOk());
