@@ -61,7 +61,7 @@ def adapted(config):
     model = peft.get_peft_model(base, config).double()
     x = torch.sin(0.9 * torch.arange(EXAMPLES * 5, dtype=torch.float64)).view(EXAMPLES, 5)
     labels = torch.arange(EXAMPLES) % 3
-    fresh = model(x, labels).output
+    fresh = model.base_model(x, labels).output
     factors = {name.replace(".default", ""): value for name, value in model.named_parameters() if "lora_" in name}
     ending = ".weight" if any(name.endswith(".weight") for name in factors) else ""
     for k, layer in enumerate(["fc1", "fc2"]):
@@ -82,7 +82,7 @@ def saved(model):
 
 def golden(config):
     model, x, labels, fresh, factors = adapted(config)
-    result = model(x, labels)
+    result = model.base_model(x, labels)  # PeftModel itself would leave the penalty out
     result.loss.backward()
     return {"fresh": fresh.tolist(), "output": result.output.tolist(), "loss": result.loss.item(),
             "gradients": {name: value.grad.tolist() for name, value in factors.items()},
@@ -102,11 +102,11 @@ def adalora():
     config = peft.AdaLoraConfig(target_modules=["fc1", "fc2"], lora_alpha=ALPHA, **SCHEDULE)
     made = golden(config)
     model, x, labels, _, factors = adapted(config)
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE)
+    optimiser = torch.optim.SGD(factors.values(), lr=RATE)  # PEFT 0.21 leaves ranknum trainable too, which is no factor: r of the scale α/r
     trace = []
     for step in range(SCHEDULE["total_step"]):
         optimiser.zero_grad()
-        loss = model(x, labels).loss
+        loss = model.base_model(x, labels).loss
         loss.backward()
         optimiser.step()
         model.base_model.update_and_allocate(step)

@@ -108,7 +108,7 @@ inline at::Tensor GoldenBatch() {
 }
 inline at::Tensor GoldenLoss(const at::Tensor& output) {
   std::vector<int64_t> labels = {0, 1, 2, 0, 1, 2};
-  return at::cross_entropy_loss(output, at::from_blob(labels.data(), {6}, at::TensorOptions().dtype(at::kLong)));
+  return at::cross_entropy_loss(output, at::from_blob(labels.data(), {6}, at::TensorOptions().dtype(at::kLong)).clone());
 }
 
 inline nlohmann::json ReadGolden(const std::string& name) {
