@@ -126,7 +126,7 @@ class Job:
         self.torch = not re.search(r"^model: \{zoo: (quadratic|wls)\b", self.text, re.M)
         base = re.search(r"(?:base|init): examples/data/(\w+)-base\.safetensors", self.text)
         self.base = base[1] if base else None
-        self.adapters = re.search(r"adapters: (\w+)", self.text)
+        self.adapters = re.search(r"^strategy: .*\badapters: (\w+)", self.text, re.M)
         text = re.search(r"source: text, path: (examples/data/[\w-]+)", self.text)
         self.missing = text and not (ROOT / text[1] / "manifest.json").exists()
         links = re.search(r"^simulate:.*channel:", self.text, re.M) and re.search(r"path: (examples/data/[\w-]+)", self.text)
