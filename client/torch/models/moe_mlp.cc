@@ -21,15 +21,18 @@ struct Shape {
   int64_t input = 0, vocabulary = 0, embedding = 0, context = 0, history = 0, width = 0;
 };
 
-Init Fan(int64_t in) { return Init::Uniform(1 / std::sqrt(static_cast<double>(in))); }
+// Of variance 1/in: what a layer's products keep of their input's.
+Init Fan(int64_t in) { return Init::Uniform(std::sqrt(3.0 / static_cast<double>(in))); }
 
 class MoeMlp : public WithExperts<ZooModel> {
  public:
   MoeMlp(const Shape& shape, const MoeShape& moe, at::TensorOptions options)
       : WithExperts(moe, std::vector<int64_t>{shape.input}, shape.vocabulary, options), shape_(shape) {
     embedding_ = Add("embed.weight", {shape.vocabulary, shape.embedding}, Init::Normal(1));
-    context_ = AddLinear("context", shape.context * shape.embedding, shape.width);
-    history_ = Add("history.weight", {shape.width, shape.vocabulary}, Fan(1));  // of shares that sum to 1
+    context_.weight = Add("context.weight", {shape.width, shape.context * shape.embedding}, Fan(shape.context * shape.embedding));
+    AddLinearLayer("context", context_.weight);
+    context_.bias = Add("context.bias", {shape.width}, Init::Constant(0));
+    history_ = Add("history.weight", {shape.width, shape.vocabulary}, Init::Uniform(1));  // of shares that sum to 1
     experts_.AddLayer("moe", [this](std::string name, std::vector<int64_t> extents, TensorKind kind) {
       const Init init = kind == TensorKind::kTrainable ? Fan(extents[1]) : Init::Constant(0);
       return Add(std::move(name), std::move(extents), init, kind);
