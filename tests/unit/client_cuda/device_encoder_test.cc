@@ -23,7 +23,7 @@ using ::tributary::testing::ToDevice;
 
 constexpr size_t kBuffers = 5;
 
-struct Case {
+struct UpdateCase {
   const char* name;
   const char* codec;
   NoisePlacement placement;
@@ -31,7 +31,7 @@ struct Case {
   double noise_multiplier;
   bool secret;              // noise from a key
 };
-std::ostream& operator<<(std::ostream& out, const Case& c) { return out << c.name; }
+std::ostream& operator<<(std::ostream& out, const UpdateCase& c) { return out << c.name; }
 
 TensorLayout LayoutOf(size_t elements) {
   auto layout = TensorLayout::Create({{.name = "w", .shape = {static_cast<int64_t>(elements)}, .dtype = DType::kF32},
@@ -41,7 +41,7 @@ TensorLayout LayoutOf(size_t elements) {
   return *layout;
 }
 
-JobSpec JobOf(const Case& c) {
+JobSpec JobOf(const UpdateCase& c) {
   JobSpec spec;
   spec.name = "test";
   spec.codec = c.codec;
@@ -66,7 +66,7 @@ LargeBytes FlatUpdate(const TensorLayout& layout) {
   return flat;
 }
 
-class DeviceEncoderTest : public ::testing::TestWithParam<Case> {};
+class DeviceEncoderTest : public ::testing::TestWithParam<UpdateCase> {};
 
 TEST_P(DeviceEncoderTest, GivesTheProcessorsBytesInParts) {
   TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
@@ -108,12 +108,12 @@ TEST_P(DeviceEncoderTest, GivesTheProcessorsBytesInParts) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Jobs, DeviceEncoderTest,
-                         ::testing::Values(Case{"Plain", "f32", NoisePlacement::kCentral, 0, 0, false}, Case{"Bf16", "bf16", NoisePlacement::kCentral, 0, 0, false},
-                                           Case{"Int8", "int8", NoisePlacement::kCentral, 0, 0, false}, Case{"Int4", "int4", NoisePlacement::kCentral, 0, 0, false},
-                                           Case{"PlainClipped", "f32", NoisePlacement::kCentral, 0.3, 1, false},
-                                           Case{"Int8Distributed", "int8", NoisePlacement::kDistributed, 0.3, 1, true},
-                                           Case{"Int8DistributedInsecure", "int8", NoisePlacement::kDistributed, 0.3, 1, false},
-                                           Case{"Int4Local", "int4", NoisePlacement::kLocal, 0.3, 0.5, true}, Case{"PlainLocal", "f32", NoisePlacement::kLocal, 0.3, 0.5, true}),
+                         ::testing::Values(UpdateCase{"Plain", "f32", NoisePlacement::kCentral, 0, 0, false}, UpdateCase{"Bf16", "bf16", NoisePlacement::kCentral, 0, 0, false},
+                                           UpdateCase{"Int8", "int8", NoisePlacement::kCentral, 0, 0, false}, UpdateCase{"Int4", "int4", NoisePlacement::kCentral, 0, 0, false},
+                                           UpdateCase{"PlainClipped", "f32", NoisePlacement::kCentral, 0.3, 1, false},
+                                           UpdateCase{"Int8Distributed", "int8", NoisePlacement::kDistributed, 0.3, 1, true},
+                                           UpdateCase{"Int8DistributedInsecure", "int8", NoisePlacement::kDistributed, 0.3, 1, false},
+                                           UpdateCase{"Int4Local", "int4", NoisePlacement::kLocal, 0.3, 0.5, true}, UpdateCase{"PlainLocal", "f32", NoisePlacement::kLocal, 0.3, 0.5, true}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(DeviceEncoderErrorsTest, NamesWhatIsNotFiniteAndPassesTheSinksErrorOn) {

@@ -23,7 +23,7 @@ using ::tributary::testing::OnDevice;
 using ::tributary::testing::ToDevice;
 using ::tributary::testing::ToHost;
 
-std::vector<float> Normals(size_t count, uint64_t seed) {
+std::vector<float> NormalFloats(size_t count, uint64_t seed) {
   CounterRandom random(seed);
   std::vector<float> values(count);
   for (float& x : values) x = static_cast<float>(random.Normal());
@@ -37,7 +37,7 @@ const Shape kShapes[] = {{1, 1, 1}, {7, 4, 4}, {1000, 8, 2}, {4097, 64, 8}, {333
 
 // Rows with ties, what is not a number, infinities and far-out logits.
 std::vector<float> Logits(const Shape& shape) {
-  std::vector<float> logits = Normals(shape.tokens * shape.experts, shape.tokens + shape.experts);
+  std::vector<float> logits = NormalFloats(shape.tokens * shape.experts, shape.tokens + shape.experts);
   const auto fill = [&](size_t row, float value) {
     if (row < shape.tokens) std::fill_n(logits.begin() + static_cast<std::ptrdiff_t>(row * shape.experts), shape.experts, value);
   };
@@ -61,7 +61,7 @@ TEST(CudaRouterTest, ChoosesGatesAndCountsAsTheReferenceDoes) {
     const std::vector<float> logits = Logits(shape);
     for (const Score score : {Score::kSoftmax, Score::kSigmoid}) {
       for (const bool biased : {false, true}) {
-        const std::vector<float> bias = biased ? Normals(shape.experts, 4) : std::vector<float>();
+        const std::vector<float> bias = biased ? NormalFloats(shape.experts, 4) : std::vector<float>();
         const auto device_logits = ToDevice(logits), device_bias = ToDevice(bias);
         const auto scores = OnDevice<float>(logits.size()), gates = OnDevice<float>(shape.tokens * shape.top_k), threshold = OnDevice<float>(shape.tokens);
         const auto chosen = OnDevice<int32_t>(shape.tokens * shape.top_k), counts = OnDevice<int32_t>(shape.experts, 0);
@@ -123,7 +123,7 @@ TEST(CudaMoePermuteTest, DispatchesGathersAndCombinesAsTheReferenceDoes) {
     const std::vector<int32_t> places = PlacesOf(expected, chosen, shape.top_k);
     EXPECT_EQ(ToHost(place, chosen.size()), places);
 
-    const std::vector<float> x = Normals(shape.tokens * kWidth, 3), gates = Normals(chosen.size(), 5);
+    const std::vector<float> x = NormalFloats(shape.tokens * kWidth, 3), gates = NormalFloats(chosen.size(), 5);
     const auto device_x = ToDevice(x), device_gates = ToDevice(gates), gathered = OnDevice<float>(chosen.size() * kWidth), out = OnDevice<float>(x.size());
     ASSERT_EQ(LaunchMoeGather(device_x.get(), token.get(), static_cast<int64_t>(chosen.size()), kWidth * sizeof(float), gathered.get(), nullptr), cudaSuccess);
     const std::vector<float> expected_rows = GatherTokens(expected, x, kWidth);
@@ -133,7 +133,7 @@ TEST(CudaMoePermuteTest, DispatchesGathersAndCombinesAsTheReferenceDoes) {
     ASSERT_EQ(LaunchMoeCombine(combine, nullptr), cudaSuccess);
     EXPECT_EQ(ToHost(out, x.size()), CombineExperts(expected_rows, gates, places, shape.top_k, kWidth));
 
-    const std::vector<float> dout = Normals(x.size(), 9);
+    const std::vector<float> dout = NormalFloats(x.size(), 9);
     const auto device_dout = ToDevice(dout), dy = OnDevice<float>(expected_rows.size()), dgates = OnDevice<float>(gates.size());
     const MoeCombineBackward backward{.dout = device_dout.get(), .y = gathered.get(), .gates = device_gates.get(), .place = place.get(),
                                       .tokens = static_cast<int64_t>(shape.tokens), .top_k = static_cast<int>(shape.top_k), .width = kWidth, .dy = dy.get(), .dgates = dgates.get()};
@@ -163,8 +163,8 @@ TEST(CudaMoePermuteTest, CombinesRowsOfBfloat16) {
   constexpr size_t kTokens = 50, kTopK = 2, kWidth = 72;
   std::vector<int32_t> place(kTokens * kTopK);
   for (size_t i = 0; i < place.size(); ++i) place[i] = static_cast<int32_t>((i * 37) % place.size());
-  const std::vector<uint16_t> y = rounded(Normals(place.size() * kWidth, 1)), dout = rounded(Normals(kTokens * kWidth, 2));
-  const std::vector<float> gates = Normals(place.size(), 3);
+  const std::vector<uint16_t> y = rounded(NormalFloats(place.size() * kWidth, 1)), dout = rounded(NormalFloats(kTokens * kWidth, 2));
+  const std::vector<float> gates = NormalFloats(place.size(), 3);
   const auto device_y = ToDevice(y), device_dout = ToDevice(dout), out = OnDevice<uint16_t>(kTokens * kWidth), dy = OnDevice<uint16_t>(y.size());
   const auto device_gates = ToDevice(gates), dgates = OnDevice<float>(gates.size());
   const auto device_place = ToDevice(place);
@@ -185,7 +185,7 @@ TEST(CudaColumnSelectTest, FindsTheRankOfEachColumn) {
     if (shape.tokens > 100) {
       for (size_t n = 40; n < 80; ++n) scores[n * shape.experts] = 0.25F;  // ties over the rank
     }
-    const std::vector<float> bias = Normals(shape.experts, 7), offset = Normals(shape.tokens, 8);
+    const std::vector<float> bias = NormalFloats(shape.experts, 7), offset = NormalFloats(shape.tokens, 8);
     const auto device_scores = ToDevice(scores), device_bias = ToDevice(bias), device_offset = ToDevice(offset);
     for (const size_t rank : {size_t{1}, (shape.tokens + 1) / 2, shape.tokens}) {
       for (const bool plain : {true, false}) {
