@@ -93,12 +93,19 @@ def await_that(what, condition, timeout=30):
         time.sleep(0.05)
 
 
-def started(bin_dir, folder, mib, flags=(), durability="durable", record=False):
-    """A federation with work/`folder` on a disk of its own, at least two versions into its job."""
+def opened(bin_dir, folder, mib, flags=(), durability="durable", record=False):
+    """A federation with work/`folder` on a disk of its own, its clients there."""
     chaos = Chaos(bin_dir, random.Random(1), one_process=True, durability=durability, record=record)
     chaos.federation.aggregator_flags += flags
     disk = Disk(chaos.work / folder, mib)
     chaos.start()
+    await_that("the clients attach", lambda: len(chaos.federation.cli("clients", "ls")["clients"]) == CLIENTS)
+    return chaos, disk
+
+
+def started(*args, **kwargs):
+    """The same, at least two versions into its job."""
+    chaos, disk = opened(*args, **kwargs)
     job = chaos.submit(VERSIONS)
     await_that("two versions", lambda: version(chaos, job) >= 2)
     return chaos, disk, job
@@ -224,9 +231,10 @@ def gasping(bin_dir, reference, durability, seed, record=False):
 
 
 def outbox(bin_dir, reference):
-    chaos, disk, job = started(bin_dir, "clients", 16)
+    chaos, disk = opened(bin_dir, "clients", 16)
     try:
-        disk.fill()
+        disk.fill()  # before the job, which may be done within a second
+        job = chaos.submit(VERSIONS)
         await_that("the job says who declined, and why", lambda: "the outbox's disk is full" in chaos.state(job)["waiting_for"])
         clients = chaos.federation.cli("clients", "ls")
         assert "No space left on device" in str(clients), clients
