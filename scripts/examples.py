@@ -4,7 +4,7 @@
 usage: examples.py data                          writes the analytic problems to examples/data (seeded; not kept in git), and the licences' texts
        examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml as their headers say, then `tributary compare`
          --bin DIR       folder of `tributary` (build/release/bin, else build/dev/bin)
-         --out DIR       stores and curves (build/examples)
+         --out DIR       stores and curves (build/examples; with --versions nothing is kept)
          --versions N    at most N versions of each job: a smoke test
          --no-torch      leaves out jobs whose model needs LibTorch
          --record        writes results into the jobs' headers, and tables and curves into examples/README.md
@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -103,16 +104,21 @@ PROBLEMS = {
 
 
 def make_data():
+    """Files that are there are not written again: who runs the examples may only be able to read them."""
     for name, problem in PROBLEMS.items():
         folder = EXAMPLES / "data" / name
         folder.mkdir(parents=True, exist_ok=True)
         for i, tensors in enumerate(problem()):
-            write_safetensors(folder / f"client-{i:03d}.safetensors", tensors)
+            file = folder / f"client-{i:03d}.safetensors"
+            if not file.exists() or {k: bytes(v[2]) for k, v in read_safetensors(file).items()} != {k: bytes(v[2]) for k, v in tensors.items()}:
+                write_safetensors(file, tensors)
     for kind, names in LICENCE_TEXTS.items():
         folder = EXAMPLES / "data" / f"licences-{kind}"
         folder.mkdir(parents=True, exist_ok=True)
         for name in names:
-            (folder / f"{name}.txt").write_bytes((LICENCES / name).read_bytes())
+            file, text = folder / f"{name}.txt", (LICENCES / name).read_bytes()
+            if not file.exists() or file.read_bytes() != text:
+                file.write_bytes(text)
 
 
 class Job:
@@ -241,7 +247,7 @@ def main():
     parser.add_argument("what", choices=["data", "run"])
     parser.add_argument("claims", nargs="*")
     parser.add_argument("--bin", type=Path)
-    parser.add_argument("--out", type=Path, default=ROOT / "build/examples")
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--versions", type=int)
     parser.add_argument("--no-torch", action="store_true")
     parser.add_argument("--record", action="store_true")
@@ -253,7 +259,13 @@ def main():
     program = next((str(f.resolve() / "tributary") for f in folders if (f / "tributary").exists()), None)
     if program is None:
         sys.exit(f"examples.py: no program 'tributary' in {', '.join(map(str, folders))}: build it, or name its folder with --bin")
-    a.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="tributary-examples-") as folder:
+        a.out = a.out or (Path(folder) if a.versions else ROOT / "build/examples")
+        a.out.mkdir(parents=True, exist_ok=True)
+        run(program, a)
+
+
+def run(program, a):
     files = [path for path in sorted(EXAMPLES.glob("*.yaml")) if path.name != DEMO]
     jobs = [job for job in map(Job, files) if not (a.no_torch and job.torch)]
     if any(job.missing for job in jobs if not a.claims or job.claim in a.claims):
