@@ -124,7 +124,7 @@ INSTANTIATE_TEST_SUITE_P(Chains, CohortModelTest,
                                            ChainCase{"cnn4", {{"input", "3x16x16"}, {"classes", "3"}, {"width", "2"}, {"hidden", "6"}}, {3, 16, 16}}),
                          [](const auto& info) { return std::string(info.param.zoo); });
 
-JobSpec SmallMlp() {
+JobSpec CohortMlp() {
   JobSpec spec = ZooJob("mlp", {{"input", "5"}, {"classes", "3"}, {"hidden", "8"}});
   spec.dtype = DType::kF64;
   spec.local.batch = 4;
@@ -150,7 +150,7 @@ TEST(CohortTest, FitsRegressionTargets) {
 }
 
 TEST(CohortTest, ServesLargerAndSmallerCohortsOneAfterTheOther) {
-  const JobSpec spec = SmallMlp();
+  const JobSpec spec = CohortMlp();
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const std::vector<Dataset> shards = Shards(Classes(60, {5}, 3), {8, 8, 8, 8, 8, 8, 8});
   const auto learner = Cohorts();
@@ -168,7 +168,7 @@ TEST(CohortTest, ServesLargerAndSmallerCohortsOneAfterTheOther) {
 }
 
 TEST(CohortTest, BeginsFromEachClientsOwnModel) {
-  const JobSpec spec = SmallMlp();
+  const JobSpec spec = CohortMlp();
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   JobSpec other_seed = spec;
   other_seed.seed = 77;
@@ -186,7 +186,7 @@ TEST(CohortTest, BeginsFromEachClientsOwnModel) {
 }
 
 TEST(CohortTest, AnErrorOfOneClientTouchesNoOther) {
-  JobSpec spec = SmallMlp();
+  JobSpec spec = CohortMlp();
   spec.local.client_lr = {0.1, 1e200, 0.1, 0.1};
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const Dataset all = Classes(40, {5}, 4);  // labels 0 to 3, where the model has three outputs
@@ -209,7 +209,7 @@ TEST(CohortTest, AnErrorOfOneClientTouchesNoOther) {
 }
 
 TEST(CohortTest, AClientThatIsStoppedLeavesTheOthersToTheEnd) {
-  const JobSpec spec = SmallMlp();
+  const JobSpec spec = CohortMlp();
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const std::vector<Dataset> shards = Shards(Classes(40, {5}, 3), {20, 20});
   std::vector<CohortMember> members = MembersOf(spec, model, shards);
@@ -246,7 +246,7 @@ TEST(CohortTest, TrainsOtherModelsOneAfterTheOther) {
 }
 
 TEST(CohortTest, TrainsByOtherRulesOneAfterTheOther) {
-  JobSpec spec = SmallMlp();
+  JobSpec spec = CohortMlp();
   spec.strategy = {.name = "fedprox", .params = {{"mu", "0.1"}}};
   ExpectExactly(spec, Classes(8, {5}, 3));
 }
