@@ -120,12 +120,12 @@ TEST_P(LanguageModelTest, LearnsWhatComesNext) {
   JobSpec spec = GetParam();
   spec.local.steps = 60;
   spec.local.batch = 6;
-  spec.local.lr = spec.model.zoo == "moe_mlp" ? 1.0 : 0.1;
+  spec.local.lr = 0.1;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   const Dataset data = Tokens(6, 16);
   const auto learner = CpuLearner();
   TRIB_ASSERT_OK_AND_ASSIGN(const EvaluateResult before, learner->Evaluate(RequestFor(spec, model), &data));
-  EXPECT_NEAR(before.loss, std::log(64), 0.1) << "an untrained model knows nothing";
+  EXPECT_NEAR(before.loss, std::log(64), 0.15) << "an untrained model knows nothing";
   TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model), &data));
   TRIB_ASSERT_OK_AND_ASSIGN(const EvaluateResult after, learner->Evaluate(RequestFor(spec, Applied<double>(model, result.update)), &data));
   EXPECT_LT(after.loss, 1.9);
