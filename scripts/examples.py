@@ -141,7 +141,9 @@ class Job:
         self.versions = int(re.search(r"^stop: \{versions: (\d+)", self.text, re.M)[1])
 
     def shortened(self, versions, folder):
-        """A copy that stops after `versions`; itself where it does so anyway."""
+        """A copy that stops after `versions`, or as soon as its adapters' schedule allows; itself where it does so anyway."""
+        if versions is not None:
+            versions = max(versions, 1 + sum(map(int, re.findall(r"(?:init|final)_versions: (\d+)", self.text))))
         if versions is None or versions >= self.versions:
             return self.path
         copy = folder / self.path.name
