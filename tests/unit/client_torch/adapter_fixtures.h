@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <memory>
@@ -35,6 +36,17 @@ inline JobSpec AdapterJob(const std::string& zoo, ParamMap params, std::vector<s
   spec.local.lr = 0.1;
   return spec;
 }
+
+// The model in double after an update of its trainable elements, which is what of an adapted model travels.
+inline FlatModel WithTravelled(const FlatModel& model, std::span<const std::byte> update) {
+  FlatModel next = model;
+  const std::vector<double> delta = Floats<double>(update, model.layout.trainable_count());
+  std::vector<double> values = Floats<double>(model.bytes, model.layout.float_count());
+  for (size_t i = 0; i < delta.size(); ++i) values[i] += delta[i];
+  std::memcpy(next.bytes.data(), values.data(), next.bytes.size());
+  return next;
+}
+
 inline JobSpec SmallMlp(const std::string& mode = "fedit") { return AdapterJob("mlp", {{"input", "5"}, {"classes", "3"}, {"hidden", "4"}}, {"fc1", "fc2"}, mode); }
 inline JobSpec SmallTransformer(std::vector<std::string> targets) {
   return AdapterJob("transformer", {{"input", "12"}, {"vocabulary", "8"}, {"layers", "2"}, {"width", "8"}, {"heads", "2"}, {"hidden", "12"}}, std::move(targets));
