@@ -47,7 +47,7 @@ ModelRef Channel::Down(const ModelRef& sent, uint32_t client, uint64_t version, 
 }
 
 bool Channel::Up(LargeBytes& update, uint32_t client, uint64_t version, uint64_t repeat) const {
-  if (!spec_.has_snr && spec_.uplink_var == 0) return false;
+  if (!noisy_up()) return false;
   Add(update, spec_.uplink_var, kUpStream, client, version, repeat);
   return true;
 }

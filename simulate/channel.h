@@ -18,6 +18,7 @@ class Channel {
   Channel(const ChannelSpec& spec, const TensorLayout* layout, uint64_t seed) : spec_(spec), layout_(layout), seed_(seed) {}
   // What the client receives of the model (part 0) or of a vector that comes with it: the same object where the link is clean.
   ModelRef Down(const ModelRef& sent, uint32_t client, uint64_t version, uint64_t repeat, uint64_t part) const;
+  bool noisy_up() const { return spec_.has_snr || spec_.uplink_var != 0; }
   // True: the link is not clean, and the update has changed.
   bool Up(LargeBytes& update, uint32_t client, uint64_t version, uint64_t repeat) const;
 

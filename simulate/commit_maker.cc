@@ -49,6 +49,18 @@ absl::StatusOr<CommitMaker::Checked> CommitMaker::Check(std::span<const std::byt
   return Checked{.clip_factor = factor, .scan = scan};
 }
 
+bool CommitMaker::folds_on_device() const {
+  return encoding_.codec == Codec::kPlain && encoding_.dtype == DType::kF32 && privacy_ == nullptr && experts_ == nullptr && !spec_.record &&
+         strategy_.whole_reducer() == nullptr && strategy_.norm_scalar().empty() && update_layout_ == layout_ &&
+         layout_.trainable_count() == layout_.float_count() && layout_.counter_count() == 0;
+}
+
+absl::StatusOr<CommitMaker::Checked> CommitMaker::Check(const client::DeviceUpdate& update, const aggregator::Scalars& scalars) const {
+  if (update.flat_bytes() != encoding_.total_bytes()) return InvalidArgument("the update has {} bytes, one of this job {}", update.flat_bytes(), encoding_.total_bytes());
+  TRIB_RETURN_IF_ERROR(aggregator::CheckScalars(strategy_, scalars_, scalars));
+  return Checked{.clip_factor = 1, .scan = {.finite = true, .sum_squares = 0, .max_abs = update.max_abs()}};
+}
+
 aggregator::Aggregate& CommitMaker::Open() {
   if (aggregate_) return *aggregate_;
   const auto arithmetic = spec_.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
@@ -60,12 +72,21 @@ absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weigh
   keys_.push_back(key);
   inputs_.push_back({.id = key.update, .update = update, .weight = weight, .scan = scan, .runs = experts_ == nullptr ? aggregator::WeightRuns() : experts_->RunsOf(moe)});
   owners_.push_back(std::move(owner));
+  on_device_.push_back(nullptr);
   waiting_bytes_ += update.size();
   return waiting_bytes_ < kMostWaitingBytes ? absl::OkStatus() : FoldWaiting();
 }
 
-absl::Status CommitMaker::FoldWaiting() {
-  if (keys_.empty()) return absl::OkStatus();
+absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weight, std::shared_ptr<client::DeviceUpdate> update, const aggregator::ScanResult& scan) {
+  waiting_bytes_ += update->flat_bytes();
+  keys_.push_back(key);
+  inputs_.push_back({.id = key.update, .update = {}, .weight = weight, .scan = scan});
+  owners_.push_back(nullptr);
+  on_device_.push_back(std::move(update));
+  return waiting_bytes_ < kMostWaitingBytes ? absl::OkStatus() : FoldWaiting();
+}
+
+absl::Status CommitMaker::FoldHere(size_t first, size_t last) {
   aggregator::ForEach for_each;
   if (waiting_bytes_ >= kBytesWorthThreads) {
     for_each = [](size_t count, const std::function<void(size_t)>& call) {
@@ -75,10 +96,30 @@ absl::Status CommitMaker::FoldWaiting() {
       }).IgnoreError();  // there is none
     };
   }
-  const absl::Status status = Open().FoldAll(keys_, inputs_, for_each);
+  return Open().FoldAll(std::span(keys_).subspan(first, last - first), std::span(inputs_).subspan(first, last - first), for_each);
+}
+
+absl::Status CommitMaker::FoldOnDevice(size_t first, size_t last) {
+  std::vector<client::DeviceTerm> terms;
+  for (size_t i = first; i < last; ++i) terms.push_back({on_device_[i].get(), inputs_[i].weight});
+  const size_t elements = update_layout_.float_count();
+  return Open().FoldElsewhere(std::span(inputs_).subspan(first, last - first), [&](std::span<std::byte> state, bool fresh) -> absl::StatusOr<bool> {
+    if (spec_.reproducible) return terms[0].update->FoldFixed(terms, fresh, {reinterpret_cast<int64_t*>(state.data()), elements});
+    return terms[0].update->Fold(terms, fresh, {reinterpret_cast<double*>(state.data()), elements});
+  });
+}
+
+absl::Status CommitMaker::FoldWaiting() {
+  absl::Status status;
+  for (size_t first = 0, last = 0; first < keys_.size() && status.ok(); first = last) {
+    const bool on_device = on_device_[first] != nullptr;
+    for (last = first; last < keys_.size() && (on_device_[last] != nullptr) == on_device;) ++last;
+    status = on_device ? FoldOnDevice(first, last) : FoldHere(first, last);
+  }
   keys_.clear();
   inputs_.clear();
   owners_.clear();
+  on_device_.clear();
   waiting_bytes_ = 0;
   return status;
 }

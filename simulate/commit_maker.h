@@ -16,6 +16,7 @@
 #include "aggregator/core/moe_state.h"
 #include "aggregator/core/privacy/job_privacy.h"
 #include "aggregator/core/round.h"
+#include "client/core/device_update.h"
 #include "common/job_spec.h"
 #include "simulate/training.h"
 
@@ -33,6 +34,8 @@ class CommitMaker {
   const aggregator::MemoryState& state() const { return state_; }
   const std::map<std::string, double>& measured() const { return measured_; }  // of the last model made
   const GlobalMoe& moe() const { return moe_; }                                // as tasks of the current version are told it
+  // Whether a version needs nothing of its updates but their sum, so that those on a device are folded there.
+  bool folds_on_device() const;
 
   struct Checked {
     double clip_factor = 1;        // what the server's clip makes of the update's weight: a factor in (0, 1]
@@ -42,10 +45,13 @@ class CommitMaker {
   // measures are added to `scalars`. `scan`: ScanUpdate's of this update, from who has asked already.
   absl::StatusOr<Checked> Check(std::span<const std::byte> update, const MoeStats& moe, aggregator::Scalars* scalars,
                                 const std::optional<aggregator::ScanResult>& scan = std::nullopt) const;
+  // The same of an update on a device, which is finite.
+  absl::StatusOr<Checked> Check(const client::DeviceUpdate& update, const aggregator::Scalars& scalars) const;
   // `weight`: the engine's, times Check's factor; `moe`: as given to Check; `owner` keeps the bytes of `update`. Updates are folded together, ranges of the model side by
   // side on all cores: when the model is made, or before that when too many wait; an error comes then.
   absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::span<const std::byte> update, const MoeStats& moe,
                     std::shared_ptr<const void> owner, const aggregator::ScanResult& scan);
+  absl::Status Fold(const aggregator::UpdateKeyRef& key, double weight, std::shared_ptr<client::DeviceUpdate> update, const aggregator::ScanResult& scan);
   // The model of `commit` from what was folded: `previous` itself where nothing changes it. `base`: for a step that needs it.
   // `anew`: all clients begin anew from the model made (BeginClientsAnew), and no row of them is known.
   absl::StatusOr<ModelRef> NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew = false);
@@ -54,6 +60,9 @@ class CommitMaker {
   CommitMaker(const JobSpec& spec, const aggregator::Strategy& strategy, const TensorLayout& layout) : spec_(spec), strategy_(strategy), layout_(layout) {}
   aggregator::Aggregate& Open();
   absl::Status FoldWaiting();
+  // Of those that wait, [first, last): all in memory, or all on a device.
+  absl::Status FoldHere(size_t first, size_t last);
+  absl::Status FoldOnDevice(size_t first, size_t last);
 
   const JobSpec& spec_;
   const aggregator::Strategy& strategy_;
@@ -72,6 +81,7 @@ class CommitMaker {
   std::vector<aggregator::UpdateKeyRef> keys_;
   std::vector<aggregator::PartialInput> inputs_;
   std::vector<std::shared_ptr<const void>> owners_;
+  std::vector<std::shared_ptr<client::DeviceUpdate>> on_device_;  // null: in memory
   size_t waiting_bytes_ = 0;
 };
 

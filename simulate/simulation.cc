@@ -13,6 +13,7 @@
 #include "aggregator/core/planners/hierarchy.h"
 #include "aggregator/core/round.h"
 #include "aggregator/state/engine_rows.h"
+#include "client/core/device_update.h"
 #include "client/core/random.h"
 #include "common/digest.h"
 #include "simulate/availability.h"
@@ -48,6 +49,7 @@ struct Event {
 // An update that the engine has not asked to fold yet.
 struct Arrived {
   std::shared_ptr<const LargeBytes> bytes;
+  std::shared_ptr<client::DeviceUpdate> on_device;  // in place of bytes
   CommitMaker::Checked checked;
   MoeStats moe{};
 };
@@ -189,7 +191,8 @@ absl::Status Simulation::Prepare() {
   TRIB_ASSIGN_OR_RETURN(maker_, CommitMaker::Make(spec_, *strategy_, layout_, *model_));
   training_.emplace(TrainingOptions{.spec = &spec_, .layout = &layout_, .update_layout = &maker_->update_layout(), .encoding = maker_->encoding(), .initial = model_,
                                     .clients = &options_.clients, .learners = options_.learners, .data = options_.data, .artifact_path = spec_.model.artifact_path(),
-                                    .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model()});
+                                    .interrupted = options_.interrupted, .in_place_of_model = strategy_->in_place_of_model(),
+                                    .updates_stay_on_device = maker_->folds_on_device() && !channel_.noisy_up()});
   sha256_ = Sha256Hex(*model_);
   TRIB_RETURN_IF_ERROR(MakeVectors());
   const std::string canonical = CanonicalYaml(spec_);
@@ -328,28 +331,32 @@ absl::Status Simulation::Do(const aggregator::CancelTask& action) {
 absl::Status Simulation::Arrive(uint64_t task_id) {
   TRIB_ASSIGN_OR_RETURN(SimulatedTask task, training_->Finish(task_id));
   client::TrainResult& trained = *task.result;
-  const bool changed = channel_.Up(trained.update, task.client, task.version, task.repeat);
+  const bool changed = trained.on_device == nullptr && channel_.Up(trained.update, task.client, task.version, task.repeat);
   aggregator::UpdateArrived arrived{.key = {.client = options_.clients[task.client], .task = task_id, .update = UpdateId{task_id, task.client + 1}},
                                     .version = task.version,
                                     .weight = trained.weight,
                                     .examples = trained.examples};
   arrived.scalars = std::move(trained.scalars);
   const auto known = changed ? std::nullopt : std::optional(task.scan);
-  const absl::StatusOr<CommitMaker::Checked> checked = maker_->Check(trained.update, trained.moe, &arrived.scalars, known);
+  const absl::StatusOr<CommitMaker::Checked> checked = trained.on_device == nullptr ? maker_->Check(trained.update, trained.moe, &arrived.scalars, known)
+                                                                                    : maker_->Check(*trained.on_device, arrived.scalars);
   if (!checked.ok()) return Annotate(checked.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
-  result_.bytes_up += trained.update.size();
+  result_.bytes_up += trained.on_device == nullptr ? trained.update.size() : trained.on_device->flat_bytes();
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
   if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
   arrived.moe = trained.moe;
-  arrived_[arrived.key.update] = {.bytes = std::make_shared<const LargeBytes>(std::move(trained.update)), .checked = *checked, .moe = std::move(trained.moe)};
+  arrived_[arrived.key.update] = {.bytes = std::make_shared<const LargeBytes>(std::move(trained.update)), .on_device = std::move(trained.on_device),
+                                  .checked = *checked, .moe = std::move(trained.moe)};
   return Post(std::move(arrived));
 }
 
 absl::Status Simulation::Do(const aggregator::Fold& action) {
   const auto at = arrived_.find(action.key.update);
   if (at == arrived_.end()) return Internal("update {} is to be folded but is not here", ToHex(action.key.update));
-  const auto& [bytes, checked, moe] = at->second;
-  TRIB_RETURN_IF_ERROR(maker_->Fold(action.key, action.weight * checked.clip_factor, *bytes, moe, bytes, checked.scan));
+  auto& [bytes, on_device, checked, moe] = at->second;
+  const double weight = action.weight * checked.clip_factor;
+  TRIB_RETURN_IF_ERROR(on_device == nullptr ? maker_->Fold(action.key, weight, *bytes, moe, bytes, checked.scan)
+                                            : maker_->Fold(action.key, weight, std::move(on_device), checked.scan));
   if (spec_.record) kept_[action.key.update] = bytes;
   arrived_.erase(at);
   return Post(aggregator::UpdateFolded{action.key.update});

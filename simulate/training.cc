@@ -50,6 +50,7 @@ client::TrainRequest Training::RequestOf(const SimulatedTask& task) const {
   request.client = name;
   request.shard = task.client;
   request.gradient_noise = options_.spec->simulate.gradient_noise;
+  request.may_stay_on_device = options_.updates_stay_on_device;
   request.progress = Progress();
   return request;
 }
@@ -58,10 +59,12 @@ absl::Status Training::Take(SimulatedTask* task, absl::StatusOr<client::TrainRes
   const std::string who = fmt::format("client '{}', version {}", (*options_.clients)[task->client], task->version);
   if (!result.ok()) return Annotate(result.status(), who);
   if (!SendsMoeStats(*options_.spec)) result->moe.clear();
-  TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
-  const absl::StatusOr<aggregator::ScanResult> scan = aggregator::ScanUpdate(options_.encoding, result->update);
-  if (!scan.ok()) return Annotate(scan.status(), who);
-  task->scan = *scan;
+  if (result->on_device == nullptr) {
+    TRIB_RETURN_IF_ERROR(Annotate(Encode(*task, &*result), who));
+    const absl::StatusOr<aggregator::ScanResult> scan = aggregator::ScanUpdate(options_.encoding, result->update);
+    if (!scan.ok()) return Annotate(scan.status(), who);
+    task->scan = *scan;
+  }
   task->result = *std::move(result);
   return absl::OkStatus();
 }
@@ -108,8 +111,9 @@ absl::Status Training::TrainCohorts(std::span<SimulatedTask* const> tasks, std::
     std::vector<client::CohortMember> members;
     for (size_t i = first; i < std::min(first + learner.cohort_size(), tasks.size()); ++i) members.push_back({RequestOf(*tasks[i]), data[i].get()});
     std::vector<absl::StatusOr<client::TrainResult>> results = client::TrainCohortLocally(learner, members);
-    // What remains is a core's work: clip, noise, code.
-    TRIB_RETURN_IF_ERROR(OnThreads(std::thread::hardware_concurrency(), results.size(),
+    // What remains is a core's work: clip, noise, code; of updates that stay on the device next to none.
+    const bool on_device = !results.empty() && results[0].ok() && results[0]->on_device != nullptr;
+    TRIB_RETURN_IF_ERROR(OnThreads(on_device ? 1 : std::thread::hardware_concurrency(), results.size(),
                                    [&](size_t i, size_t) { return Take(tasks[first + i], std::move(results[i])); }));
   }
   return absl::OkStatus();

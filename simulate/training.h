@@ -33,7 +33,7 @@ struct SimulatedTask {
   double clip = 0;            // C of the version, of jobs with privacy
   GlobalMoe moe{};            // of all clients' experts, of the newest version
   std::optional<client::TrainResult> result;       // its update as it travels
-  aggregator::ScanResult scan;                     // of that update
+  aggregator::ScanResult scan;                     // of that update, unless it is on a device
 };
 
 struct TrainingOptions {
@@ -48,6 +48,7 @@ struct TrainingOptions {
   std::string artifact_path;
   std::function<bool()> interrupted;                  // asked from the learners' threads; true: what runs ends with CANCELLED
   std::string in_place_of_model;                      // the one of the vectors that is in the model's flat form; "": none
+  bool updates_stay_on_device = false;                // whose learner can leave them there, where nothing is done to them on their way
 };
 
 class Training {

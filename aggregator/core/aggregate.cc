@@ -6,6 +6,7 @@
 
 #include "aggregator/core/kernels.h"
 #include "aggregator/core/privacy/noisy_sums.h"
+#include "common/check.h"
 
 namespace tributary::aggregator {
 
@@ -33,6 +34,13 @@ absl::Status Aggregate::FoldAll(std::span<const UpdateKeyRef> keys, std::span<co
     return absl::OkStatus();
   }
   for (size_t i = 0; i < inputs.size(); ++i) TRIB_RETURN_IF_ERROR(Keep(keys[i], inputs[i]));
+  return absl::OkStatus();
+}
+
+absl::Status Aggregate::FoldElsewhere(std::span<const PartialInput> inputs, const aggregator::FoldElsewhere& fold) {
+  TRIB_CHECK(strategy_.whole_reducer() == nullptr);
+  TRIB_RETURN_IF_ERROR(partial_.AccumulateElsewhere(inputs, fold));
+  count_ += inputs.size();
   return absl::OkStatus();
 }
 

@@ -37,6 +37,8 @@ class Aggregate {
   absl::Status Fold(const RoundContributor& contributor, std::span<const std::byte> update);
   // The same one after the other, bit for bit; sums with `for_each` (Partial::AccumulateAll). `keys`: of the inputs, in their order.
   absl::Status FoldAll(std::span<const UpdateKeyRef> keys, std::span<const PartialInput> inputs, const ForEach& for_each = {});
+  // The same of updates that are elsewhere (Partial::AccumulateElsewhere), for strategies that need no whole ones.
+  absl::Status FoldElsewhere(std::span<const PartialInput> inputs, const aggregator::FoldElsewhere& fold);
 
   struct Input {
     CommitFacts facts;

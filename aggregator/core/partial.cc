@@ -7,6 +7,8 @@
 #include <cstring>
 #include <utility>
 
+#include "common/check.h"
+
 namespace tributary::aggregator {
 namespace {
 
@@ -58,9 +60,6 @@ double Partial::SafeBound() const { return arithmetic_ == Arithmetic::kFixedPoin
 
 absl::StatusOr<ScanResult> Partial::CheckInput(const PartialInput& input) const {
   const auto& [id, update, weight, known, runs] = input;
-  if (update.size() != encoding_.total_bytes()) {
-    return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(id), encoding_.total_bytes(), update.size());
-  }
   if (!std::isfinite(weight) || weight <= 0) {
     return InvalidArgument("update {}: weight must be finite and > 0, got {}", ToHex(id), weight);
   }
@@ -83,6 +82,44 @@ absl::Status Partial::Accumulate(const UpdateId& id, std::span<const std::byte> 
 }
 
 absl::Status Partial::AccumulateAll(std::span<const PartialInput> inputs, const ForEach& for_each) {
+  for (const PartialInput& input : inputs) {
+    if (input.update.size() == encoding_.total_bytes()) continue;
+    return InvalidArgument("update {}: expected {} bytes, got {}", ToHex(input.id), encoding_.total_bytes(), input.update.size());
+  }
+  const bool fresh = contributors_.empty();
+  TRIB_RETURN_IF_ERROR(AccumulateWith(inputs, [&](std::span<const UpdateView> views, bool first) {
+    const size_t bytes_per_element = reducer_->state_bytes_per_element();
+    const size_t blocks = (layout_.float_count() + kBlockElements - 1) / kBlockElements;
+    std::atomic<size_t> overflowed = layout_.float_count();
+    const auto fold = [&](size_t block) {
+      const size_t begin = block * kBlockElements;
+      const size_t count = std::min(kBlockElements, layout_.float_count() - begin);
+      if (!reducer_->FoldBlock(state_.data() + begin * bytes_per_element, begin, count, views, first)) overflowed = begin;
+    };
+    if (for_each) {
+      for_each(blocks, fold);
+    } else {
+      for (size_t block = 0; block < blocks && overflowed == layout_.float_count(); ++block) fold(block);
+    }
+    return overflowed == layout_.float_count() ? std::nullopt : std::optional<size_t>(overflowed);
+  }));
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    FoldCounters(counters_.data(), inputs[i].update.data() + encoding_.counters_offset(), layout_.counter_count(), fresh && i == 0);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Partial::AccumulateElsewhere(std::span<const PartialInput> inputs, const FoldElsewhere& fold) {
+  TRIB_CHECK(encoding_.codec == Codec::kPlain && layout_.counter_count() == 0);
+  for (const PartialInput& input : inputs) TRIB_CHECK(input.scan.has_value() && input.runs.empty());
+  return AccumulateWith(inputs, [&](std::span<const UpdateView>, bool first) -> absl::StatusOr<std::optional<size_t>> {
+    TRIB_ASSIGN_OR_RETURN(const bool folded, fold(state_, first));
+    return folded ? std::nullopt : std::optional<size_t>(0);
+  });
+}
+
+absl::Status Partial::AccumulateWith(std::span<const PartialInput> inputs,
+                                     const std::function<absl::StatusOr<std::optional<size_t>>(std::span<const UpdateView> views, bool fresh)>& fold) {
   if (inputs.empty()) return absl::OkStatus();
   double bound = bound_;
   std::set<UpdateId> ids;
@@ -94,32 +131,15 @@ absl::Status Partial::AccumulateAll(std::span<const PartialInput> inputs, const 
     views.push_back({.flat = input.update.data(), .weight = input.weight, .runs = input.runs});
   }
   // Sums this small cannot overflow. Others may, and the fold finds out half-way: only they pay for a copy to go back to.
-  const bool may_overflow = !(bound < SafeBound());
-  const bool fresh = contributors_.empty();
-  const size_t bytes_per_element = reducer_->state_bytes_per_element();
   std::vector<std::byte> before;
-  if (may_overflow) before = state_;
-  std::atomic<size_t> overflowed = layout_.float_count();
-  const auto fold = [&](size_t block) {
-    const size_t first = block * kBlockElements;
-    const size_t count = std::min(kBlockElements, layout_.float_count() - first);
-    if (!reducer_->FoldBlock(state_.data() + first * bytes_per_element, first, count, views, fresh)) overflowed = first;
-  };
-  const size_t blocks = (layout_.float_count() + kBlockElements - 1) / kBlockElements;
-  if (for_each) {
-    for_each(blocks, fold);
-  } else {
-    for (size_t block = 0; block < blocks && overflowed == layout_.float_count(); ++block) fold(block);
+  if (!(bound < SafeBound())) before = state_;
+  const absl::StatusOr<std::optional<size_t>> overflowed = fold(views, contributors_.empty());
+  if (!overflowed.ok() || *overflowed) {
+    if (!before.empty()) state_ = std::move(before);
+    TRIB_RETURN_IF_ERROR(overflowed.status());
+    return InvalidArgument("update {}: the sum leaves the range of the accumulators from element {} on", ToHex(inputs[0].id), **overflowed);
   }
-  if (overflowed != layout_.float_count()) {
-    if (may_overflow) state_ = std::move(before);
-    return InvalidArgument("update {}: the sum leaves the range of the accumulators at elements [{}, {})", ToHex(inputs[0].id), overflowed.load(),
-                           std::min(overflowed + kBlockElements, layout_.float_count()));
-  }
-  for (size_t i = 0; i < inputs.size(); ++i) {
-    FoldCounters(counters_.data(), inputs[i].update.data() + encoding_.counters_offset(), layout_.counter_count(), fresh && i == 0);
-    weights_.push_back(inputs[i].weight);
-  }
+  for (const PartialInput& input : inputs) weights_.push_back(input.weight);
   contributors_.merge(ids);
   bound_ = bound;
   return absl::OkStatus();

@@ -27,7 +27,7 @@ namespace tributary::aggregator {
 
 struct PartialInput {
   UpdateId id{};
-  std::span<const std::byte> update;    // in the encoding
+  std::span<const std::byte> update;    // in the encoding; AccumulateElsewhere: none
   double weight = 0;
   std::optional<ScanResult> scan{};     // what ScanUpdate says of it, from who has asked already
   WeightRuns runs{};                    // UpdateView's
@@ -35,6 +35,8 @@ struct PartialInput {
 
 // call(i) for each i in [0, count), on threads of the caller's choice; back when all have returned.
 using ForEach = std::function<void(size_t count, const std::function<void(size_t)>& call)>;
+// Folds all of some updates that are not in this memory into `state`, with the bits of FoldBlock over it; false as FoldBlock's.
+using FoldElsewhere = std::function<absl::StatusOr<bool>(std::span<std::byte> state, bool fresh)>;
 
 class Partial {
  public:
@@ -47,6 +49,8 @@ class Partial {
   absl::Status Accumulate(const UpdateId& id, std::span<const std::byte> update, double weight);
   // The same as one after the other, bit for bit, but all or none; ranges of the model side by side with `for_each`.
   absl::Status AccumulateAll(std::span<const PartialInput> inputs, const ForEach& for_each = {});
+  // The same of updates that `fold` has: plain ones of a layout without counters. Each input has its scan.
+  absl::Status AccumulateElsewhere(std::span<const PartialInput> inputs, const FoldElsewhere& fold);
   absl::Status Merge(Partial&& other);
 
   double sum_weight() const;  // OrderFreeSum of the weights
@@ -64,6 +68,9 @@ class Partial {
  private:
   double SafeBound() const;  // sums below it cannot overflow
   absl::StatusOr<ScanResult> CheckInput(const PartialInput& input) const;
+  // What all ways to accumulate share: fold(views, fresh) changes the state, and returns the first element of a block whose sums left the range.
+  absl::Status AccumulateWith(std::span<const PartialInput> inputs,
+                              const std::function<absl::StatusOr<std::optional<size_t>>(std::span<const UpdateView> views, bool fresh)>& fold);
 
   TensorLayout layout_;
   Arithmetic arithmetic_;

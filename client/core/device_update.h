@@ -1,9 +1,11 @@
-// A trained update that is still on the GPU: clipped, noised and encoded there, its bytes come off in parts, so that storing one overlaps
-// with making the next. The bytes are those that MakeUpdate (private_update.h) gives for the same Δ. Implemented in client/torch/device.
+// A trained update that is still on the GPU. Clipped, noised and encoded there, its bytes come off in parts, so that storing one overlaps
+// with making the next: the bytes that MakeUpdate (private_update.h) gives for the same Δ. Or it is folded there with others, for who wants
+// nothing but their sum. Implemented in client/torch/device.
 // Threads: one call at a time, on any thread; the learner goes on meanwhile.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <span>
 
@@ -12,6 +14,13 @@
 #include "common/update_codec.h"
 
 namespace tributary::client {
+
+class DeviceUpdate;
+
+struct DeviceTerm {
+  DeviceUpdate* update = nullptr;
+  double weight = 0;
+};
 
 class DeviceUpdate {
  public:
@@ -23,6 +32,13 @@ class DeviceUpdate {
   virtual size_t flat_bytes() const = 0;
   // ‖Δ‖₂ as EncodedUpdate has it. Errors: of EncodeUpdate, the sink's, the device's.
   virtual absl::StatusOr<double> Encode(const UpdatePlan& plan, const Sink& sink) = 0;
+  // max |Δ|: finite, as Δ is.
+  virtual double max_abs() const = 0;
+  // sums[i] += Σ weight·Δ[i] over `terms`, in their order, this update one of them, all without buffers or counters and of sums.size() elements:
+  // FoldF32 and FoldFixedF32 (aggregator/core/kernels.h) bit for bit, `first` and false as theirs. Errors: INVALID_ARGUMENT for updates of
+  // another size or device; the device's.
+  virtual absl::StatusOr<bool> Fold(std::span<const DeviceTerm> terms, bool first, std::span<double> sums) = 0;
+  virtual absl::StatusOr<bool> FoldFixed(std::span<const DeviceTerm> terms, bool first, std::span<int64_t> sums) = 0;
 };
 
 // Whether an update of this encoding can be made on the device.

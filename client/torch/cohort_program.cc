@@ -149,11 +149,11 @@ CohortProgram::Result CohortProgram::Run(CohortSchedule& schedule, const at::Ten
     done += count;
   }
   Result result;
-  // The largest magnitude: an infinity or NaN of any element shows in it.
-  const at::Tensor largest = at::linalg_vector_norm(params, std::numeric_limits<double>::infinity(), at::IntArrayRef{1});
   result.updates = params.sub_(start);
+  // An infinity or NaN of any element shows in the largest magnitude.
+  const at::Tensor largest = at::linalg_vector_norm(result.updates, std::numeric_limits<double>::infinity(), at::IntArrayRef{1});
   result.losses = losses.to(at::kCPU, at::kDouble);
-  result.finite = largest.to(at::kCPU).isfinite();
+  result.largest = largest.to(at::kCPU, at::kDouble);
   return result;
 }
 

@@ -48,7 +48,7 @@ class CohortProgram {
   struct Result {
     at::Tensor updates;  // [n, P] on the device: trained − start. Valid until the next Run
     at::Tensor losses;   // [steps, C] double on the host: of each step at the values it met; 0 where a client made no step
-    at::Tensor finite;   // [n] bool on the host: whether a client's trained parameters are numbers
+    at::Tensor largest;  // [n] double on the host: max |Δ| of a client; not finite where its trained parameters are not
   };
   // Runs a whole schedule of n clients from `start`: [P], or [n, P] where clients begin from models of their own, places in the schedule's
   // order. `go_on(step)`: before each part of the run; false ends it there.

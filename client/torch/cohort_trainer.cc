@@ -39,6 +39,13 @@ at::Tensor StartOf(TrainableModel& model, std::span<const CohortMember> members,
   return starts;
 }
 
+// Rows of [n, P], each beginning at a multiple of 16 bytes.
+at::Tensor AlignedCopy(const at::Tensor& rows) {
+  const int64_t elements = rows.size(1), to = 16 / static_cast<int64_t>(rows.element_size());
+  at::Tensor copy = at::empty({rows.size(0), (elements + to - 1) / to * to}, rows.options()).narrow(1, 0, elements);
+  return copy.copy_(rows);
+}
+
 }  // namespace
 
 std::string CohortTrainer::Obstacle(TrainableModel& model, std::span<const CohortMember> members) {
@@ -122,7 +129,9 @@ void CohortTrainer::TrainGroup(TrainableModel& model, const ExampleTensors& exam
   tell(1);
   const double seconds = absl::ToDoubleSeconds(absl::Now() - begin) / static_cast<double>(of_place.size());
   const auto losses = run.losses.accessor<double, 2>();
-  const auto finite = run.finite.accessor<bool, 1>();
+  const auto largest = run.largest.accessor<double, 1>();
+  const bool some_stay = run.updates.is_cuda() && std::any_of(of_place.begin(), of_place.end(), [&](size_t m) { return members[m].request.may_stay_on_device; });
+  const at::Tensor staying = some_stay ? AlignedCopy(run.updates) : at::Tensor();
   for (size_t p = 0; p < of_place.size(); ++p) {
     const TrainRequest& request = members[of_place[p]].request;
     const LocalSpec& local = group[schedule.member(p)].client.local;
@@ -142,10 +151,10 @@ void CohortTrainer::TrainGroup(TrainableModel& model, const ExampleTensors& exam
       seen += size;
       if (!std::isfinite(value)) result = LossNotFinite(value, s, steps, local);
     }
-    if (result.ok() && !finite[place]) result = WeightNotFinite(static_cast<int64_t>(steps), local);
+    if (result.ok() && !std::isfinite(largest[place])) result = WeightNotFinite(static_cast<int64_t>(steps), local);
     if (!result.ok()) continue;
     const at::Tensor update = run.updates.select(0, place);
-    if (request.may_stay_on_device && update.is_cuda()) result->on_device = KeepOnDevice(update.clone(), {});
+    if (request.may_stay_on_device && some_stay) result->on_device = KeepOnDevice(staying.select(0, place), {}, largest[place]);
     if (result->on_device == nullptr) {
       result->update.resize(model.layout().total_bytes());
       at::from_blob(result->update.data(), update.sizes(), update.options().device(at::kCPU)).copy_(update, /*non_blocking=*/true);

@@ -196,7 +196,10 @@ class TorchLearner : public Learner {
         Correction none;
         none.gradient_noise = request.gradient_noise;
         TRIB_RETURN_IF_ERROR(run(none));
-        if (request.may_stay_on_device && device_.is_cuda() && adapters == AdapterMode::kNone) result.on_device = KeepOnDevice(model_->Delta(), model_->BuffersAndCounters());
+        if (request.may_stay_on_device && device_.is_cuda() && adapters == AdapterMode::kNone) {
+          const at::Tensor delta = model_->Delta();
+          result.on_device = KeepOnDevice(delta, model_->BuffersAndCounters(), delta.abs().max().item<double>());
+        }
         if (result.on_device == nullptr) result.update = model_->Update();
       } else {
         TRIB_RETURN_IF_ERROR(TrainCorrected(request, rule, run, outcome, &result));

@@ -11,9 +11,9 @@
 
 namespace tributary::client {
 
-// `delta`: [trainable elements], nobody else's; what computed it has ended when the result is used. `rest`: the flat form's buffers and
-// counters. Null: this device, type or build cannot, and the update comes to the host.
-std::shared_ptr<DeviceUpdate> KeepOnDevice(at::Tensor delta, LargeBytes rest);
+// `delta`: [trainable elements], 16-byte aligned, nobody changes it; what computed it has ended when the result is used. `rest`: the flat
+// form's buffers and counters. `max_abs`: max |Δ|, finite. Null: this device, type or build cannot, and the update comes to the host.
+std::shared_ptr<DeviceUpdate> KeepOnDevice(at::Tensor delta, LargeBytes rest, double max_abs);
 
 // Has updates that come to the host come to memory into which the device copies at full speed, where this build can.
 void PrepareHostMemory(at::Device device);

@@ -12,6 +12,7 @@
 
 #include "client/cuda/cuda_status.h"
 #include "client/cuda/device_memory.h"
+#include "client/cuda/fold.h"
 #include "client/cuda/privatise.h"
 
 namespace tributary::client {
@@ -49,6 +50,8 @@ struct Workspace {
   std::array<std::unique_ptr<CUevent_st, DestroyEvent>, kSlots> copied;
   PinnedArray<double> sum;
   PinnedArray<uint32_t> failed;
+  DeviceArray<double> sums;    // of Fold; or integers of the same size
+  size_t sums_elements = 0;
 
   static absl::StatusOr<std::unique_ptr<Workspace>> Make(int device) {
     auto made = std::make_unique<Workspace>();
@@ -128,12 +131,13 @@ struct Range {
   size_t first = 0, last = 0;
 };
 
-class EncodedOnDevice final : public DeviceUpdate {
+class UpdateOnDevice final : public DeviceUpdate {
  public:
-  EncodedOnDevice(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest)
-      : device_(device), holder_(std::move(holder)), delta_(delta), elements_(elements), rest_(std::move(rest)) {}
+  UpdateOnDevice(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest, double max_abs)
+      : device_(device), holder_(std::move(holder)), delta_(delta), elements_(elements), rest_(std::move(rest)), max_abs_(max_abs) {}
 
   size_t flat_bytes() const override { return elements_ * sizeof(float) + rest_.size(); }
+  double max_abs() const override { return max_abs_; }
 
   absl::StatusOr<double> Encode(const UpdatePlan& plan, const Sink& sink) override {
     const PipelineOptions& options = plan.options;
@@ -150,7 +154,56 @@ class EncodedOnDevice final : public DeviceUpdate {
     return norm;
   }
 
+  absl::StatusOr<bool> Fold(std::span<const DeviceTerm> terms, bool first, std::span<double> sums) override { return FoldInto(terms, first, sums, LaunchFold); }
+  absl::StatusOr<bool> FoldFixed(std::span<const DeviceTerm> terms, bool first, std::span<int64_t> sums) override {
+    return FoldInto(terms, first, sums, LaunchFoldFixed);
+  }
+
  private:
+  template <typename Sum>
+  absl::StatusOr<bool> FoldInto(std::span<const DeviceTerm> terms, bool first, std::span<Sum> sums, cudaError_t (*launch)(const FoldWork&, Sum*, cudaStream_t)) const {
+    static_assert(sizeof(Sum) == sizeof(double));
+    std::vector<FoldTerm> folded;
+    for (const DeviceTerm& term : terms) {
+      const auto* const update = dynamic_cast<const UpdateOnDevice*>(term.update);
+      if (update == nullptr || update->device_ != device_) return InvalidArgument("updates to be folded are not all on device {}", device_);
+      if (update->elements_ != sums.size() || !update->rest_.empty()) {
+        return InvalidArgument("an update to be folded has {} elements and {} further bytes: expected {} and none", update->elements_, update->rest_.size(), sums.size());
+      }
+      folded.push_back({.delta = update->delta_, .weight = term.weight});
+    }
+    TRIB_RETURN_IF_CUDA_ERROR(cudaSetDevice(device_), "device {}", device_);
+    TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Workspace> workspace, Workspaces::All().Take(device_));
+    const absl::StatusOr<bool> ok = FoldWith(*workspace, folded, first, sums, launch);
+    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(workspace->stream.get()), "the end of a sum of updates");
+    Workspaces::All().Give(std::move(workspace));
+    return ok;
+  }
+
+  template <typename Sum>
+  static absl::StatusOr<bool> FoldWith(Workspace& workspace, std::span<const FoldTerm> terms, bool first, std::span<Sum> sums,
+                                       cudaError_t (*launch)(const FoldWork&, Sum*, cudaStream_t)) {
+    cudaStream_t const stream = workspace.stream.get();
+    if (workspace.sums_elements < sums.size()) {
+      workspace.sums_elements = 0;
+      TRIB_ASSIGN_OR_RETURN(workspace.sums, MakeDeviceArray<double>(sums.size()));
+      workspace.sums_elements = sums.size();
+    }
+    auto* const on_device = reinterpret_cast<Sum*>(workspace.sums.get());
+    if (!first) TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(on_device, sums.data(), sums.size_bytes(), cudaMemcpyHostToDevice, stream), "sums of updates");
+    TRIB_ASSIGN_OR_RETURN(const StreamMemory failed, StreamMemory::Make(sizeof(uint32_t), stream));
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(failed.as<uint32_t>(), 0, sizeof(uint32_t), stream), "a sum of updates");
+    for (size_t done = 0; done < terms.size(); done += kMaxFoldTerms) {
+      const FoldWork work{.terms = terms.subspan(done, std::min(kMaxFoldTerms, terms.size() - done)), .elements = sums.size(), .first = first && done == 0,
+                          .failed = failed.as<uint32_t>()};
+      TRIB_RETURN_IF_CUDA_ERROR(launch(work, on_device, stream), "a sum of {} updates", terms.size());
+    }
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.failed.get(), failed.as<uint32_t>(), sizeof(uint32_t), cudaMemcpyDeviceToHost, stream), "a sum of updates");
+    TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(sums.data(), on_device, sums.size_bytes(), cudaMemcpyDeviceToHost, stream), "sums of updates");
+    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream), "a sum of updates");
+    return workspace.failed[0] == 0;
+  }
+
   absl::StatusOr<double> EncodeWith(Workspace& workspace, const UpdatePlan& plan, const Sink& sink) const {
     const PipelineOptions& options = plan.options;
     const UpdateEncoding& encoding = options.encoding;
@@ -244,12 +297,14 @@ class EncodedOnDevice final : public DeviceUpdate {
   const float* const delta_;
   const size_t elements_;
   const LargeBytes rest_;
+  const double max_abs_;
 };
 
 }  // namespace
 
-std::unique_ptr<DeviceUpdate> MakeDeviceUpdate(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest) {
-  return std::make_unique<EncodedOnDevice>(device, std::move(holder), delta, elements, std::move(rest));
+std::unique_ptr<DeviceUpdate> MakeDeviceUpdate(int device, std::shared_ptr<const void> holder, const float* delta, size_t elements, LargeBytes rest,
+                                               double max_abs) {
+  return std::make_unique<UpdateOnDevice>(device, std::move(holder), delta, elements, std::move(rest), max_abs);
 }
 
 }  // namespace tributary::client

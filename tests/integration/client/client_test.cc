@@ -8,9 +8,9 @@
 #include <filesystem>
 #include <thread>
 
-#include "client/core/device_update.h"
 #include "client/rpc/client_runtime.h"
 #include "tests/integration/client/fake_server.h"
+#include "tests/support/host_update.h"
 #include "tests/support/status_matchers.h"
 
 namespace tributary::client {
@@ -19,6 +19,7 @@ namespace {
 namespace fs = std::filesystem;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
+using tributary::testing::HostUpdate;
 using tributary::testing::IsOk;
 
 constexpr size_t kElements = 3001;  // 12,004 bytes: no multiple of any chunk size here
@@ -36,24 +37,6 @@ struct GpuWays {
   bool keeps_updates = false;            // on the "device"
   std::atomic<int> out_of_memory{0};     // so many trainings fail
   std::atomic<size_t> largest_cohort{0};
-};
-
-// Gives its bytes from the end to the beginning.
-class BackwardUpdate final : public DeviceUpdate {
- public:
-  explicit BackwardUpdate(std::string bytes) : bytes_(std::move(bytes)) {}
-  size_t flat_bytes() const override { return bytes_.size(); }
-  absl::StatusOr<double> Encode(const UpdatePlan&, const Sink& sink) override {
-    for (size_t end = bytes_.size(); end > 0;) {
-      const size_t begin = end > 7 ? end - 7 : 0;
-      TRIB_RETURN_IF_ERROR(sink(begin, std::as_bytes(std::span(bytes_).subspan(begin, end - begin))));
-      end = begin;
-    }
-    return 0.0;
-  }
-
- private:
-  const std::string bytes_;
 };
 
 class KnownLearner : public Learner {
@@ -77,7 +60,7 @@ class KnownLearner : public Learner {
     const std::string update = ExpectedUpdate(request.client, request.version, model);
     TrainResult result;
     if (ways_->keeps_updates && request.may_stay_on_device) {
-      result.on_device = std::make_shared<BackwardUpdate>(update);
+      result.on_device = std::make_shared<HostUpdate>(update);
     } else {
       result.update.resize(update.size());
       std::memcpy(result.update.data(), update.data(), update.size());

@@ -8,6 +8,7 @@
 #include <limits>
 #include <vector>
 
+#include "aggregator/core/kernels_reference.h"
 #include "client/core/private_update.h"
 #include "client/core/random.h"
 #include "tests/support/gpu.h"
@@ -88,7 +89,7 @@ TEST_P(DeviceEncoderTest, GivesTheProcessorsBytesInParts) {
     const std::shared_ptr<float[]> on_device = ToDevice(delta);
     ASSERT_EQ(cudaDeviceSynchronize(), cudaSuccess);
     const LargeBytes rest(flat.begin() + static_cast<std::ptrdiff_t>(elements * sizeof(float)), flat.end());
-    const auto update = MakeDeviceUpdate(0, on_device, on_device.get(), elements, rest);
+    const auto update = MakeDeviceUpdate(0, on_device, on_device.get(), elements, rest, 0.01);
     EXPECT_EQ(update->flat_bytes(), flat.size());
     for (int again = 0; again < 2; ++again) {  // the second time in used buffers
       std::vector<std::byte> got(expected.bytes.size(), std::byte{0xA5});
@@ -116,6 +117,77 @@ INSTANTIATE_TEST_SUITE_P(Jobs, DeviceEncoderTest,
                                            UpdateCase{"Int4Local", "int4", NoisePlacement::kLocal, 0.3, 0.5, true}, UpdateCase{"PlainLocal", "f32", NoisePlacement::kLocal, 0.3, 0.5, true}),
                          [](const auto& info) { return std::string(info.param.name); });
 
+// Sums of updates on the device, in two folds, against those of the processor: equal bits, whatever the number of launches.
+template <typename Sum, typename OnDevice, typename OnHost>
+void ExpectEqualSums(const OnDevice& on_device, const OnHost& on_host, double largest) {
+  for (const size_t count : {size_t{1}, size_t{17}, size_t{300}}) {
+    const size_t elements = 100'003;
+    std::vector<std::vector<float>> deltas(count, std::vector<float>(elements));
+    std::vector<std::unique_ptr<DeviceUpdate>> updates;
+    std::vector<DeviceTerm> terms;
+    std::vector<const std::byte*> bytes;
+    std::vector<double> weights;
+    CounterRandom random(count);
+    for (std::vector<float>& delta : deltas) {
+      for (float& value : delta) value = static_cast<float>(largest * random.Normal());
+      const std::shared_ptr<float[]> there = ToDevice(delta);
+      updates.push_back(MakeDeviceUpdate(0, there, there.get(), elements, {}, 1));
+      weights.push_back(random.Uniform() + 0.1);
+      terms.push_back({updates.back().get(), weights.back()});
+      bytes.push_back(reinterpret_cast<const std::byte*>(delta.data()));
+    }
+    std::vector<Sum> expected(elements), got(elements);
+    const size_t half = count / 2;
+    bool ok = true;
+    if (half > 0) {
+      EXPECT_TRUE(on_host(expected.data(), bytes.data(), weights.data(), half, elements, true));
+      TRIB_ASSERT_OK_AND_ASSIGN(ok, on_device(*updates[0], std::span(terms).first(half), true, std::span(got)));
+      EXPECT_TRUE(ok);
+    }
+    EXPECT_TRUE(on_host(expected.data(), bytes.data() + half, weights.data() + half, count - half, elements, half == 0));
+    TRIB_ASSERT_OK_AND_ASSIGN(ok, on_device(*updates[0], std::span(terms).subspan(half), half == 0, std::span(got)));
+    EXPECT_TRUE(ok);
+    EXPECT_EQ(got, expected) << count << " updates";
+  }
+}
+
+const auto kOnDevice = [](DeviceUpdate& update, std::span<const DeviceTerm> terms, bool first, auto sums) {
+  if constexpr (std::is_same_v<decltype(sums), std::span<double>>) {
+    return update.Fold(terms, first, sums);
+  } else {
+    return update.FoldFixed(terms, first, sums);
+  }
+};
+
+TEST(DeviceFoldTest, GivesTheProcessorsSums) {
+  TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
+  ExpectEqualSums<double>(kOnDevice, reference::FoldF32, 1);
+  ExpectEqualSums<int64_t>(kOnDevice, reference::FoldFixedF32, 1e3);
+}
+
+TEST(DeviceFoldTest, TellsOfSumsOutOfRangeAndRefusesStrangers) {
+  TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
+  const auto update = [](float value, size_t elements, LargeBytes rest) {
+    const std::shared_ptr<float[]> there = ToDevice(std::vector<float>(elements, value));
+    return MakeDeviceUpdate(0, there, there.get(), elements, std::move(rest), value);
+  };
+  const auto a = update(3e38F, 4, {}), b = update(1, 5, {}), c = update(1, 4, LargeBytes(8));
+  std::vector<double> sums(4);
+  std::vector<int64_t> fixed(4);
+  const DeviceTerm heavy{a.get(), 1e300};
+  const DeviceTerm plain{a.get(), 1};
+  TRIB_ASSERT_OK_AND_ASSIGN(bool in_range, a->Fold({&heavy, 1}, true, sums));
+  EXPECT_FALSE(in_range);
+  TRIB_ASSERT_OK_AND_ASSIGN(in_range, a->Fold({&plain, 1}, true, sums));
+  EXPECT_TRUE(in_range);
+  TRIB_ASSERT_OK_AND_ASSIGN(in_range, a->FoldFixed({&plain, 1}, true, fixed));
+  EXPECT_FALSE(in_range);
+  for (DeviceUpdate* const other : {b.get(), c.get()}) {
+    const std::vector<DeviceTerm> terms = {plain, {other, 1}};
+    EXPECT_THAT(a->Fold(terms, true, sums), StatusIs(StatusCode::kInvalidArgument, HasSubstr("to be folded")));
+  }
+}
+
 TEST(DeviceEncoderErrorsTest, NamesWhatIsNotFiniteAndPassesTheSinksErrorOn) {
   TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
   const JobSpec spec = JobOf({"", "int8", NoisePlacement::kCentral, 0, 0, false});
@@ -126,7 +198,7 @@ TEST(DeviceEncoderErrorsTest, NamesWhatIsNotFiniteAndPassesTheSinksErrorOn) {
   const auto encode = [&](const DeviceUpdate::Sink& sink) {
     const std::shared_ptr<float[]> on_device = ToDevice(delta);
     EXPECT_EQ(cudaDeviceSynchronize(), cudaSuccess);
-    return MakeDeviceUpdate(0, on_device, on_device.get(), delta.size(), rest)->Encode(PlanUpdate(request), sink).status();
+    return MakeDeviceUpdate(0, on_device, on_device.get(), delta.size(), rest, 0.5)->Encode(PlanUpdate(request), sink).status();
   };
   EXPECT_THAT(encode([](size_t, std::span<const std::byte>) { return ResourceExhausted("the disk is full"); }),
               StatusIs(StatusCode::kResourceExhausted, HasSubstr("disk is full")));

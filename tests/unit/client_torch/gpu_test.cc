@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "aggregator/core/kernels_reference.h"
 #include "client/core/device_update.h"
 #include "tests/support/require.h"
 #include "tests/unit/client_torch/fixtures.h"
@@ -170,6 +171,16 @@ TEST(GpuUpdateTest, AnUpdateMadeOnTheDeviceHasTheBytesOfOneMadeOnTheHost) {
     ASSERT_EQ(host.on_device, nullptr);
     ASSERT_NE(device.on_device, nullptr);
     EXPECT_TRUE(device.update.empty());
+    const size_t elements = model.layout.trainable_count();
+    const std::byte* const bytes = host.update.data();
+    const double weight = 0.3;
+    std::vector<double> expected_sum(elements), sum(elements);
+    EXPECT_TRUE(reference::FoldF32(expected_sum.data(), &bytes, &weight, 1, elements, /*first=*/true));
+    const DeviceTerm term{device.on_device.get(), weight};
+    TRIB_ASSERT_OK_AND_ASSIGN(const bool in_range, device.on_device->Fold({&term, 1}, /*first=*/true, sum));
+    EXPECT_TRUE(in_range);
+    EXPECT_EQ(sum, expected_sum);
+    EXPECT_EQ(device.on_device->max_abs(), aggregator::Scan(std::span(host.update).first(model.layout.float_bytes()), DType::kF32).max_abs);
     TRIB_ASSERT_OK_AND_ASSIGN(const EncodedUpdate expected, MakeUpdate(update, std::move(host.update), &host.scalars));
     std::vector<std::byte> got(expected.bytes.size());
     const UpdatePlan plan = PlanUpdate(update);
