@@ -7,7 +7,8 @@
 namespace tributary::client {
 namespace {
 
-constexpr size_t kQuads = kQuantBlock / 4;
+constexpr size_t kWords = kQuantBlock / 2;  // each serves two elements
+constexpr size_t kQuads = kWords / 4;
 
 // Words of the quads from `quad` on, four in a row for each: Philox4x32-10 with the quads side by side, so that a compiler uses vectors.
 [[gnu::always_inline]] inline void Words(const PhiloxStream& stream, uint64_t quad, uint32_t* words) {
@@ -38,6 +39,14 @@ constexpr size_t kQuads = kQuantBlock / 4;
   }
 }
 
+// 1 + u, u = (2h + 1)·2^−17 for the 16 bits h from bit 7 on: exact.
+[[gnu::always_inline]] inline float OneAnd(uint32_t bits) {
+  const uint32_t one_and = (bits & 0x7FFF80u) | 0x3F800040u;
+  float value;
+  std::memcpy(&value, &one_and, sizeof(value));
+  return value;
+}
+
 [[gnu::always_inline]] inline float Quantise(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
   // Magnitudes of finite floats are ordered as their bits are, and maxima of integers are what compilers make vectors of.
   int32_t largest = 0;
@@ -51,14 +60,15 @@ constexpr size_t kQuads = kQuantBlock / 4;
     std::memset(codes, 0, kQuantBlock);
     return scale;
   }
-  uint32_t words[kQuantBlock];
-  Words(rounding, first / 4, words);
-  for (size_t i = 0; i < kQuantBlock; ++i) {
-    const float u = static_cast<float>(static_cast<int32_t>(words[i] >> 8)) * 0x1p-24F;  // 24 bits: exact
-    const float level = x[i] / scale + u;                                                 // within ±(levels + 1), or so
-    const auto truncated = static_cast<int32_t>(level);
-    const int32_t floor = truncated - (static_cast<float>(truncated) > level ? 1 : 0);
-    codes[i] = static_cast<int8_t>(std::clamp(floor, -levels, levels));
+  uint32_t words[kWords];
+  Words(rounding, first / kQuantBlock * kQuads, words);
+  for (size_t half = 0; half < 2; ++half) {
+    for (size_t i = 0; i < kWords; ++i) {
+      const float level = x[half * kWords + i] / scale + OneAnd(half == 0 ? words[i] << 7 : words[i] >> 9);  // within ±(levels + 2), or so
+      const auto truncated = static_cast<int32_t>(level);
+      const int32_t floor = truncated - (static_cast<float>(truncated) > level ? 1 : 0);
+      codes[half * kWords + i] = static_cast<int8_t>(std::clamp(floor - 1, -levels, levels));
+    }
   }
   return scale;
 }

@@ -115,6 +115,13 @@ void EncodeTopK(const UpdateEncoding& encoding, std::span<const float> values, s
   }
 }
 
+// The largest number of type T that is not above x, of 0 < x < 1: the clipped norm is at most the clip.
+template <typename T>
+T RoundedDown(double x) {
+  const auto nearest = static_cast<T>(x);
+  return static_cast<double>(nearest) > x ? std::nextafter(nearest, T{0}) : nearest;
+}
+
 template <typename T>
 absl::StatusOr<EncodedUpdate> Encode(const PipelineOptions& options, LargeBytes flat, std::span<const float> feedback) {
   const UpdateEncoding& encoding = options.encoding;
@@ -126,14 +133,14 @@ absl::StatusOr<EncodedUpdate> Encode(const PipelineOptions& options, LargeBytes 
   const double sum = TreeSumOfSquares(std::span<const T>(values));
   if (!std::isfinite(sum)) return InvalidArgument("the update is not finite");
   result.norm = std::sqrt(sum);
-  const double factor = options.clip > 0 && result.norm > options.clip ? options.clip / result.norm : 1.0;
+  const T factor = options.clip > 0 && result.norm > options.clip ? RoundedDown<T>(options.clip / result.norm) : T{1};
   const bool plain = encoding.codec == Codec::kPlain;
   if (!plain) result.bytes.resize(encoding.total_bytes());
   Encoder encoder(encoding, options.rounding, result.bytes.data());
   for (size_t first = 0; first < values.size(); first += options.piece_elements) {
     const std::span<T> piece = values.subspan(first, std::min(options.piece_elements, values.size() - first));
-    if (factor != 1.0) {
-      for (T& x : piece) x = static_cast<T>(static_cast<double>(x) * factor);
+    if (factor != 1) {
+      for (T& x : piece) x *= factor;
     }
     if (options.noise_stddev > 0) AddNormals(*options.noise, first, options.noise_stddev, piece);
     if constexpr (std::is_same_v<T, float>) {

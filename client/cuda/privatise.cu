@@ -98,10 +98,11 @@ struct EncodeArguments {
   std::byte* codes;  // of int8 and int4: behind the scales
 };
 
-__device__ __forceinline__ double ClipFactor(const EncodeArguments& arguments) {
-  if (arguments.work.clip <= 0) return 1.0;
+// Not above the quotient.
+__device__ __forceinline__ float ClipFactor(const EncodeArguments& arguments) {
+  if (arguments.work.clip <= 0) return 1.0F;
   const double norm = __dsqrt_rn(*arguments.sum);
-  return norm > arguments.work.clip ? __ddiv_rn(arguments.work.clip, norm) : 1.0;
+  return norm > arguments.work.clip ? __double2float_rz(__ddiv_rn(arguments.work.clip, norm)) : 1.0F;
 }
 
 __device__ __forceinline__ int PaddedQuad(int quad) { return quad + quad / 8; }
@@ -175,11 +176,11 @@ __device__ __forceinline__ void StoreBf16(const PrivatiseWork& work, size_t tile
   }
 }
 
-// ⌊x/scale + u⌋ within ±levels, u = the word's upper 24 bits as a number in [0, 1): a multiple of 2^−24, exact, so that one fused step
-// rounds as product and sum would. ⌊v⌋ for |v| < 2^22: added to 1.5·2^23, rounding down, it is the low bits of the sum.
-__device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t word, float levels) {
-  const float v = __fmaf_rn(__uint2float_rn(word >> 8), 0x1p-24F, quotient);
-  return __float_as_uint(__fadd_rd(fmaxf(-levels, fminf(v, levels)), 12582912.0F)) & 0xFFu;
+// ⌊x/scale + u⌋ within ±levels, 1 + u in the 16 bits from bit 7 on (client/core/quantise.h). ⌊v⌋ for |v| < 2^22: added to 1.5·2^23,
+// rounding down, it is the low bits of the sum; one less takes off the 1 of 1 + u.
+__device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t bits, float levels) {
+  const float v = __fadd_rn(quotient, __uint_as_float((bits & 0x7FFF80u) | 0x3F800040u));
+  return __float_as_uint(__fadd_rd(fmaxf(1.0F - levels, fminf(v, 1.0F + levels)), 12582911.0F)) & 0xFFu;
 }
 
 // x/scale for a whole block. With the reciprocal rounded to nearest, one step of correction gives the quotient rounded to nearest (Markstein
@@ -189,16 +190,18 @@ __device__ __forceinline__ float Quotient(float x, float scale, float reciprocal
   return __fmaf_rn(__fmaf_rn(-near, scale, x), reciprocal, near);
 }
 
-// The four codes of a run, each in a byte.
+// The four codes of a run, each in a byte; kHalf: which half of the words is its.
+template <int kHalf>
 __device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const PhiloxWords& words, float levels) {
+  const auto bits = [&](int j) { return kHalf == 0 ? words.word[j] << 7 : words.word[j] >> 9; };
   uint32_t codes = 0;
   if (scale > 0x1p-70F && scale < 0x1p90F) {
     const float reciprocal = __frcp_rn(scale);
 #pragma unroll
-    for (int j = 0; j < 4; ++j) codes |= CodeOf(Quotient(run.x[j], scale, reciprocal), words.word[j], levels) << (8 * j);
+    for (int j = 0; j < 4; ++j) codes |= CodeOf(Quotient(run.x[j], scale, reciprocal), bits(j), levels) << (8 * j);
   } else if (scale > 0) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) codes |= CodeOf(__fdiv_rn(run.x[j], scale), words.word[j], levels) << (8 * j);
+    for (int j = 0; j < 4; ++j) codes |= CodeOf(__fdiv_rn(run.x[j], scale), bits(j), levels) << (8 * j);
   }
   return codes;
 }
@@ -223,9 +226,9 @@ __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments,
       reinterpret_cast<float*>(work.out)[block] = scale;
       if (!(top < __int_as_float(0x7F800000))) *work.failed = 1;
     }
-    const size_t first_quad = block * (kCodeBlock / 4) + lane;
-    const uint32_t low_codes = CodesOf(low, scale, work.rounding.Quad(first_quad), kLevels);
-    const uint32_t high_codes = CodesOf(high, scale, work.rounding.Quad(first_quad + 32), kLevels);
+    const PhiloxWords words = work.rounding.Quad(block * 32 + lane);
+    const uint32_t low_codes = CodesOf<0>(low, scale, words, kLevels);
+    const uint32_t high_codes = CodesOf<1>(high, scale, words, kLevels);
     if constexpr (kFormat == CodeFormat::kInt4) {
       // Whole blocks: the codes of what the last one lacks are 0, as 0 rounds to 0.
       const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
@@ -255,18 +258,18 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   uint4* words = shared_words + (kNoise == NoiseWords::kChaCha20 ? warp * kPaddedQuads : 0);
-  const double factor = ClipFactor(arguments);
+  const float factor = ClipFactor(arguments);
   // From the end backwards: what the norm read last may still be in the cache.
   for (size_t turn = size_t{blockIdx.x} * kWarps + warp; turn < arguments.tiles; turn += size_t{gridDim.x} * kWarps) {
     const size_t tile = arguments.first_tile + arguments.tiles - 1 - turn;
     Run run[kRuns];
     LoadTile(work.fresh, work.loaded, work.elements, tile, lane, run);
     if constexpr (kNoise == NoiseWords::kChaCha20) FillChaCha(work, tile, lane, words);
-    if (factor != 1.0) {
+    if (factor != 1.0F) {
 #pragma unroll
       for (int k = 0; k < kRuns; ++k) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) run[k].x[j] = static_cast<float>(__dmul_rn(static_cast<double>(run[k].x[j]), factor));
+        for (int j = 0; j < 4; ++j) run[k].x[j] = __fmul_rn(run[k].x[j], factor);
       }
     }
     if constexpr (kNoise != NoiseWords::kNone) AddNoise<kNoise>(work, tile, lane, words, run);
