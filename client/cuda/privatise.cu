@@ -22,8 +22,10 @@ struct Run {
   float x[4];
 };
 
+// kWhole here and below: all of the tile's elements are there, and nothing has to be compared with their number.
+template <bool kWhole>
 __device__ __forceinline__ Run Load(const float* from, size_t at, size_t elements) {
-  if (at + 4 <= elements) {
+  if (kWhole || at + 4 <= elements) {
     const float4 four = *reinterpret_cast<const float4*>(from + at);
     return {{four.x, four.y, four.z, four.w}};
   }
@@ -36,13 +38,14 @@ __device__ __forceinline__ Run Load(const float* from, size_t at, size_t element
 }
 
 // Δ of one lane's part of a tile. The subtraction is the model's own type's: one rounding.
+template <bool kWhole>
 __device__ __forceinline__ void LoadTile(const float* fresh, const float* loaded, size_t elements, size_t tile, int lane, Run (&run)[kRuns]) {
 #pragma unroll
-  for (int k = 0; k < kRuns; ++k) run[k] = Load(fresh, tile * kCodeTile + 128 * k + 4 * lane, elements);
+  for (int k = 0; k < kRuns; ++k) run[k] = Load<kWhole>(fresh, tile * kCodeTile + 128 * k + 4 * lane, elements);
   if (loaded == nullptr) return;
   Run before[kRuns];
 #pragma unroll
-  for (int k = 0; k < kRuns; ++k) before[k] = Load(loaded, tile * kCodeTile + 128 * k + 4 * lane, elements);
+  for (int k = 0; k < kRuns; ++k) before[k] = Load<kWhole>(loaded, tile * kCodeTile + 128 * k + 4 * lane, elements);
 #pragma unroll
   for (int k = 0; k < kRuns; ++k) {
 #pragma unroll
@@ -61,7 +64,11 @@ __global__ void __launch_bounds__(kThreads) SquaresKernel(const float* fresh, co
   const int lane = threadIdx.x % 32;
   for (size_t tile = size_t{blockIdx.x} * kWarps + threadIdx.x / 32; tile < tiles; tile += size_t{gridDim.x} * kWarps) {
     Run run[kRuns];
-    LoadTile(fresh, loaded, elements, tile, lane, run);
+    if ((tile + 1) * kCodeTile <= elements) {
+      LoadTile<true>(fresh, loaded, elements, tile, lane, run);
+    } else {
+      LoadTile<false>(fresh, loaded, elements, tile, lane, run);
+    }
     double sum = 0;
 #pragma unroll
     for (int k = 0; k < kRuns; ++k) {
@@ -136,12 +143,13 @@ __device__ __forceinline__ void AddNoise(const PrivatiseWork& work, size_t tile,
   }
 }
 
+template <bool kWhole>
 __device__ __forceinline__ void StoreFloats(const PrivatiseWork& work, size_t tile, int lane, const Run (&run)[kRuns]) {
   auto* out = reinterpret_cast<float*>(work.out);
 #pragma unroll
   for (int k = 0; k < kRuns; ++k) {
     const size_t at = tile * kCodeTile + 128 * k + 4 * lane;
-    if (at + 4 <= work.elements) {
+    if (kWhole || at + 4 <= work.elements) {
       __stcs(reinterpret_cast<float4*>(out + at), make_float4(run[k].x[0], run[k].x[1], run[k].x[2], run[k].x[3]));
     } else {
 #pragma unroll
@@ -159,13 +167,14 @@ __device__ __forceinline__ uint32_t Bf16Pair(float low, float high) {
   return pair;
 }
 
+template <bool kWhole>
 __device__ __forceinline__ void StoreBf16(const PrivatiseWork& work, size_t tile, int lane, const Run (&run)[kRuns]) {
   auto* out = reinterpret_cast<uint16_t*>(work.out);
 #pragma unroll
   for (int k = 0; k < kRuns; ++k) {
     const size_t at = tile * kCodeTile + 128 * k + 4 * lane;
     const uint32_t pair[2] = {Bf16Pair(run[k].x[0], run[k].x[1]), Bf16Pair(run[k].x[2], run[k].x[3])};
-    if (at + 4 <= work.elements) {
+    if (kWhole || at + 4 <= work.elements) {
       __stcs(reinterpret_cast<uint2*>(out + at), make_uint2(pair[0], pair[1]));
     } else {
 #pragma unroll
@@ -206,14 +215,14 @@ __device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const P
   return codes;
 }
 
-template <CodeFormat kFormat>
+template <CodeFormat kFormat, bool kWhole>
 __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments, size_t tile, int lane, const Run (&run)[kRuns]) {
   constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
   const PrivatiseWork& work = arguments.work;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const size_t block = 2 * tile + half;
-    if (block * kCodeBlock >= work.elements) break;
+    if (!kWhole && block * kCodeBlock >= work.elements) break;
     const Run& low = run[2 * half];
     const Run& high = run[2 * half + 1];
     float largest = 0;
@@ -238,7 +247,7 @@ __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments,
       for (int part = 0; part < 2; ++part) {
         const uint32_t codes = part == 0 ? low_codes : high_codes;
         const size_t at = block * kCodeBlock + 128 * part + 4 * lane;
-        if (at + 4 <= work.elements) {
+        if (kWhole || at + 4 <= work.elements) {
           __stcs(reinterpret_cast<uint32_t*>(arguments.codes + at), codes);
         } else {
 #pragma unroll
@@ -251,10 +260,42 @@ __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments,
   }
 }
 
+template <CodeFormat kFormat, NoiseWords kNoise, bool kWhole>
+__device__ __forceinline__ void EncodeTile(const EncodeArguments& arguments, size_t tile, int lane, float factor, uint4* words) {
+  const PrivatiseWork& work = arguments.work;
+  Run run[kRuns];
+  LoadTile<kWhole>(work.fresh, work.loaded, work.elements, tile, lane, run);
+  if constexpr (kNoise == NoiseWords::kChaCha20) FillChaCha(work, tile, lane, words);
+  if (factor != 1.0F) {
+#pragma unroll
+    for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) run[k].x[j] = __fmul_rn(run[k].x[j], factor);
+    }
+  }
+  if constexpr (kNoise != NoiseWords::kNone) AddNoise<kNoise>(work, tile, lane, words, run);
+  if constexpr (kFormat == CodeFormat::kF32) {
+    StoreFloats<kWhole>(work, tile, lane, run);
+  } else if constexpr (kFormat == CodeFormat::kBf16) {
+    StoreBf16<kWhole>(work, tile, lane, run);
+  } else {
+    // What the last tile lacks got noise too and must not raise a block's scale, nor have codes.
+    if constexpr (!kWhole) {
+#pragma unroll
+      for (int k = 0; k < kRuns; ++k) {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (tile * kCodeTile + 128 * k + 4 * lane + j >= work.elements) run[k].x[j] = 0;
+        }
+      }
+    }
+    StoreQuantised<kFormat, kWhole>(arguments, tile, lane, run);
+  }
+}
+
 template <CodeFormat kFormat, NoiseWords kNoise>
 __global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__ EncodeArguments arguments) {
   __shared__ uint4 shared_words[kNoise == NoiseWords::kChaCha20 ? kWarps * kPaddedQuads : 1];
-  const PrivatiseWork& work = arguments.work;
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   uint4* words = shared_words + (kNoise == NoiseWords::kChaCha20 ? warp * kPaddedQuads : 0);
@@ -262,33 +303,10 @@ __global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__
   // From the end backwards: what the norm read last may still be in the cache.
   for (size_t turn = size_t{blockIdx.x} * kWarps + warp; turn < arguments.tiles; turn += size_t{gridDim.x} * kWarps) {
     const size_t tile = arguments.first_tile + arguments.tiles - 1 - turn;
-    Run run[kRuns];
-    LoadTile(work.fresh, work.loaded, work.elements, tile, lane, run);
-    if constexpr (kNoise == NoiseWords::kChaCha20) FillChaCha(work, tile, lane, words);
-    if (factor != 1.0F) {
-#pragma unroll
-      for (int k = 0; k < kRuns; ++k) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) run[k].x[j] = __fmul_rn(run[k].x[j], factor);
-      }
-    }
-    if constexpr (kNoise != NoiseWords::kNone) AddNoise<kNoise>(work, tile, lane, words, run);
-    if constexpr (kFormat == CodeFormat::kF32) {
-      StoreFloats(work, tile, lane, run);
-    } else if constexpr (kFormat == CodeFormat::kBf16) {
-      StoreBf16(work, tile, lane, run);
+    if ((tile + 1) * kCodeTile <= arguments.work.elements) {
+      EncodeTile<kFormat, kNoise, true>(arguments, tile, lane, factor, words);
     } else {
-      // What the last tile lacks got noise too and must not raise a block's scale, nor have codes.
-      if ((tile + 1) * kCodeTile > work.elements) {
-#pragma unroll
-        for (int k = 0; k < kRuns; ++k) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            if (tile * kCodeTile + 128 * k + 4 * lane + j >= work.elements) run[k].x[j] = 0;
-          }
-        }
-      }
-      StoreQuantised<kFormat>(arguments, tile, lane, run);
+      EncodeTile<kFormat, kNoise, false>(arguments, tile, lane, factor, words);
     }
   }
 }
