@@ -164,9 +164,17 @@ TRIB_HOST_DEVICE float LogOfUnit(uint32_t n) {
   return Fma(exponent, 0.693147180559945F, f + tail);
 }
 
+TRIB_HOST_DEVICE float WithSignOf(uint32_t bits, float value) {
+#if defined(__CUDA_ARCH__)
+  return __uint_as_float(__float_as_uint(value) ^ (bits & 0x80000000u));
+#else
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) ^ (bits & 0x80000000u));
+#endif
+}
+
 TRIB_HOST_DEVICE void SinCosOfTurn(uint32_t n, float* sine, float* cosine) {
-  const uint32_t quarter = (n + 0x20000000u) >> 30;
-  const float x = static_cast<float>(static_cast<int32_t>(n - (quarter << 30))) * 1.46291807926715968e-9F;  // 2π/2^32
+  const uint32_t turned = n + 0x20000000u;  // the nearest quarter is in its upper two bits
+  const float x = static_cast<float>(static_cast<int32_t>(n << 2)) * 3.6572951981678992e-10F;  // what is left of it, four times; 2π/2^34
   const float z = x * x;
   float s = -1.9515295891E-4F;
   s = Fma(s, z, 8.3321608736E-3F);
@@ -176,9 +184,23 @@ TRIB_HOST_DEVICE void SinCosOfTurn(uint32_t n, float* sine, float* cosine) {
   c = Fma(c, z, -1.388731625493765E-3F);
   c = Fma(c, z, 4.166664568298827E-2F);
   c = Fma(c * z, z, Fma(-0.5F, z, 1.0F));
-  const float swapped_s = (quarter & 1) != 0 ? c : s, swapped_c = (quarter & 1) != 0 ? s : c;
-  *sine = (quarter & 2) != 0 ? -swapped_s : swapped_s;
-  *cosine = quarter == 1 || quarter == 2 ? -swapped_c : swapped_c;
+  const bool odd = (turned & 0x40000000u) != 0;
+  *sine = WithSignOf(turned, odd ? c : s);                 // negative in the quarters 2 and 3
+  *cosine = WithSignOf(turned + 0x40000000u, odd ? s : c);  // in 1 and 2
+}
+
+// √x, rounded to nearest: of all x = −2·LogOfUnit(n). On a GPU without the branch that a square root of anything has, which kept the compiler
+// from working on several at a time; tests/bench/cuda_bench.py compares it with the device's own for every n.
+TRIB_HOST_DEVICE float RootOf(float x) {
+#if defined(__CUDA_ARCH__)
+  float inverse;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  const float near = __fmul_rn(x, inverse);
+  const float root = __fmaf_rn(__fmaf_rn(-near, near, x), __fmul_rn(0.5F, inverse), near);
+  return x > 0.0F ? root : x;
+#else
+  return std::sqrt(x);
+#endif
 }
 
 }  // namespace normal_detail
@@ -186,7 +208,7 @@ TRIB_HOST_DEVICE void SinCosOfTurn(uint32_t n, float* sine, float* cosine) {
 // In single precision: not the doubles above rounded, numbers of their own.
 TRIB_HOST_DEVICE void NormalsOf(const PhiloxWords& words, float* normals) {
   for (int pair = 0; pair < 2; ++pair) {
-    const float radius = std::sqrt(-2.0F * normal_detail::LogOfUnit(words.word[2 * pair]));
+    const float radius = normal_detail::RootOf(-2.0F * normal_detail::LogOfUnit(words.word[2 * pair]));
     float sine, cosine;
     normal_detail::SinCosOfTurn(words.word[2 * pair + 1], &sine, &cosine);
     normals[2 * pair] = radius * cosine;

@@ -186,77 +186,88 @@ __device__ __forceinline__ void StoreBf16(const PrivatiseWork& work, size_t tile
 }
 
 // ⌊x/scale + u⌋ within ±levels, 1 + u in the 16 bits from bit 7 on (client/core/quantise.h). ⌊v⌋ for |v| < 2^22: added to 1.5·2^23,
-// rounding down, it is the low bits of the sum; one less takes off the 1 of 1 + u.
+// rounding down, it is the lowest byte of the sum; one less takes off the 1 of 1 + u. An ordinary quotient is at most a unit of its last place
+// beyond ±levels, which u >= 2^-17 makes up for below, not above.
+template <bool kOrdinary>
 __device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t bits, float levels) {
-  const float v = __fadd_rn(quotient, __uint_as_float((bits & 0x7FFF80u) | 0x3F800040u));
-  return __float_as_uint(__fadd_rd(fmaxf(1.0F - levels, fminf(v, 1.0F + levels)), 12582911.0F)) & 0xFFu;
+  float v = fminf(__fadd_rn(quotient, __uint_as_float((bits & 0x7FFF80u) | 0x3F800040u)), 1.0F + levels);
+  if constexpr (!kOrdinary) v = fmaxf(1.0F - levels, v);
+  return __float_as_uint(__fadd_rd(v, 12582911.0F));
 }
 
-// x/scale for a whole block. With the reciprocal rounded to nearest, one step of correction gives the quotient rounded to nearest (Markstein
-// 1990, Theorem 5), as long as nothing on the way leaves the normal numbers: for other scales the slow division does.
-__device__ __forceinline__ float Quotient(float x, float scale, float reciprocal) {
-  const float near = __fmul_rn(x, reciprocal);
-  return __fmaf_rn(__fmaf_rn(-near, scale, x), reciprocal, near);
+// a/b. With b's reciprocal rounded to nearest, one step of correction gives the quotient rounded to nearest (Markstein 1990, Theorem 5), as
+// long as nothing on the way leaves the normal numbers.
+__device__ __forceinline__ float Quotient(float a, float b, float reciprocal) {
+  const float near = __fmul_rn(a, reciprocal);
+  return __fmaf_rn(__fmaf_rn(-near, b, a), reciprocal, near);
 }
+
+// Whether Quotient serves for blocks of these largest magnitudes. For others the slow division does.
+__device__ __forceinline__ bool Ordinary(float top) { return top > 0x1p-60F && top < 0x1p90F; }
 
 // The four codes of a run, each in a byte; kHalf: which half of the words is its.
-template <int kHalf>
+template <int kHalf, bool kOrdinary>
 __device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const PhiloxWords& words, float levels) {
-  const auto bits = [&](int j) { return kHalf == 0 ? words.word[j] << 7 : words.word[j] >> 9; };
-  uint32_t codes = 0;
-  if (scale > 0x1p-70F && scale < 0x1p90F) {
-    const float reciprocal = __frcp_rn(scale);
+  uint32_t code[4];
+  const float reciprocal = kOrdinary ? __frcp_rn(scale) : 0.0F;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) codes |= CodeOf(Quotient(run.x[j], scale, reciprocal), bits(j), levels) << (8 * j);
-  } else if (scale > 0) {
-#pragma unroll
-    for (int j = 0; j < 4; ++j) codes |= CodeOf(__fdiv_rn(run.x[j], scale), bits(j), levels) << (8 * j);
+  for (int j = 0; j < 4; ++j) {
+    const float quotient = kOrdinary ? Quotient(run.x[j], scale, reciprocal) : scale > 0 ? __fdiv_rn(run.x[j], scale) : 0.0F;
+    code[j] = CodeOf<kOrdinary>(quotient, kHalf == 0 ? words.word[j] << 7 : words.word[j] >> 9, levels);
   }
-  return codes;
+  return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
+}
+
+// Codes of elements that are not there: 0, as their values are.
+template <CodeFormat kFormat, bool kWhole, bool kOrdinary>
+__device__ __forceinline__ void StoreBlock(const EncodeArguments& arguments, size_t block, int lane, const Run& low, const Run& high, float top) {
+  constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
+  const PrivatiseWork& work = arguments.work;
+  if (!kWhole && block * kCodeBlock >= work.elements) return;
+  const float scale = kOrdinary ? Quotient(top, kLevels, 1.0F / kLevels) : __fdiv_rn(top, kLevels);
+  if (lane == 0) {
+    reinterpret_cast<float*>(work.out)[block] = scale;
+    if (!kOrdinary && !(top < __int_as_float(0x7F800000))) *work.failed = 1;
+  }
+  const PhiloxWords words = work.rounding.Quad(block * 32 + lane);
+  const uint32_t low_codes = CodesOf<0, kOrdinary>(low, scale, words, kLevels);
+  const uint32_t high_codes = CodesOf<1, kOrdinary>(high, scale, words, kLevels);
+  if constexpr (kFormat == CodeFormat::kInt4) {
+    const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
+    __stcs(reinterpret_cast<uint32_t*>(arguments.codes + block * (kCodeBlock / 2) + 4 * lane), pairs);
+  } else {
+#pragma unroll
+    for (int part = 0; part < 2; ++part) {
+      const uint32_t codes = part == 0 ? low_codes : high_codes;
+      const size_t at = block * kCodeBlock + 128 * part + 4 * lane;
+      if (kWhole || at + 4 <= work.elements) {
+        __stcs(reinterpret_cast<uint32_t*>(arguments.codes + at), codes);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if (at + j < work.elements) arguments.codes[at + j] = static_cast<std::byte>(codes >> (8 * j) & 0xFFu);
+        }
+      }
+    }
+  }
 }
 
 template <CodeFormat kFormat, bool kWhole>
 __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments, size_t tile, int lane, const Run (&run)[kRuns]) {
-  constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
-  const PrivatiseWork& work = arguments.work;
+  float top[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const size_t block = 2 * tile + half;
-    if (!kWhole && block * kCodeBlock >= work.elements) break;
-    const Run& low = run[2 * half];
-    const Run& high = run[2 * half + 1];
     float largest = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) largest = fmaxf(largest, fmaxf(fabsf(low.x[j]), fabsf(high.x[j])));
+    for (int j = 0; j < 4; ++j) largest = fmaxf(largest, fmaxf(fabsf(run[2 * half].x[j]), fabsf(run[2 * half + 1].x[j])));
     // Of floats without sign the bits are in the same order. NaN: fmaxf passes it by, but only infinities can have come about.
-    const float top = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(largest)));
-    const float scale = __fdiv_rn(top, kLevels);
-    if (lane == 0) {
-      reinterpret_cast<float*>(work.out)[block] = scale;
-      if (!(top < __int_as_float(0x7F800000))) *work.failed = 1;
-    }
-    const PhiloxWords words = work.rounding.Quad(block * 32 + lane);
-    const uint32_t low_codes = CodesOf<0>(low, scale, words, kLevels);
-    const uint32_t high_codes = CodesOf<1>(high, scale, words, kLevels);
-    if constexpr (kFormat == CodeFormat::kInt4) {
-      // Whole blocks: the codes of what the last one lacks are 0, as 0 rounds to 0.
-      const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
-      __stcs(reinterpret_cast<uint32_t*>(arguments.codes + block * (kCodeBlock / 2) + 4 * lane), pairs);
-    } else {
+    top[half] = __uint_as_float(__reduce_max_sync(kAllLanes, __float_as_uint(largest)));
+  }
+  if (Ordinary(top[0]) && Ordinary(top[1])) {  // one branch for both, so that their work overlaps
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const uint32_t codes = part == 0 ? low_codes : high_codes;
-        const size_t at = block * kCodeBlock + 128 * part + 4 * lane;
-        if (kWhole || at + 4 <= work.elements) {
-          __stcs(reinterpret_cast<uint32_t*>(arguments.codes + at), codes);
-        } else {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            if (at + j < work.elements) arguments.codes[at + j] = static_cast<std::byte>(codes >> (8 * j) & 0xFFu);
-          }
-        }
-      }
-    }
+    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, true>(arguments, 2 * tile + half, lane, run[2 * half], run[2 * half + 1], top[half]);
+  } else {
+    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, false>(arguments, 2 * tile + half, lane, run[2 * half], run[2 * half + 1], top[half]);
   }
 }
 
@@ -293,8 +304,9 @@ __device__ __forceinline__ void EncodeTile(const EncodeArguments& arguments, siz
   }
 }
 
+// What waits for arithmetic gets more warps: 64 registers a thread.
 template <CodeFormat kFormat, NoiseWords kNoise>
-__global__ void __launch_bounds__(kThreads) EncodeKernel(const __grid_constant__ EncodeArguments arguments) {
+__global__ void __launch_bounds__(kThreads, kNoise == NoiseWords::kPhilox ? 4 : 2) EncodeKernel(const __grid_constant__ EncodeArguments arguments) {
   __shared__ uint4 shared_words[kNoise == NoiseWords::kChaCha20 ? kWarps * kPaddedQuads : 1];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;

@@ -2,9 +2,17 @@
 #include <cstring>
 
 #include "client/cuda/privatise.h"
+#include "common/normal.h"
 
 using tributary::RandomStage;
 using namespace tributary::client;
+
+__global__ void CompareRoots(unsigned long long* differences) {
+  for (uint64_t n = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; n < uint64_t{1} << 32; n += uint64_t{gridDim.x} * blockDim.x) {
+    const float x = -2.0F * tributary::normal_detail::LogOfUnit(static_cast<uint32_t>(n));
+    if (__float_as_uint(tributary::normal_detail::RootOf(x)) != __float_as_uint(__fsqrt_rn(x))) atomicAdd(differences, 1ULL);
+  }
+}
 
 extern "C" {
 
@@ -27,6 +35,12 @@ int trib_privatise(const float* fresh, const float* loaded, size_t elements, dou
   work.failed = failed;
   if (const cudaError_t error = LaunchNorm(work, stream); error != cudaSuccess) return error;
   return LaunchEncode(work, 0, (elements + kCodeTile - 1) / kCodeTile, stream);
+}
+
+// How many of all words give another radius than the device's own square root: `differences` is the device's, zeroed by the caller.
+int trib_root_differences(unsigned long long* differences, cudaStream_t stream) {
+  CompareRoots<<<4096, 256, 0, stream>>>(differences);
+  return cudaGetLastError();
 }
 
 // The first pass alone.
