@@ -8,7 +8,7 @@ namespace tributary::cli {
 
 absl::StatusOr<Client> Client::Connect(const std::string& server, absl::Duration patience) {
   grpc::ChannelArguments arguments;
-  arguments.SetMaxReceiveMessageSize(4 << 20);
+  arguments.SetMaxReceiveMessageSize(64 << 20);  // a version of a mixture with 10,000 contributors whose counts are kept
   // A CLI that was told an address means that address, whatever proxy the environment names.
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
   const std::shared_ptr<grpc::Channel> channel =

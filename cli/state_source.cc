@@ -171,8 +171,14 @@ class ServerSource final : public StateSource {
   absl::StatusOr<std::vector<v1::VersionInfo>> List(const std::string& id) override {
     v1::ListVersionsRequest request;
     request.set_job(id);
-    TRIB_ASSIGN_OR_RETURN(const auto response, client_.Call(&v1::Admin::Stub::ListVersions, request));
-    return std::vector<v1::VersionInfo>(response.versions().begin(), response.versions().end());
+    grpc::ClientContext context;
+    const auto reader = client_.stub().ListVersions(&context, request);
+    std::vector<v1::VersionInfo> versions;
+    v1::VersionInfo version;
+    while (reader->Read(&version)) versions.push_back(std::move(version));
+    const grpc::Status status = reader->Finish();
+    if (!status.ok()) return Client::FromGrpc(status);
+    return versions;
   }
 
   absl::StatusOr<v1::VersionInfo> Get(const std::string& id, std::optional<uint64_t> version) override {

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 #include "aggregator/coordinator/coordinator.h"
@@ -421,11 +422,13 @@ absl::StatusOr<std::vector<v1::VersionInfo>> Coordinator::ListVersions(const std
   TRIB_ASSIGN_OR_RETURN(const std::vector<v1::VersionRow> rows, store_->ListVersions(id));
   TRIB_ASSIGN_OR_RETURN(const std::vector<v1::Metric> metrics, store_->ListMetrics(id));
   std::vector<v1::VersionInfo> out;
+  std::unordered_map<uint64_t, size_t> at;
   for (const v1::VersionRow& row : rows) {
+    at.emplace(row.info().version(), out.size());
     out.push_back(row.info());
-    for (const v1::Metric& metric : metrics) {
-      if (metric.version() == row.info().version()) *out.back().add_metrics() = metric;
-    }
+  }
+  for (const v1::Metric& metric : metrics) {
+    if (const auto found = at.find(metric.version()); found != at.end()) *out[found->second].add_metrics() = metric;
   }
   return out;
 }

@@ -204,11 +204,13 @@ grpc::Status AdminService::ListStrategies(grpc::ServerContext*, const v1::ListSt
 }
 
 grpc::Status AdminService::ListVersions(grpc::ServerContext*, const v1::ListVersionsRequest* request,
-                                        v1::ListVersionsResponse* response) {
+                                        grpc::ServerWriter<v1::VersionInfo>* writer) {
   if (const absl::Status status = CheckJobRef(request->job()); !status.ok()) return ToGrpc(status);
-  auto versions = backend_->ListVersions(request->job());
+  const auto versions = backend_->ListVersions(request->job());
   if (!versions.ok()) return ToGrpc(versions.status());
-  for (v1::VersionInfo& version : *versions) *response->add_versions() = std::move(version);
+  for (const v1::VersionInfo& version : *versions) {
+    if (!writer->Write(version)) return grpc::Status::CANCELLED;
+  }
   return grpc::Status::OK;
 }
 

@@ -48,7 +48,7 @@ class AdminService final : public v1::Admin::Service {
   grpc::Status ListStrategies(grpc::ServerContext* context, const v1::ListStrategiesRequest* request,
                               v1::ListStrategiesResponse* response) override;
   grpc::Status ListVersions(grpc::ServerContext* context, const v1::ListVersionsRequest* request,
-                            v1::ListVersionsResponse* response) override;
+                            grpc::ServerWriter<v1::VersionInfo>* writer) override;
   grpc::Status GetVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request, v1::VersionInfo* response) override;
   grpc::Status ExportVersion(grpc::ServerContext* context, const v1::GetVersionRequest* request,
                              grpc::ServerWriter<v1::ExportChunk>* writer) override;

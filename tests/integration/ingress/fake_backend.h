@@ -195,7 +195,10 @@ class FakeAdmin final : public AdminBackend {
     return {client};
   }
   v1::Node GetNode() override { return {}; }
-  absl::StatusOr<std::vector<v1::VersionInfo>> ListVersions(const std::string&) override { return std::vector<v1::VersionInfo>(3); }
+  absl::StatusOr<std::vector<v1::VersionInfo>> ListVersions(const std::string& id) override {
+    if (id != kJob) return NotFound("no job '{}'", id);
+    return versions;
+  }
   absl::StatusOr<v1::VersionInfo> GetVersion(const v1::GetVersionRequest&) override { return v1::VersionInfo(); }
   absl::StatusOr<std::string> ExportVersion(const v1::GetVersionRequest&) override { return exported; }
 
@@ -206,6 +209,7 @@ class FakeAdmin final : public AdminBackend {
   std::string tensors ABSL_GUARDED_BY(mutex);
   std::string artifact ABSL_GUARDED_BY(mutex);
   std::string exported;
+  std::vector<v1::VersionInfo> versions;
 };
 
 inline std::string FloatBytes(size_t bytes, float first = 0.25f) {

@@ -4,6 +4,7 @@
 
 #include "aggregator/core/strategy.h"
 #include "aggregator/ingress/chunk_crcs.h"
+#include "cli/state_source.h"
 #include "tests/integration/ingress/fake_backend.h"
 
 namespace tributary::aggregator {
@@ -281,6 +282,22 @@ TEST_F(AdminTest, ExportsInChunksAndPassesErrorsOn) {
   EXPECT_THAT(get_job("no-such-job"), StatusIs(Code::kNotFound));
   EXPECT_THAT(get_job("../x"), StatusIs(Code::kInvalidArgument));
   EXPECT_THAT(get_job(""), StatusIs(Code::kInvalidArgument));
+}
+
+TEST_F(AdminTest, ListsVersionsThatNoOneMessageHolds) {
+  for (uint64_t v = 0; v < 3; ++v) {
+    v1::VersionInfo& version = admin.versions.emplace_back();
+    version.set_version(v);
+    version.set_trigger(std::string(30 << 20, 't'));
+  }
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto source, cli::ConnectSource("127.0.0.1:" + std::to_string(server->port())));
+  TRIB_ASSERT_OK_AND_ASSIGN(const std::vector<v1::VersionInfo> listed, source->List(kJob));
+  ASSERT_EQ(listed.size(), 3U);
+  for (uint64_t v = 0; v < 3; ++v) {
+    EXPECT_EQ(listed[v].version(), v);
+    EXPECT_EQ(listed[v].trigger().size(), size_t{30} << 20);
+  }
+  EXPECT_THAT(source->List("other"), StatusIs(Code::kNotFound, HasSubstr("other")));
 }
 
 TEST_F(AdminTest, ListsStrategiesAndFiltersClients) {
