@@ -39,6 +39,7 @@ TEST(DeviceUpdatesErrorsTest, WhoNeedsMoreThanTheirSumHasThemComeToMemory) {
   JobSpec whole = Job("median", false);
   JobSpec clipped = Job("fedavg", false);
   clipped.privacy.enabled = true;
+  clipped.strategy.params["weighting"] = "uniform";
   clipped.privacy.clip = 1;
   clipped.privacy.noise_multiplier = 1;
   clipped.cohort.population = kClients;

@@ -57,6 +57,7 @@ class DrawingLearner final : public client::Learner {
 inline JobSpec Job(const std::string& strategy, bool reproducible) {
   JobSpec spec;
   spec.name = "device";
+  spec.model.tensors = "m.safetensors";
   spec.strategy.name = strategy;
   spec.reproducible = reproducible;
   spec.cohort.size = 5;
