@@ -3,8 +3,8 @@
 A measurement has a baseline arm, an arm of ours, or both, each with its runs. It passes when every rule laid on it holds:
   at_least(limit)   the medians' ratio, in favour of ours, is >= limit; the quartile ranges do not overlap, ours on the better side
   ceiling(limit)    the median of ours is <= limit (strict: < limit); floor(limit) likewise from below
-Where it has a baseline, quartiles have to be apart unless the rule says otherwise; a ceiling or floor is no comparison, so a pass there
-says it when the baseline is the better one. Fewer than five runs an arm are never a pass.
+Where it has a baseline, quartiles have to be apart unless the rule says otherwise: a floor is no comparison, so a pass there says it when the
+baseline is the better one, or as good. Fewer than five runs an arm are never a pass.
 """
 import dataclasses
 import math
@@ -53,7 +53,7 @@ def ceiling(limit, apart=True, strict=False):
     return Rule("ceiling", limit, "low", apart, strict)
 
 
-def floor(limit, apart=True):
+def floor(limit, apart=False):
     return Rule("floor", limit, "high", apart)
 
 
@@ -91,14 +91,14 @@ def judge(rule, baseline, ours):
         below = ours.median < rule.limit if rule.kind == "ceiling" else ours.median > rule.limit
         if not (below or (ours.median == rule.limit and not rule.strict)):
             return FAIL, f"{rule.text()} missed"
-    behind = False
-    if baseline is not None and rule.apart and not ahead(baseline, ours, rule.better):
-        behind = rule.kind != "at_least" and ahead(ours, baseline, rule.better)
-        if not behind:
+    note = ""
+    if baseline is not None and not ahead(baseline, ours, rule.better):
+        if rule.apart:
             return FAIL, "quartile ranges overlap"
+        note = "the baseline is better" if ahead(ours, baseline, rule.better) else "the baseline is as good"
     if any(arm.runs and len(arm.runs) < MIN_RUNS for arm in arms):
         return FEW_RUNS, f"{min(len(arm.runs) for arm in arms if arm.runs)} runs an arm, {MIN_RUNS} expected"
-    return PASS, "the baseline is better" if behind else ""
+    return PASS, note
 
 
 def rule_of_text(text):

@@ -48,7 +48,8 @@ class Judging(unittest.TestCase):
         self.assertEqual(judge(floor(15), *arms([3] * 5, [15] * 5)), (PASS, ""))
         self.assertEqual(self.verdict(floor(15), [3] * 5, [14] * 5), FAIL)
         self.assertEqual(judge(floor(15), *arms([40] * 5, [20] * 5)), (PASS, "the baseline is better"))
-        self.assertEqual(judge(floor(15), *arms([19, 20, 21, 22, 23], [18, 20, 21, 22, 24])), (FAIL, "quartile ranges overlap"))
+        self.assertEqual(judge(floor(15), *arms([19, 20, 21, 22, 23], [18, 20, 21, 22, 24])), (PASS, "the baseline is as good"))
+        self.assertEqual(self.verdict(floor(21.5), [19, 20, 21, 22, 23], [18, 20, 21, 22, 24]), FAIL)
 
     def test_what_has_to_be_said_of_a_pass_reaches_its_id(self):
         lines = [{"case": case, "metric": "updates/s", "baseline": {"runs": [base] * 5}, "ours": {"runs": [20] * 5}} for case, base in (("a", 3), ("b", 40))]
@@ -57,6 +58,7 @@ class Judging(unittest.TestCase):
 
     def test_a_ceiling_with_a_baseline_needs_quartiles_apart_unless_it_is_excepted(self):
         self.assertEqual(self.verdict(ceiling(100), [50] * 5, [50] * 5), FAIL)
+        self.assertEqual(self.verdict(ceiling(100), [40] * 5, [50] * 5), FAIL)
         self.assertEqual(self.verdict(ceiling(100, apart=False), [50] * 5, [50] * 5), PASS)
 
     def test_fewer_than_five_runs_are_no_pass_and_a_fail_stays_a_fail(self):
