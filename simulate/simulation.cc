@@ -15,6 +15,7 @@
 #include "aggregator/state/engine_rows.h"
 #include "client/core/device_update.h"
 #include "client/core/random.h"
+#include "common/check.h"
 #include "common/digest.h"
 #include "simulate/availability.h"
 #include "simulate/channel.h"
@@ -330,6 +331,7 @@ absl::Status Simulation::Do(const aggregator::CancelTask& action) {
 
 absl::Status Simulation::Arrive(uint64_t task_id) {
   TRIB_ASSIGN_OR_RETURN(SimulatedTask task, training_->Finish(task_id));
+  TRIB_CHECK(task.result.has_value());
   client::TrainResult& trained = *task.result;
   const bool changed = trained.on_device == nullptr && channel_.Up(trained.update, task.client, task.version, task.repeat);
   aggregator::UpdateArrived arrived{.key = {.client = options_.clients[task.client], .task = task_id, .update = UpdateId{task_id, task.client + 1}},
