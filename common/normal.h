@@ -194,10 +194,9 @@ TRIB_HOST_DEVICE void SinCosOfTurn(uint32_t n, float* sine, float* cosine) {
 TRIB_HOST_DEVICE float RootOf(float x) {
 #if defined(__CUDA_ARCH__)
   float inverse;
-  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(x));
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(fmaxf(x, 0x1p-126F)));  // 0 is one of them
   const float near = __fmul_rn(x, inverse);
-  const float root = __fmaf_rn(__fmaf_rn(-near, near, x), __fmul_rn(0.5F, inverse), near);
-  return x > 0.0F ? root : x;
+  return __fmaf_rn(__fmaf_rn(-near, near, x), __fmul_rn(0.5F, inverse), near);
 #else
   return std::sqrt(x);
 #endif

@@ -124,13 +124,20 @@ __device__ __forceinline__ void FillChaCha(const PrivatiseWork& work, size_t til
   __syncwarp();
 }
 
+// stream.Quad(first + offset), where first is a multiple of a power of two above offset: what does not differ between the quads of a tile is
+// computed once.
+__device__ __forceinline__ PhiloxWords QuadOf(const PhiloxStream& stream, uint64_t first, uint32_t offset) {
+  return Philox4x32(static_cast<uint32_t>(stream.seed), static_cast<uint32_t>(stream.seed >> 32),
+                    {{static_cast<uint32_t>(first) | offset, static_cast<uint32_t>(first >> 32) << 8 | static_cast<uint32_t>(stream.stage), stream.client, stream.version}});
+}
+
 template <NoiseWords kNoise>
 __device__ __forceinline__ void AddNoise(const PrivatiseWork& work, size_t tile, int lane, const uint4* words, Run (&run)[kRuns]) {
 #pragma unroll
   for (int k = 0; k < kRuns; ++k) {
     PhiloxWords quad;
     if constexpr (kNoise == NoiseWords::kPhilox) {
-      quad = work.noise_stream.Quad(tile * kQuadsOfTile + 32 * k + lane);
+      quad = QuadOf(work.noise_stream, tile * kQuadsOfTile, 32 * k + lane);
     } else {
       const uint4 four = words[PaddedQuad(32 * k + lane)];
       quad = {{four.x, four.y, four.z, four.w}};
@@ -220,16 +227,17 @@ __device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const P
 
 // Codes of elements that are not there: 0, as their values are.
 template <CodeFormat kFormat, bool kWhole, bool kOrdinary>
-__device__ __forceinline__ void StoreBlock(const EncodeArguments& arguments, size_t block, int lane, const Run& low, const Run& high, float top) {
+__device__ __forceinline__ void StoreBlock(const EncodeArguments& arguments, size_t tile, int half, int lane, const Run& low, const Run& high, float top) {
   constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
   const PrivatiseWork& work = arguments.work;
+  const size_t block = 2 * tile + half;
   if (!kWhole && block * kCodeBlock >= work.elements) return;
   const float scale = kOrdinary ? Quotient(top, kLevels, 1.0F / kLevels) : __fdiv_rn(top, kLevels);
   if (lane == 0) {
     reinterpret_cast<float*>(work.out)[block] = scale;
     if (!kOrdinary && !(top < __int_as_float(0x7F800000))) *work.failed = 1;
   }
-  const PhiloxWords words = work.rounding.Quad(block * 32 + lane);
+  const PhiloxWords words = QuadOf(work.rounding, tile * 64, 32 * half + lane);
   const uint32_t low_codes = CodesOf<0, kOrdinary>(low, scale, words, kLevels);
   const uint32_t high_codes = CodesOf<1, kOrdinary>(high, scale, words, kLevels);
   if constexpr (kFormat == CodeFormat::kInt4) {
@@ -265,9 +273,9 @@ __device__ __forceinline__ void StoreQuantised(const EncodeArguments& arguments,
   }
   if (Ordinary(top[0]) && Ordinary(top[1])) {  // one branch for both, so that their work overlaps
 #pragma unroll
-    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, true>(arguments, 2 * tile + half, lane, run[2 * half], run[2 * half + 1], top[half]);
+    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, true>(arguments, tile, half, lane, run[2 * half], run[2 * half + 1], top[half]);
   } else {
-    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, false>(arguments, 2 * tile + half, lane, run[2 * half], run[2 * half + 1], top[half]);
+    for (int half = 0; half < 2; ++half) StoreBlock<kFormat, kWhole, false>(arguments, tile, half, lane, run[2 * half], run[2 * half + 1], top[half]);
   }
 }
 
