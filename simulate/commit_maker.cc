@@ -12,7 +12,18 @@ namespace tributary::simulate {
 namespace {
 
 constexpr size_t kMostWaitingBytes = 256 << 20;
-constexpr size_t kBytesWorthThreads = 8 << 20;  // less is folded by the time that threads have started
+constexpr size_t kBytesWorthThreads = 8 << 20;  // less is done by the time that threads have started
+
+// For work on so many bytes: on all cores, where they are worth it.
+aggregator::ForEach ForBytes(size_t bytes) {
+  if (bytes < kBytesWorthThreads) return {};
+  return [](size_t count, const std::function<void(size_t)>& call) {
+    OnThreads(std::thread::hardware_concurrency(), count, [&](size_t i, size_t) {
+      call(i);
+      return absl::OkStatus();
+    }).IgnoreError();  // there is none
+  };
+}
 
 }  // namespace
 
@@ -87,16 +98,7 @@ absl::Status CommitMaker::Fold(const aggregator::UpdateKeyRef& key, double weigh
 }
 
 absl::Status CommitMaker::FoldHere(size_t first, size_t last) {
-  aggregator::ForEach for_each;
-  if (waiting_bytes_ >= kBytesWorthThreads) {
-    for_each = [](size_t count, const std::function<void(size_t)>& call) {
-      OnThreads(std::thread::hardware_concurrency(), count, [&](size_t i, size_t) {
-        call(i);
-        return absl::OkStatus();
-      }).IgnoreError();  // there is none
-    };
-  }
-  return Open().FoldAll(std::span(keys_).subspan(first, last - first), std::span(inputs_).subspan(first, last - first), for_each);
+  return Open().FoldAll(std::span(keys_).subspan(first, last - first), std::span(inputs_).subspan(first, last - first), ForBytes(waiting_bytes_));
 }
 
 absl::Status CommitMaker::FoldOnDevice(size_t first, size_t last) {
@@ -127,7 +129,8 @@ absl::Status CommitMaker::FoldWaiting() {
 absl::StatusOr<ModelRef> CommitMaker::NextModel(const aggregator::Commit& commit, const ModelRef& previous, std::span<const std::byte> base, bool anew) {
   aggregator::CommitFacts facts{
       .version = commit.version, .sum_weight = commit.sum_weight, .registered = commit.registered, .contributors = commit.contributors};
-  aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base, .measured = &measured_};
+  // The step reads the sums, twice a float's bytes, and the model, and writes one.
+  aggregator::Aggregate::Input input{.facts = facts, .previous = *previous, .base = base, .measured = &measured_, .for_each = ForBytes(4 * previous->size())};
   measured_.clear();
   std::unique_ptr<RandomWords> noise;
   if (privacy_ != nullptr) {

@@ -72,7 +72,8 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
                             .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers(),
-                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .scales = input.scales, .spread = strategy_.spread()},
+                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .scales = input.scales, .spread = strategy_.spread(),
+                            .for_each = noisy ? ForEach() : input.for_each},
                            state->strategy, next);
   }
   std::vector<const Kept*> order;

@@ -48,6 +48,7 @@ class Aggregate {
     RandomWords* noise = nullptr;      // with noise_stddev > 0
     std::span<const WeightRun> scales{};  // StepInput's
     std::map<std::string, double>* measured = nullptr;  // WholeReducer::Finish
+    ForEach for_each{};                // of the step's blocks, where no noise asks for their order
   };
   // Writes the new model to `next` and brings `state` up to it. After an error `state` is unusable.
   absl::Status Step(const Input& input, MemoryState* state, std::span<std::byte> next) const;

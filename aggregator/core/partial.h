@@ -33,8 +33,6 @@ struct PartialInput {
   WeightRuns runs{};                    // UpdateView's
 };
 
-// call(i) for each i in [0, count), on threads of the caller's choice; back when all have returned.
-using ForEach = std::function<void(size_t count, const std::function<void(size_t)>& call)>;
 // Folds all of some updates that are not in this memory into `state`, with the bits of FoldBlock over it; false as FoldBlock's.
 using FoldElsewhere = std::function<absl::StatusOr<bool>(std::span<std::byte> state, bool fresh)>;
 

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -30,6 +31,9 @@ struct UpdateView {
 };
 
 enum class Arithmetic : uint8_t { kFloat64 = 1, kFixedPoint = 2 };
+
+// call(i) for each i in [0, count), on threads of the caller's choice; back when all have returned.
+using ForEach = std::function<void(size_t count, const std::function<void(size_t)>& call)>;
 
 class Reducer {
  public:

@@ -1,6 +1,7 @@
 #include "aggregator/core/server_step.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -160,41 +161,45 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
   }
 
   const DType dtype = layout.float_dtype();
-  std::vector<double> sums(kBlockElements);
-  std::vector<double> model(kBlockElements);
-  std::vector<double> base(step.needs_base() ? kBlockElements : 0);
-  for (const StatePiece& piece : sorted) {
-    for (size_t offset = 0; offset < piece.count; offset += kBlockElements) {
-      const size_t first = piece.first + offset;
-      const size_t count = std::min(kBlockElements, piece.count - offset);
-      reducer->ReportBlock(piece.state + offset * reducer->state_bytes_per_element(), count, 1.0, sums.data());
-      // The front of the block may be trainable, the rest are buffers.
-      const size_t trainable = first < layout.trainable_count() ? std::min(count, layout.trainable_count() - first) : 0;
-      if (trainable > 0) {
-        LoadBlock(dtype, input.previous.data(), first, {model.data(), trainable});
-        if (!base.empty()) LoadBlock(dtype, input.base.data(), first, {base.data(), trainable});
-        const StepBlock block{.first = first,
-                              .model = {model.data(), trainable},
-                              .sums = {sums.data(), trainable},
-                              .divisor = divisor,
-                              .facts = &input.facts,
-                              .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
-                              .base = {base.data(), base.empty() ? 0 : trainable}};
-        input.scales.empty() ? step.ApplyBlock(block, state) : ApplyScaled(step, block, input.scales, {sums.data(), trainable}, state);
-      }
-      if (input.keep_buffers) {
-        LoadBlock(dtype, input.previous.data(), first + trainable, std::span(model).subspan(trainable, count - trainable));
-      } else {
-        for (size_t i = trainable; i < count; ++i) model[i] = sums[i] / sum_weight;
-      }
-      const std::span<const double> values(model.data(), count);
-      const bool finite = dtype == DType::kF64 ? StoreBlock<double>(next.data(), first, values) : StoreBlock<float>(next.data(), first, values);
-      if (!finite) {
-        const auto bad = std::find_if(values.begin(), values.end(), [dtype](double value) { return !IsFiniteAs(dtype, value); });
-        return DataLoss("{}: the new value {} is not a finite {}", Whereabouts(layout, first + static_cast<size_t>(bad - values.begin())), *bad,
-                        DTypeName(dtype));
-      }
+  const auto apply = [&](const StatePiece& piece, size_t offset) -> absl::Status {
+    std::array<double, kBlockElements> sums, model, base;  // on the stack of the thread that does the block
+    const size_t first = piece.first + offset;
+    const size_t count = std::min(kBlockElements, piece.count - offset);
+    reducer->ReportBlock(piece.state + offset * reducer->state_bytes_per_element(), count, 1.0, sums.data());
+    // The front of the block may be trainable, the rest are buffers.
+    const size_t trainable = first < layout.trainable_count() ? std::min(count, layout.trainable_count() - first) : 0;
+    if (trainable > 0) {
+      LoadBlock(dtype, input.previous.data(), first, {model.data(), trainable});
+      if (step.needs_base()) LoadBlock(dtype, input.base.data(), first, {base.data(), trainable});
+      const StepBlock block{.first = first,
+                            .model = {model.data(), trainable},
+                            .sums = {sums.data(), trainable},
+                            .divisor = divisor,
+                            .facts = &input.facts,
+                            .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
+                            .base = {base.data(), step.needs_base() ? trainable : 0}};
+      input.scales.empty() ? step.ApplyBlock(block, state) : ApplyScaled(step, block, input.scales, {sums.data(), trainable}, state);
     }
+    if (input.keep_buffers) {
+      LoadBlock(dtype, input.previous.data(), first + trainable, std::span(model).subspan(trainable, count - trainable));
+    } else {
+      for (size_t i = trainable; i < count; ++i) model[i] = sums[i] / sum_weight;
+    }
+    const std::span<const double> values(model.data(), count);
+    const bool finite = dtype == DType::kF64 ? StoreBlock<double>(next.data(), first, values) : StoreBlock<float>(next.data(), first, values);
+    if (finite) return absl::OkStatus();
+    const auto bad = std::find_if(values.begin(), values.end(), [dtype](double value) { return !IsFiniteAs(dtype, value); });
+    return DataLoss("{}: the new value {} is not a finite {}", Whereabouts(layout, first + static_cast<size_t>(bad - values.begin())), *bad, DTypeName(dtype));
+  };
+  for (const StatePiece& piece : sorted) {
+    const size_t blocks = (piece.count + kBlockElements - 1) / kBlockElements;
+    if (!input.for_each) {
+      for (size_t b = 0; b < blocks; ++b) TRIB_RETURN_IF_ERROR(apply(piece, b * kBlockElements));
+      continue;
+    }
+    std::vector<absl::Status> results(blocks);
+    input.for_each(blocks, [&](size_t b) { results[b] = apply(piece, b * kBlockElements); });
+    for (const absl::Status& result : results) TRIB_RETURN_IF_ERROR(result);
   }
   // What no update has: the server's own tensors, and buffers where they do not travel.
   const size_t moved_bytes = (input.without_buffers ? layout.trainable_count() : layout.summed_count()) * DTypeBytes(dtype);

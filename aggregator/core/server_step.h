@@ -61,6 +61,7 @@ class ServerStep {
   virtual absl::StatusOr<double> Divisor(const CommitFacts& facts) const { return facts.sum_weight; }
   // Whether it needs the model that the contributor started from. Such a strategy commits single updates.
   virtual bool needs_base() const { return false; }
+  // Changes the block's elements of `state`'s vectors and nothing else: blocks may be applied side by side.
   virtual void ApplyBlock(const StepBlock& block, StrategyState& state) const = 0;
 };
 
@@ -96,6 +97,7 @@ struct StepInput {
   bool without_buffers = false;            // the same, and updates carry none: the sums end with the trainable elements
   std::span<const WeightRun> scales{};     // up to the last summed element: sums are multiplied by them before the step; 0: nothing there changes
   const SumSpread* spread = nullptr;       // only without buffers
+  ForEach for_each{};                      // blocks side by side: of a reducer and a step that ask for no order
 };
 
 // Rounds `values` to the type; false if one is not finite then. `out`: values.size() elements.

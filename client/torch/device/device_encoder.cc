@@ -22,6 +22,7 @@ constexpr size_t kPartTiles = 8192;  // 16 MiB of Δ: copies at full speed, and 
 constexpr size_t kPartElements = kPartTiles * kCodeTile;
 constexpr size_t kSlotBytes = kPartElements * sizeof(float);
 constexpr size_t kSlots = 2;
+constexpr size_t kPieceBytes = size_t{1} << 20;  // of sums
 
 CodeFormat FormatOf(Codec codec) {
   switch (codec) {
@@ -180,6 +181,23 @@ class UpdateOnDevice final : public DeviceUpdate {
     return ok;
   }
 
+  // Through the pinned buffers in turn, to memory that is not pinned: while one piece is moved on, the next comes. Then the stream is idle.
+  static absl::Status ToHost(Workspace& workspace, const std::byte* from, std::span<std::byte> to) {
+    cudaStream_t const stream = workspace.stream.get();
+    for (size_t piece = 0, at = 0; at < to.size() + kPieceBytes; ++piece, at += kPieceBytes) {
+      if (at < to.size()) {
+        const size_t slot = piece % kSlots, count = std::min(kPieceBytes, to.size() - at);
+        TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.slots[slot].get(), from + at, count, cudaMemcpyDeviceToHost, stream), "sums of updates");
+        TRIB_RETURN_IF_CUDA_ERROR(cudaEventRecord(workspace.copied[slot].get(), stream), "sums of updates");
+      }
+      if (piece == 0) continue;
+      const size_t before = at - kPieceBytes, slot = (piece - 1) % kSlots;
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(workspace.copied[slot].get()), "sums of updates");
+      std::memcpy(to.data() + before, workspace.slots[slot].get(), std::min(kPieceBytes, to.size() - before));
+    }
+    return absl::OkStatus();
+  }
+
   template <typename Sum>
   static absl::StatusOr<bool> FoldWith(Workspace& workspace, std::span<const FoldTerm> terms, bool first, std::span<Sum> sums,
                                        cudaError_t (*launch)(const FoldWork&, Sum*, cudaStream_t)) {
@@ -199,8 +217,7 @@ class UpdateOnDevice final : public DeviceUpdate {
       TRIB_RETURN_IF_CUDA_ERROR(launch(work, on_device, stream), "a sum of {} updates", terms.size());
     }
     TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.failed.get(), failed.as<uint32_t>(), sizeof(uint32_t), cudaMemcpyDeviceToHost, stream), "a sum of updates");
-    TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(sums.data(), on_device, sums.size_bytes(), cudaMemcpyDeviceToHost, stream), "sums of updates");
-    TRIB_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream), "a sum of updates");
+    TRIB_RETURN_IF_ERROR(ToHost(workspace, reinterpret_cast<const std::byte*>(on_device), std::as_writable_bytes(sums)));
     return workspace.failed[0] == 0;
   }
 
