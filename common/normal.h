@@ -141,15 +141,15 @@ namespace normal_detail {
 // ln((n + ½)·2^−32), n rounded to 24 bits: mantissa in [√½, √2), then Cephes' polynomial of it less 1.
 TRIB_HOST_DEVICE float LogOfUnit(uint32_t n) {
   const float number = static_cast<float>(n) + 0.5F;
-  constexpr uint32_t kRootOfHalf = 0x3F3504F3u;
+  constexpr uint32_t kRootOfHalf = 0x3F3504F3u, kTwoTo32 = 0x10000000u;  // the latter in the exponent alone
 #if defined(__CUDA_ARCH__)
-  const uint32_t above = __float_as_uint(number) - kRootOfHalf;
+  const uint32_t above = __float_as_uint(number) - (kRootOfHalf + kTwoTo32);
   const float f = __uint_as_float((above & 0x7FFFFFu) + kRootOfHalf) - 1.0F;
 #else
-  const uint32_t above = std::bit_cast<uint32_t>(number) - kRootOfHalf;
+  const uint32_t above = std::bit_cast<uint32_t>(number) - (kRootOfHalf + kTwoTo32);
   const float f = std::bit_cast<float>((above & 0x7FFFFFu) + kRootOfHalf) - 1.0F;
 #endif
-  const auto exponent = static_cast<float>((static_cast<int32_t>(above) >> 23) - 32);
+  const auto exponent = static_cast<float>(static_cast<int32_t>(above & 0xFF800000u));  // times 2^23, exactly
   float p = 7.0376836292E-2F;
   p = Fma(p, f, -1.1514610310E-1F);
   p = Fma(p, f, 1.1676998740E-1F);
@@ -161,7 +161,7 @@ TRIB_HOST_DEVICE float LogOfUnit(uint32_t n) {
   p = Fma(p, f, 3.3333331174E-1F);
   const float z = f * f;
   const float tail = Fma(-0.5F, z, p * f * z);
-  return Fma(exponent, 0.693147180559945F, f + tail);
+  return Fma(exponent, 0.693147180559945F * 0x1p-23F, f + tail);
 }
 
 TRIB_HOST_DEVICE float WithSignOf(uint32_t bits, float value) {

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "client/cuda/division.cuh"
 #include "common/chacha20.h"
 #include "common/normal.h"
 
@@ -202,21 +203,13 @@ __device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t bits, float 
   return __float_as_uint(__fadd_rd(v, 12582911.0F));
 }
 
-// a/b. With b's reciprocal rounded to nearest, one step of correction gives the quotient rounded to nearest (Markstein 1990, Theorem 5), as
-// long as nothing on the way leaves the normal numbers.
-__device__ __forceinline__ float Quotient(float a, float b, float reciprocal) {
-  const float near = __fmul_rn(a, reciprocal);
-  return __fmaf_rn(__fmaf_rn(-near, b, a), reciprocal, near);
-}
-
 // Whether Quotient serves for blocks of these largest magnitudes. For others the slow division does.
 __device__ __forceinline__ bool Ordinary(float top) { return top > 0x1p-60F && top < 0x1p90F; }
 
 // The four codes of a run, each in a byte; kHalf: which half of the words is its.
 template <int kHalf, bool kOrdinary>
-__device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, const PhiloxWords& words, float levels) {
+__device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, float reciprocal, const PhiloxWords& words, float levels) {
   uint32_t code[4];
-  const float reciprocal = kOrdinary ? __frcp_rn(scale) : 0.0F;
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
     const float quotient = kOrdinary ? Quotient(run.x[j], scale, reciprocal) : scale > 0 ? __fdiv_rn(run.x[j], scale) : 0.0F;
@@ -238,8 +231,9 @@ __device__ __forceinline__ void StoreBlock(const EncodeArguments& arguments, siz
     if (!kOrdinary && !(top < __int_as_float(0x7F800000))) *work.failed = 1;
   }
   const PhiloxWords words = QuadOf(work.rounding, tile * 64, 32 * half + lane);
-  const uint32_t low_codes = CodesOf<0, kOrdinary>(low, scale, words, kLevels);
-  const uint32_t high_codes = CodesOf<1, kOrdinary>(high, scale, words, kLevels);
+  const float reciprocal = kOrdinary ? Reciprocal(scale) : 0.0F;
+  const uint32_t low_codes = CodesOf<0, kOrdinary>(low, scale, reciprocal, words, kLevels);
+  const uint32_t high_codes = CodesOf<1, kOrdinary>(high, scale, reciprocal, words, kLevels);
   if constexpr (kFormat == CodeFormat::kInt4) {
     const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
     __stcs(reinterpret_cast<uint32_t*>(arguments.codes + block * (kCodeBlock / 2) + 4 * lane), pairs);

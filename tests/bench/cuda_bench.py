@@ -39,7 +39,7 @@ def load(path):
     library = ctypes.CDLL(path)
     size, pointer = ctypes.c_size_t, ctypes.c_void_p
     library.trib_privatise.argtypes = [pointer, pointer, size, ctypes.c_double, ctypes.c_int, ctypes.c_double, ctypes.c_int, pointer, pointer, pointer, pointer]
-    library.trib_root_differences.argtypes = [pointer, pointer]
+    library.trib_differences.argtypes = [pointer, pointer]
     library.trib_norm.argtypes = [pointer, pointer, size, pointer, pointer]
     for name in ("trib_code_bytes", "trib_scratch_doubles", "trib_norm_index"):
         getattr(library, name).restype = size
@@ -105,10 +105,10 @@ def bench_privatise(library, elements):
         if code != 0:
             sys.exit(f"CUDA error {code}")
 
-    differences = torch.zeros(1, dtype=torch.int64, device=device)
-    check(library.trib_root_differences(differences.data_ptr(), stream))
-    if differences.item() != 0:
-        sys.exit(f"{differences.item()} of 2^32 words have another radius than the square root rounded to nearest gives")
+    differences = torch.zeros(2, dtype=torch.int64, device=device)
+    check(library.trib_differences(differences.data_ptr(), stream))
+    if differences.any():
+        sys.exit(f"rounded otherwise than to nearest: the roots of {differences[0]} of 2^32 words, the reciprocals of {differences[1]} of 2^25 numbers")
     rows = []
     norm_s = seconds(lambda: check(library.trib_norm(fresh.data_ptr(), loaded.data_ptr(), elements, scratch.data_ptr(), stream)))
     got = scratch[library.trib_norm_index(elements)].sqrt().item()

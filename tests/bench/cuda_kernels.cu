@@ -1,6 +1,7 @@
 // The CUDA launchers as C functions, for cuda_bench.py, which measures them beside PyTorch in one process (ctypes).
 #include <cstring>
 
+#include "client/cuda/division.cuh"
 #include "client/cuda/privatise.h"
 #include "common/normal.h"
 
@@ -11,6 +12,16 @@ __global__ void CompareRoots(unsigned long long* differences) {
   for (uint64_t n = uint64_t{blockIdx.x} * blockDim.x + threadIdx.x; n < uint64_t{1} << 32; n += uint64_t{gridDim.x} * blockDim.x) {
     const float x = -2.0F * tributary::normal_detail::LogOfUnit(static_cast<uint32_t>(n));
     if (__float_as_uint(tributary::normal_detail::RootOf(x)) != __float_as_uint(__fsqrt_rn(x))) atomicAdd(differences, 1ULL);
+  }
+}
+
+// At the ends of the range and in its middle.
+__global__ void CompareReciprocals(unsigned long long* differences) {
+  for (uint32_t mantissa = blockIdx.x * blockDim.x + threadIdx.x; mantissa < 1u << 23; mantissa += gridDim.x * blockDim.x) {
+    for (const uint32_t exponent : {27u, 126u, 127u, 227u}) {
+      const float b = __uint_as_float(exponent << 23 | mantissa);
+      if (__float_as_uint(Reciprocal(b)) != __float_as_uint(__frcp_rn(b))) atomicAdd(differences, 1ULL);
+    }
   }
 }
 
@@ -37,9 +48,11 @@ int trib_privatise(const float* fresh, const float* loaded, size_t elements, dou
   return LaunchEncode(work, 0, (elements + kCodeTile - 1) / kCodeTile, stream);
 }
 
-// How many of all words give another radius than the device's own square root: `differences` is the device's, zeroed by the caller.
-int trib_root_differences(unsigned long long* differences, cudaStream_t stream) {
+// How many of all words give another radius than the device's own square root, and of all mantissas another reciprocal than its own:
+// `differences` are two of the device's, zeroed by the caller.
+int trib_differences(unsigned long long* differences, cudaStream_t stream) {
   CompareRoots<<<4096, 256, 0, stream>>>(differences);
+  CompareReciprocals<<<1024, 256, 0, stream>>>(differences + 1);
   return cudaGetLastError();
 }
 
