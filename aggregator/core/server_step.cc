@@ -179,7 +179,8 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
                               .divisor = divisor,
                               .facts = &input.facts,
                               .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
-                              .base = {base.data(), base.empty() ? 0 : trainable}};
+                              .base = {base.data(), base.empty() ? 0 : trainable},
+                              .dtype = dtype};
         input.scales.empty() ? step.ApplyBlock(block, state) : ApplyScaled(step, block, input.scales, {sums.data(), trainable}, state);
       }
       if (input.keep_buffers) {
