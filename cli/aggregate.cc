@@ -141,10 +141,12 @@ aggregator::RoundContributor ContributorOf(const UpdateFile& update, size_t plac
 
 // What the engine does with a job's updates, for one commit whose clients are all that there are.
 absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpec& spec, const std::vector<UpdateFile>& updates) {
-  LocalSpec local;
-  local.lr = flags.lr;
-  local.steps = flags.steps;
-  auto made = aggregator::MakeStrategy(spec, local);
+  JobSpec job;
+  job.strategy = spec;
+  job.local.lr = flags.lr;
+  job.local.steps = flags.steps;
+  job.cohort.size = static_cast<int64_t>(updates.size());
+  auto made = aggregator::StrategyOf(job);
   // A name given on the command line is an input like any other: refused, not "not found".
   if (absl::IsNotFound(made.status())) return InvalidArgument("--strategy: {}", MessageOf(made.status()));
   if (!made.ok()) return made.status();
@@ -159,7 +161,7 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
   if (!model.ok()) return Annotate(model.status(), flags.model);
   const TensorLayout& layout = model->layout;
   TRIB_RETURN_IF_ERROR(CheckFinite(flags.model, layout, model->bytes));
-  TRIB_ASSIGN_OR_RETURN(const TensorLayout update_layout, aggregator::UpdateLayout(strategy, layout));
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout update_layout, strategy.UpdateLayout(layout));
 
   std::vector<aggregator::RoundContributor> contributors;
   aggregator::ClientTable clients;
@@ -173,9 +175,7 @@ absl::StatusOr<Outcome> Aggregate(const AggregateFlags& flags, const StrategySpe
       return InvalidArgument("{}: client '{}' has an update already", updates[i].path, contributor.key.client);
     }
   }
-  CohortSpec cohort;
-  cohort.size = static_cast<int64_t>(updates.size());
-  const aggregator::RoundPolicies policies = strategy.MakePolicies(cohort);
+  const aggregator::RoundPolicies policies = strategy.MakePolicies(job.cohort);
   const auto arithmetic = flags.reproducible ? aggregator::Arithmetic::kFixedPoint : aggregator::Arithmetic::kFloat64;
   aggregator::Aggregate sum(strategy, layout, arithmetic, static_cast<int64_t>(updates.size()));
   std::vector<double> weights;
@@ -290,7 +290,7 @@ void AddAggregateCommand(CLI::App& app, Context& context) {
   command->add_option("--update", flags->updates,
                       "FILE.safetensors:WEIGHT[,NAME=VALUE...], repeatable; tensors are new - old, by the model's names. NAME: client (breaks "
                       "ties, names p), staleness, base (fedasync: the model it starts from), step_norm (fednova), initial_loss (qfedavg). With control "
-                      "variates the change of c_i is in tensors control/NAME")
+                      "variates the change of c_i is in tensors control/NAME. eggroll: the tensor is fitness [population / updates], of noise that follows from client")
       ->required()
       ->allow_extra_args(false);
   command->add_option("--local-lr", flags->lr, "The clients' learning rate, for defaults that follow from it (qfedavg's lipschitz)")

@@ -34,7 +34,7 @@ TRIB_HOST_DEVICE PhiloxWords EggrollSigns(const EggrollLayer& layer, uint32_t me
                     {{static_cast<uint32_t>(group), 2 * k + part, member, layer.layer}});
 }
 
-// What one member's fitness weighs in the sums: s·Z.
+// What one member's fitness weighs in the sums: s·Z. Members of unlike sign that share their noise may be one, of the sum of both weights.
 struct EggrollMember {
   uint32_t member = 0;
   int64_t weight = 0;
@@ -58,18 +58,27 @@ inline std::vector<int8_t> Column(const EggrollLayer& layer, uint32_t member, ui
 
 }  // namespace eggroll_detail
 
-// weights [rows, columns] ← fma(step, (float)Σ weight·A·Bᵀ, weights).
-inline void EggrollUpdate(const EggrollLayer& layer, std::span<const EggrollMember> members, float step, std::span<float> weights) {
-  std::vector<int64_t> sum(weights.size(), 0);
+// sum [rows, columns] += Σ weight·A·Bᵀ.
+inline void EggrollSum(const EggrollLayer& layer, std::span<const EggrollMember> members, std::span<int64_t> sum) {
+  std::vector<int64_t> flip(layer.columns);  // 0, or all bits where B is −1: (x ^ f) − f is ±x without a product of 64 bits
   for (const EggrollMember& member : members) {
     for (uint32_t k = 0; k < layer.rank; ++k) {
       const std::vector<int8_t> a = eggroll_detail::Column(layer, member.member, k, 0, layer.rows);
       const std::vector<int8_t> b = eggroll_detail::Column(layer, member.member, k, 1, layer.columns);
+      for (uint64_t j = 0; j < layer.columns; ++j) flip[j] = b[j] < 0 ? -1 : 0;
       for (uint64_t i = 0; i < layer.rows; ++i) {
-        for (uint64_t j = 0; j < layer.columns; ++j) sum[i * layer.columns + j] += member.weight * a[i] * b[j];
+        const int64_t weight = a[i] < 0 ? -member.weight : member.weight;
+        int64_t* row = sum.data() + i * layer.columns;
+        for (uint64_t j = 0; j < layer.columns; ++j) row[j] += (weight ^ flip[j]) - flip[j];
       }
     }
   }
+}
+
+// weights [rows, columns] ← fma(step, (float)Σ weight·A·Bᵀ, weights).
+inline void EggrollUpdate(const EggrollLayer& layer, std::span<const EggrollMember> members, float step, std::span<float> weights) {
+  std::vector<int64_t> sum(weights.size(), 0);
+  EggrollSum(layer, members, sum);
   for (size_t i = 0; i < weights.size(); ++i) weights[i] = std::fma(step, static_cast<float>(sum[i]), weights[i]);
 }
 

@@ -135,7 +135,7 @@ std::vector<T> ReadEach(Section& map, std::string_view key, std::string_view wan
 
 void ReadLocal(YamlReader& top, LocalSpec* local) {
   Section map(top.Map("local"));
-  map.Choice("solver", &local->solver, {"sgd", "exact"});
+  map.Choice("solver", &local->solver, {"sgd", "exact", "eggroll"});
   map.Int("epochs", &local->epochs, 1, kMaxCount);
   if (map.Has("steps") && !map.reader().IsScalar("steps")) {
     local->client_steps = ReadEach<int64_t>(map, "steps", "integers from 1 to 1e9", [](const std::string& text, int64_t* out) {

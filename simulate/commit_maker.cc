@@ -31,7 +31,7 @@ absl::StatusOr<std::unique_ptr<CommitMaker>> CommitMaker::Make(const JobSpec& sp
                                                                std::span<const std::byte> initial) {
   TRIB_RETURN_IF_ERROR(aggregator::CheckJob(spec, strategy, layout));
   std::unique_ptr<CommitMaker> maker(new CommitMaker(spec, strategy, layout));
-  TRIB_ASSIGN_OR_RETURN(maker->update_layout_, aggregator::UpdateLayout(strategy, layout));
+  TRIB_ASSIGN_OR_RETURN(maker->update_layout_, strategy.UpdateLayout(layout));
   maker->encoding_ = spec.Encoding(maker->update_layout_);
   maker->scalars_ = aggregator::UpdateScalars(strategy, spec);
   TRIB_ASSIGN_OR_RETURN(maker->experts_, aggregator::MoeState::Create(spec, strategy, layout));

@@ -312,6 +312,7 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   task.state = states_[client];
   task.clip = maker_->clip();
   task.moe = maker_->moe();
+  task.noise_seed = strategy_->noise_seed(action.client, action.version);
   task_of_[client] = action.task;
   const size_t beside_model = vectors_.size() - (in_place.empty() ? 0 : 1);
   result_.bytes_down += layout_.total_bytes() + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());

@@ -43,6 +43,7 @@ client::TrainRequest Training::RequestOf(const SimulatedTask& task) const {
     vector = vector.first(options_.layout->trainable_count() * DTypeBytes(options_.layout->float_dtype()));
   }
   request.moe = &task.moe;
+  request.noise_seed = task.noise_seed;
   request.version = task.version;
   // What a daemon's identity of this name would draw. A client that trains from one version twice (it may, asynchronously) draws anew.
   request.seed = client::TrainSeed(options_.spec->seed, name, task.version);

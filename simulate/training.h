@@ -32,6 +32,7 @@ struct SimulatedTask {
   std::shared_ptr<const client::ClientState> state;  // as of the client's last counted update
   double clip = 0;            // C of the version, of jobs with privacy
   GlobalMoe moe{};            // of all clients' experts, of the newest version
+  uint64_t noise_seed = 0;    // of the client's members, of a strategy with a population
   std::optional<client::TrainResult> result;       // its update as it travels
   aggregator::ScanResult scan;                     // of that update, unless it is on a device
 };

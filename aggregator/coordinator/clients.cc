@@ -168,7 +168,7 @@ void Coordinator::SendJobInfo(ClientRecord& client, const Job& job) {
   info.set_artifact_bytes(job.artifact_bytes);
   if (job.runtime != nullptr) {
     for (const std::string& name : job.runtime->strategy->version_vectors()) info.add_version_vectors(name);
-    for (const std::string& name : job.runtime->strategy->update_groups()) info.add_update_groups(name);
+    *info.mutable_update_layout() = LayoutToProto(job.runtime->update_layout);
     info.set_vectors_in_model(!job.runtime->strategy->in_place_of_model().empty());
     info.set_mirrored_state(job.runtime->strategy->mirrored_state());
     info.set_client_state(job.runtime->strategy->client_state() != ClientStateKind::kNone);
@@ -188,6 +188,7 @@ void Coordinator::SendTask(ClientRecord& client, const Job& job, const IssuedTas
     train.set_state_epoch(job.latest.info().state_epoch());
   }
   if (job.spec.privacy.enabled && job.spec.privacy.adaptive.enabled) train.set_clip(ClipOf(job));
+  train.set_noise_seed(job.runtime->strategy->noise_seed(client.id, task.version));
   if (job.latest.info().has_moe()) *train.mutable_moe() = job.latest.info().moe();
   if (task.deadline != absl::InfiniteFuture()) {
     const int64_t left_ms = absl::ToInt64Milliseconds(task.deadline - clock_->Now());

@@ -294,7 +294,7 @@ absl::Status Coordinator::MakeModel(const JobPtr& job, JobRuntime& runtime, cons
   return ApplyServerStep(runtime.strategy->server_step(),
                          {.layout = &runtime.layout, .groups = runtime.strategy->update_groups().size(), .reducer = reducer, .pieces = pieces, .counters = sums.counters,
                           .previous = previous.bytes(), .base = base.bytes, .facts = facts, .keep_buffers = runtime.strategy->local_buffers(),
-                          .without_buffers = runtime.strategy->adapters() != AdapterMode::kNone, .scales = scales, .spread = runtime.strategy->spread()},
+                          .without_buffers = !runtime.strategy->carries_buffers(), .scales = scales, .spread = runtime.strategy->spread()},
                          runtime.state, next.writable());
 }
 

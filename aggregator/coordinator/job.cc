@@ -144,7 +144,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   if (!strategy.ok()) return InvalidArgument("strategy: {}", MessageOf(strategy.status()));
   runtime->strategy = *std::move(strategy);
   TRIB_RETURN_IF_ERROR(CheckJob(spec, *runtime->strategy, layout));
-  TRIB_ASSIGN_OR_RETURN(runtime->update_layout, UpdateLayout(*runtime->strategy, layout));
+  TRIB_ASSIGN_OR_RETURN(runtime->update_layout, runtime->strategy->UpdateLayout(layout));
   runtime->fingerprint = runtime->update_layout.Fingerprint();
   TRIB_ASSIGN_OR_RETURN(const UpdateId digits, UpdateIdFromHex(runtime->fingerprint.substr(0, 32)));
   runtime->layout_id = digits.hi;

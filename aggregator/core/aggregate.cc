@@ -10,16 +10,10 @@
 
 namespace tributary::aggregator {
 
-absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model) {
-  if (strategy.adapters() == AdapterMode::kNone) return WithGroups(model, strategy.update_groups());
-  TRIB_ASSIGN_OR_RETURN(const TensorLayout travelling, AdapterUpdateLayout(strategy.adapters(), model));
-  return WithGroups(travelling, strategy.update_groups());
-}
-
 Aggregate::Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding)
     : strategy_(strategy),
       layout_(model),
-      partial_(UpdateLayout(strategy, model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates,
+      partial_(strategy.UpdateLayout(model).value_or(TensorLayout()), strategy.MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, expected_updates,
                encoding) {}
 
 absl::Status Aggregate::Fold(const RoundContributor& contributor, std::span<const std::byte> update) {
@@ -72,7 +66,7 @@ absl::Status Aggregate::Step(const Input& input, MemoryState* state, std::span<s
     return ApplyServerStep(strategy_.server_step(),
                            {.layout = &layout_, .groups = strategy_.update_groups().size(), .reducer = reducer, .pieces = {&piece, 1}, .counters = partial_.counters(),
                             .previous = input.previous, .base = input.base, .facts = input.facts, .keep_buffers = strategy_.local_buffers(),
-                            .without_buffers = strategy_.adapters() != AdapterMode::kNone, .scales = input.scales, .spread = strategy_.spread(),
+                            .without_buffers = !strategy_.carries_buffers(), .scales = input.scales, .spread = strategy_.spread(),
                             .for_each = noisy ? ForEach() : input.for_each},
                            state->strategy, next);
   }
@@ -101,14 +95,14 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   TRIB_RETURN_IF_ERROR(whole.CheckCount(static_cast<int64_t>(updates.size())));
   TRIB_RETURN_IF_ERROR(PrepareState(strategy, layout, previous, &state));
   const size_t groups = strategy.update_groups().size();
-  const bool adapters = strategy.adapters() != AdapterMode::kNone;
-  std::vector<double> sums((adapters ? layout.trainable_count() : layout.summed_count()) + (groups - 1) * layout.trainable_count());
+  const bool buffers = strategy.carries_buffers();
+  std::vector<double> sums((buffers ? layout.summed_count() : layout.trainable_count()) + (groups - 1) * layout.trainable_count());
   const size_t float_bytes = sums.size() * DTypeBytes(layout.float_dtype());
   const WholeInput input{.layout = &layout, .updates = updates, .registered = facts.registered, .row = row, .version = facts.version, .previous = previous,
                          .ranks = strategy.ranks()};
   TRIB_RETURN_IF_ERROR(whole.Reduce(input, state, sums));
-  std::vector<int64_t> counters(layout.counter_count());
-  for (size_t k = 0; k < updates.size(); ++k) {
+  std::vector<int64_t> counters(buffers ? layout.counter_count() : 0);
+  for (size_t k = 0; k < updates.size() && !counters.empty(); ++k) {
     FoldCounters(counters.data(), updates[k].flat.data() + float_bytes, counters.size(), k == 0);
   }
   const std::unique_ptr<Reducer> plain = MakeMeanReducer(DType::kF64, Arithmetic::kFloat64);
@@ -117,7 +111,7 @@ absl::Status ApplyWholeStep(const Strategy& strategy, const TensorLayout& layout
   one.sum_weight = whole.gives_sums() ? static_cast<double>(updates.size()) : 1;
   TRIB_RETURN_IF_ERROR(ApplyServerStep(strategy.server_step(),
                                        {.layout = &layout, .groups = groups, .reducer = plain.get(), .pieces = {&piece, 1}, .counters = counters, .previous = previous,
-                                        .base = {}, .facts = one, .keep_buffers = strategy.local_buffers(), .without_buffers = adapters},
+                                        .base = {}, .facts = one, .keep_buffers = strategy.local_buffers(), .without_buffers = !buffers},
                                        state, next));
   return whole.Finish(input, next, measured);
 }

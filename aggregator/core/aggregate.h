@@ -24,13 +24,10 @@ struct MemoryState {
   bool operator==(const MemoryState&) const = default;
 };
 
-// Layout of an update of a model of layout `model`.
-absl::StatusOr<TensorLayout> UpdateLayout(const Strategy& strategy, const TensorLayout& model);
-
 class Aggregate {
  public:
   // `strategy` must outlive it. `expected_updates`: of one commit, bounds |w·x| in fixed point. `encoding`: how updates come; the default:
-  // as they are. A model for which UpdateLayout fails takes no update.
+  // as they are. A model for which Strategy::UpdateLayout fails takes no update.
   Aggregate(const Strategy& strategy, const TensorLayout& model, Arithmetic arithmetic, int64_t expected_updates, const UpdateEncoding& encoding = {});
 
   // `contributor.weight` is the one that the engine has set, times what the server clips by. After an error nothing is changed.

@@ -3,6 +3,8 @@
 #include "aggregator/core/adapters.h"
 #include "aggregator/core/aggregate.h"
 #include "aggregator/core/moe_state.h"
+#include "common/eggroll_spec.h"
+#include "common/moe_spec.h"
 #include "common/update_codec.h"
 
 namespace tributary::aggregator {
@@ -10,7 +12,7 @@ namespace {
 
 // Whoever reads updates other than by the fold reads them as they are.
 absl::Status CheckCodec(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
-  TRIB_ASSIGN_OR_RETURN(const TensorLayout update, UpdateLayout(strategy, model));
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout update, strategy.UpdateLayout(model));
   const bool as_they_are = strategy.whole_reducer() != nullptr || !strategy.norm_scalar().empty() || strategy.update_groups() != std::vector<std::string>{""};
   if (as_they_are && spec.Encoding(update).codec != Codec::kPlain) {
     return InvalidArgument("codec: strategy '{}' needs its updates as they are: expected f32, got {}", spec.strategy.name, spec.codec);
@@ -34,6 +36,25 @@ absl::Status CheckValues(const JobSpec& spec, const Strategy& strategy) {
   return absl::OkStatus();
 }
 
+// Between who makes fitness values and who understands them, and what a model must be whose clients send nothing else.
+absl::Status CheckFitness(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
+  const std::string& name = spec.strategy.name;
+  if (strategy.updates_are_of_model()) {
+    if (spec.local.solver != kEggrollSolver) return absl::OkStatus();
+    return InvalidArgument("local.solver: {} returns fitness values, and strategy '{}' takes changes of the model; expected strategy eggroll, or another solver",
+                           kEggrollSolver, name);
+  }
+  if (!FindExperts(model).layers.empty()) {
+    return InvalidArgument("model: with strategy '{}' clients do not count what their experts serve, so that nothing balances them; expected a model without experts", name);
+  }
+  for (const PlacedTensor& tensor : model.tensors()) {
+    if (tensor.spec.kind == TensorKind::kTrainable) continue;
+    return InvalidArgument("model: tensor '{}' is of kind {}, and with strategy '{}' clients send nothing of it; expected trainable tensors only (group norm in place of "
+                           "batch norm)", tensor.spec.name, TensorKindName(tensor.spec.kind), name);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
@@ -43,6 +64,7 @@ absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const Tenso
   TRIB_RETURN_IF_ERROR(CheckAdapters(spec, strategy, model));
   TRIB_RETURN_IF_ERROR(MoeState::Create(spec, strategy, model).status());
   TRIB_RETURN_IF_ERROR(strategy.CheckJob(spec));
+  TRIB_RETURN_IF_ERROR(CheckFitness(spec, strategy, model));
   TRIB_RETURN_IF_ERROR(CheckValues(spec, strategy));
   return CheckCodec(spec, strategy, model);
 }

@@ -177,7 +177,8 @@ absl::Status ApplyServerStep(const ServerStep& step, const StepInput& input, Str
                             .divisor = divisor,
                             .facts = &input.facts,
                             .second = second_group.empty() ? std::span<const double>() : std::span<const double>(second_group).subspan(first, trainable),
-                            .base = {base.data(), step.needs_base() ? trainable : 0}};
+                            .base = {base.data(), step.needs_base() ? trainable : 0},
+                            .dtype = dtype};
       input.scales.empty() ? step.ApplyBlock(block, state) : ApplyScaled(step, block, input.scales, {sums.data(), trainable}, state);
     }
     if (input.keep_buffers) {

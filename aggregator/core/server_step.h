@@ -44,6 +44,7 @@ struct StepBlock {
   const CommitFacts* facts = nullptr;
   std::span<const double> second{};  // Σ w·(the second group) of updates that carry two
   std::span<const double> base{};    // the model that the one contributor started from, if the step asks for it
+  DType dtype = DType::kF32;         // of the model: what the new values are rounded to
 };
 
 class ServerStep {

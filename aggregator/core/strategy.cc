@@ -98,8 +98,15 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeStrategy(const StrategySpec& spec,
   return NotFound("no strategy '{}'{}; known: {}", spec.name, DidYouMean(spec.name, known), fmt::join(known, ", "));
 }
 
+absl::StatusOr<TensorLayout> Strategy::UpdateLayout(const TensorLayout& model) const {
+  if (adapters_ == AdapterMode::kNone) return WithGroups(model, update_groups());
+  TRIB_ASSIGN_OR_RETURN(const TensorLayout travelling, AdapterUpdateLayout(adapters_, model));
+  return WithGroups(travelling, update_groups());
+}
+
 absl::StatusOr<std::unique_ptr<Strategy>> StrategyOf(const JobSpec& job) {
   TRIB_ASSIGN_OR_RETURN(std::unique_ptr<Strategy> strategy, MakeStrategy(job.strategy, job.local));
+  strategy->set_job(job);
   if (job.model.adapter.triplets()) strategy->set_ranks(RankSchedule::Of(job));
   return strategy;
 }

@@ -66,6 +66,15 @@ class Strategy {
   virtual std::string norm_scalar() const { return ""; }
   // Rounds with a cohort; false: clients start and commits come as the policies say.
   virtual bool synchronous() const { return true; }
+  // Whether updates are over the model's elements. False: UpdateLayout is the strategy's own, which its whole_reducer() alone understands (it
+  // makes one sum a trainable element of the model), and buffers and counters stay as they are.
+  virtual bool updates_are_of_model() const { return true; }
+  // Layout of an update of a model of layout `model`.
+  virtual absl::StatusOr<TensorLayout> UpdateLayout(const TensorLayout& model) const;
+  // Whether an update has the clients' values of the model's buffers and counters.
+  bool carries_buffers() const { return adapters_ == AdapterMode::kNone && updates_are_of_model(); }
+  // Of whose members tasks name the noise: its seed in a task of `client` that starts from `version`.
+  virtual uint64_t noise_seed(const std::string& /*client*/, uint64_t /*version*/) const { return 0; }
   // Vectors over the trainable elements that an update carries, as groups of WithGroups: {""} is Δ alone.
   virtual std::vector<std::string> update_groups() const { return {""}; }
   // Whether an update holds values (ADMM's w, u) in place of a difference of models: then it has no norm that a clip could bound, and no
@@ -95,6 +104,8 @@ class Strategy {
   virtual std::string mirrored_state() const { return ""; }
   // What of the job does not go with this strategy: INVALID_ARGUMENT naming the key, expected and got.
   virtual absl::Status CheckJob(const JobSpec&) const { return absl::OkStatus(); }
+  // Numbers of the job beside its strategy's, for those whose arithmetic needs them (StrategyOf).
+  virtual void set_job(const JobSpec&) {}
 
  private:
   bool local_buffers_ = false;

@@ -32,7 +32,7 @@ struct WholeUpdate {
 using RowReader = std::function<absl::StatusOr<std::vector<std::byte>>(const std::string& client)>;
 
 struct WholeInput {
-  const TensorLayout* layout = nullptr;
+  const TensorLayout* layout = nullptr;  // of the model
   std::span<const WholeUpdate> updates;  // at least one
   int64_t registered = 0;                // N
   RowReader row;                         // set if the reducer keeps rows
@@ -54,7 +54,8 @@ class WholeReducer {
   virtual bool gives_sums() const { return false; }
   // Whether it can serve `updates` of them at all.
   virtual absl::Status CheckCount(int64_t) const { return absl::OkStatus(); }
-  // `out`: as many elements as an update has floating ones, what takes the place of the mean (trainable: of Δ; buffers: of values).
+  // `out`: as many elements as an update has floating ones, what takes the place of the mean (trainable: of Δ; buffers: of values). Of updates
+  // that are not over the model's elements (Strategy::updates_are_of_model): one for each trainable element of the model.
   virtual absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const = 0;
   // After the server step: what it makes of buffers that are the server's, and what it has measured of the version, by name (may be null).
   virtual absl::Status Finish(const WholeInput&, std::span<std::byte> /*next*/, std::map<std::string, double>* /*measured*/) const { return absl::OkStatus(); }

@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "client/core/batch_order.h"
+#include "client/core/eggroll_fitness.h"
 #include "client/core/random.h"
 #include "client/core/widen.h"
 
@@ -124,6 +125,7 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   const std::shared_ptr<const AnalyticProblem>& problem = data->problems[0];
   TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
   TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
+  if (local.solver == kEggrollSolver) return TrainPopulation(request, *problem);
   TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
   const DType dtype = request.spec->dtype;
   const size_t d = problem->dimension();
@@ -153,6 +155,22 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   result.metrics["train_steps"] = static_cast<double>(steps);
   result.metrics["train_loss"] = initial_loss;
   result.scalars = StrategyScalars(request.spec->strategy, StepNorm(steps, local.lr, local.momentum, rule.mu()), initial_loss);
+  return result;
+}
+
+absl::StatusOr<TrainResult> AnalyticLearner::TrainPopulation(const TrainRequest& request, const AnalyticProblem& problem) {
+  TRIB_ASSIGN_OR_RETURN(const EggrollPopulation population, EggrollPopulation::Of(request));
+  x_ = WidenFloats(request.spec->dtype, request.model);
+  std::vector<double> w(x_.size());
+  const auto loss = [&](std::span<const float> noise, double scale) -> absl::StatusOr<double> {
+    for (size_t i = 0; i < w.size(); ++i) w[i] = x_[i] + scale * static_cast<double>(noise[i]);
+    return problem.Loss(w);
+  };
+  TRIB_ASSIGN_OR_RETURN(const std::vector<double> fitness, population.Fitness(loss, request.progress));
+  TrainResult result;
+  result.weight = problem.weight();
+  result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem.weight())));
+  ReturnFitness(request.spec->dtype, fitness, &result);
   return result;
 }
 

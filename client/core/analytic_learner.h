@@ -28,6 +28,8 @@ class AnalyticLearner final : public Learner {
   };
   absl::StatusOr<LocalOutcomeVectors> RunPlan(const TrainRequest& request, const LocalSpec& local,
                                               const std::shared_ptr<const AnalyticProblem>& problem, const LocalPlan& plan, uint64_t* steps);
+  // `solver: eggroll`: every member's loss over all of the client's rows.
+  absl::StatusOr<TrainResult> TrainPopulation(const TrainRequest& request, const AnalyticProblem& problem);
   // The number of steps made; outcome->y comes in as y⁰.
   absl::StatusOr<uint64_t> RunSgd(const TrainRequest& request, const LocalSpec& local, const AnalyticProblem& problem, const LocalPlan& plan,
                                   LocalOutcomeVectors* outcome);

@@ -31,7 +31,7 @@ struct TrainRequest {
   std::span<const std::byte> model;            // flat form, layout->total_bytes(); trainable: of a strategy that sends another vector in its place, that
   // Of a strategy that sends vectors down with a version: each over the trainable elements, raw, of the model's type ("g", "c", "s").
   std::map<std::string, std::span<const std::byte>> vectors{};
-  const TensorLayout* update_layout = nullptr; // of the update to make: `layout`, or one with further groups (WithGroups)
+  const TensorLayout* update_layout = nullptr; // of the update to make: `layout`, one with further groups (WithGroups), or the strategy's own
   std::span<const std::byte> initial;          // version `state_epoch` in the same form; empty: not known
   uint64_t state_epoch = 0;                    // the version from which all clients' states began
   const ClientState* state = nullptr;          // of this client in this job; null: none is kept (strategies that need one refuse)
@@ -41,6 +41,7 @@ struct TrainRequest {
   int64_t shard = 0;                           // which of the job's clients it is: local.steps and local.lr may differ by client
   bool may_stay_on_device = false;             // who asks can take the update from the device: TrainResult::on_device
   const GlobalMoe* moe = nullptr;              // of all clients' experts, as of the newest version; null: nothing is known
+  uint64_t noise_seed = 0;                     // of this client's members, of a strategy whose clients try a population (common/eggroll_spec.h)
   double gradient_noise = 0;                   // s: every local gradient gets + N(0, s²I), drawn from `seed` (simulations)
   std::function<bool(float done)> progress;    // done in [0, 1]; false: stop
 };
@@ -48,7 +49,7 @@ struct TrainRequest {
 class DeviceUpdate;  // device_update.h
 
 struct TrainResult {
-  LargeBytes update;                           // flat form of update_layout: Δ = new − old for trainable, values for buffers and counters
+  LargeBytes update;                           // flat form of update_layout: Δ = new − old for trainable, values for buffers and counters; or fitness
   // In its place, where the request allows it: shared, as results are copied on their way to who stores them.
   std::shared_ptr<DeviceUpdate> on_device{};
   double weight = 0;                           // examples, usually

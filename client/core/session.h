@@ -69,6 +69,7 @@ struct Task {
   uint64_t state_epoch = 0;
   double clip = 0;            // of jobs with adaptive clipping: C of this version; 0: the job's
   GlobalMoe moe{};            // of mixtures of experts
+  uint64_t noise_seed = 0;    // of jobs whose clients try members of a population
 };
 
 struct Evaluation {

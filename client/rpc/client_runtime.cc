@@ -266,7 +266,7 @@ void Runtime::Receive(size_t index, const v1::ServerMessage& message) {
       ReceiveTask(index,
                   {.kind = Task::Kind::kTrain, .job = message.train().job(), .task = message.train().task(), .version = message.train().version(),
                    .state_version = message.train().state_version(), .state_epoch = message.train().state_epoch(), .clip = message.train().clip(),
-                   .moe = *std::move(moe)},
+                   .moe = *std::move(moe), .noise_seed = message.train().noise_seed()},
                   message.train().deadline_ms());
       break;
     }

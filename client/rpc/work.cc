@@ -49,6 +49,7 @@ TrainRequest RequestOf(const WorkContext& context, const PreparedTask& prepared,
   if (prepared.initial != nullptr) request.initial = prepared.initial->bytes();
   request.may_stay_on_device = DeviceEncodes(prepared.job->encoding);
   request.moe = &prepared.task.moe;
+  request.noise_seed = prepared.task.noise_seed;
   request.version = prepared.task.version;
   request.seed = TrainSeed(prepared.job->spec.seed, context.identity.client, prepared.task.version);
   request.client = context.identity.client;
@@ -101,20 +102,11 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     job->spec = *std::move(spec);
     job->layout = *std::move(layout);
     job->version_vectors.assign(info.version_vectors().begin(), info.version_vectors().end());
-    job->update_layout = job->layout;
-    const AdapterMode adapters = AdaptersOf(job->spec.strategy);
-    absl::StatusOr<TensorLayout> travelling = adapters == AdapterMode::kNone ? job->layout : AdapterUpdateLayout(adapters, job->layout);
-    if (!travelling.ok()) {
-      job->summary.problem = "this client cannot read the job's adapters: " + MessageOf(travelling.status());
+    absl::StatusOr<TensorLayout> update = info.has_update_layout() ? LayoutFromProto(info.update_layout()) : WithGroups(job->layout, {""});
+    if (update.ok()) {
+      job->update_layout = *std::move(update);
     } else {
-      std::vector<std::string> groups(info.update_groups().begin(), info.update_groups().end());
-      if (groups.empty()) groups = {""};
-      absl::StatusOr<TensorLayout> update = WithGroups(*travelling, groups);
-      if (update.ok()) {
-        job->update_layout = *std::move(update);
-      } else {
-        job->summary.problem = "this client cannot read the job's update groups: " + MessageOf(update.status());
-      }
+      job->summary.problem = "this client cannot read the layout of the job's updates: " + MessageOf(update.status());
     }
     job->vectors_in_model = info.vectors_in_model();
     job->client_state = info.client_state();

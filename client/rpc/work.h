@@ -29,7 +29,7 @@ struct Job {
   JobSummary summary;
   JobSpec spec;
   TensorLayout layout;
-  TensorLayout update_layout;               // `layout`, or one with further groups
+  TensorLayout update_layout;               // of what its clients return
   std::vector<std::string> version_vectors; // what comes with a version besides the model
   std::string layout_fingerprint;           // of update_layout
   UpdateEncoding encoding;                  // of update_layout, as it travels

@@ -173,6 +173,10 @@ class TorchLearner : public Learner {
       TRIB_ASSIGN_OR_RETURN(const LocalSolver solver, FindLocalSolver(local.solver));
       TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
       TRIB_ASSIGN_OR_RETURN(const Batches batches, Batches::Create(data, *model_, store_));
+      std::optional<EggrollPopulation> population;
+      if (local.solver == kEggrollSolver) {
+        TRIB_ASSIGN_OR_RETURN(population, EggrollPopulation::Of(request));
+      }
       const AdapterMode adapters = AdaptersOf(request.spec->strategy);
       if (adapters != AdapterMode::kNone) {
         TRIB_ASSIGN_OR_RETURN(const int64_t rank, request.spec->model.adapter.RankOf(request.shard));
@@ -188,7 +192,8 @@ class TorchLearner : public Learner {
       LocalOutcome outcome;
       const auto run = [&](const Correction& correction) -> absl::Status {
         TRIB_ASSIGN_OR_RETURN(outcome, solver({.model = *model_, .data = batches, .spec = local, .correction = correction, .seed = request.seed,
-                                               .progress = request.progress, .repeated = repeated_.get(), .pieces = pieces}));
+                                               .progress = request.progress, .repeated = repeated_.get(), .pieces = pieces,
+                                               .population = population ? &*population : nullptr}));
         return model_->IsFinite() ? absl::OkStatus() : WeightNotFinite(outcome.steps, local);
       };
       TrainResult result;
@@ -196,11 +201,12 @@ class TorchLearner : public Learner {
         Correction none;
         none.gradient_noise = request.gradient_noise;
         TRIB_RETURN_IF_ERROR(run(none));
-        if (request.may_stay_on_device && device_.is_cuda() && adapters == AdapterMode::kNone) {
+        const bool trained = adapters == AdapterMode::kNone && !population;
+        if (trained && request.may_stay_on_device && device_.is_cuda()) {
           const at::Tensor delta = model_->Delta();
           result.on_device = KeepOnDevice(delta, model_->BuffersAndCounters(), delta.abs().max().item<double>());
         }
-        if (result.on_device == nullptr) result.update = model_->Update();
+        if (result.on_device == nullptr && !population) result.update = model_->Update();
       } else {
         TRIB_RETURN_IF_ERROR(TrainCorrected(request, rule, run, outcome, &result));
       }
@@ -211,6 +217,7 @@ class TorchLearner : public Learner {
                                        initial_loss);
       if (adapters == AdapterMode::kRoLora) result.scalars[kAdapterPhase] = MovesB(request.version + 1) ? 1 : 0;
       result.metrics["train_loss"] = outcome.train_loss;
+      if (population) ReturnFitness(request.spec->dtype, outcome.fitness, &result);
       result.metrics["train_steps"] = static_cast<double>(outcome.steps);
       result.metrics.merge(model_->model().Metrics());
       result.moe = model_->model().Statistics();

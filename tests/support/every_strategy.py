@@ -4,6 +4,7 @@ every round, asynchronous strategies have one client or wait for all. For tests 
 CLIENTS = 5
 
 SGD = {"local": {"steps": 3, "lr": .05}}
+FORWARD = {"local": {"solver": "eggroll"}}
 ONE = {"cohort": {"size": 1}}
 # Beyond the defaults: (parameters, keys of the job), as many as are to be tried.
 SETTINGS = {
@@ -25,6 +26,8 @@ SETTINGS = {
     "fedavg_m_vr": [({"beta": .3}, SGD), ({"beta": .3, "warm_start": False}, SGD)],
     "scaffold_m_vr": [({"beta": .3}, SGD), ({"beta": .3, "warm_start": False}, SGD)],
     "rerce_admm": [({"rho": 2}, SGD), ({"continual": True}, {"local": {"solver": "exact"}})],
+    # (population / CLIENTS is even)
+    "eggroll": [({"population": 20, "lr": .3}, FORWARD), ({"population": 40, "rank": 3, "center": "client", "server": "adamw"}, FORWARD)],
     "fedadmm": [({"rho": 2}, SGD), ({"order": "dual_first"}, {"local": {"solver": "exact"}})],
 }
 

@@ -7,7 +7,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
+#include "client/core/eggroll_fitness.h"
 #include "client/torch/batches.h"
 #include "client/torch/local/correction.h"
 #include "client/torch/trainable_model.h"
@@ -27,12 +29,14 @@ struct LocalRun {
   const std::function<bool(float)>& progress;
   RepeatedSteps* repeated = nullptr;  // on a GPU: steps of this model that were recorded; null: none are
   int64_t pieces = 1;                 // a minibatch's gradient is summed over so many parts of it, for want of memory
+  const EggrollPopulation* population = nullptr;  // of a strategy that has one
 };
 
 struct LocalOutcome {
   double train_loss = 0;  // mean over all examples processed, each at the values it met
   int64_t steps = 0;
   at::Tensor mean_gradient;  // raw, over the steps; undefined unless the correction wants it
+  std::vector<double> fitness{};  // of the population's members, in place of any step; empty: the solver trained
 };
 
 // May throw LibTorch's exceptions: call it inside Guarded().

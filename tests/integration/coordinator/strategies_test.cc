@@ -212,7 +212,7 @@ TEST_F(StrategiesTest, ScaffoldSendsItsVectorDownAndTakesTwoUp) {
   const auto info = a.sink->Await([](const v1::ServerMessage& m) { return m.has_job(); }, &read);
   ASSERT_TRUE(info.has_value());
   EXPECT_THAT(info->job().version_vectors(), ::testing::ElementsAre("c"));
-  EXPECT_THAT(info->job().update_groups(), ::testing::ElementsAre("", "control"));
+  EXPECT_TRUE(*LayoutFromProto(info->job().update_layout()) == *WithGroups(layout_, {"", "control"}));
   const auto two = [&](TestClient& client, float delta, float control) {
     Upload upload = MakeUpdate(client, AwaitTask(client), delta);
     upload.header.scalars = {{"state_version", 0}};

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <vector>
 
+#include "common/eggroll_spec.h"
 #include "common/random_words.h"
 
 namespace tributary {
@@ -121,6 +122,46 @@ TEST(EggrollTest, TheEstimatePointsAlongTheGradient) {
     theirs += descent[i] * descent[i];
   }
   EXPECT_GT(dot / std::sqrt(ours * theirs), 0.55);  // 512 directions of 384 dimensions; the note measured .64
+}
+
+TEST(EggrollSpecTest, MatricesAreTheTrainableTensorsByTheirFirstExtent) {
+  const auto tensor = [](const char* name, std::vector<int64_t> shape, TensorKind kind) { return TensorSpec{.name = name, .shape = std::move(shape), .dtype = DType::kF32, .kind = kind}; };
+  const TensorLayout layout = *TensorLayout::Create({tensor("running", {9}, TensorKind::kBuffer), tensor("conv", {4, 3, 5}, TensorKind::kTrainable),
+                                                     tensor("none", {0, 3}, TensorKind::kTrainable), tensor("bias", {4}, TensorKind::kTrainable),
+                                                     tensor("scale", {}, TensorKind::kTrainable)});
+  const std::vector<EggrollTensor> tensors = EggrollTensors(layout, 2);
+  ASSERT_EQ(tensors.size(), 3U);
+  const auto is = [](const EggrollTensor& got, uint32_t number, uint64_t rows, uint64_t columns, size_t first) {
+    return got.layer.layer == number && got.layer.rank == 2 && got.layer.rows == rows && got.layer.columns == columns && got.first == first;
+  };
+  EXPECT_TRUE(is(tensors[0], 0, 4, 15, 0));
+  EXPECT_TRUE(is(tensors[1], 2, 4, 1, 60));
+  EXPECT_TRUE(is(tensors[2], 3, 1, 1, 64));
+  std::vector<float> noise(65);
+  EggrollNoise(tensors, 12, 7, noise);
+  EggrollLayer first = tensors[0].layer;
+  first.seed = 12;
+  EXPECT_EQ(std::vector<float>(noise.begin(), noise.begin() + 60), Noise(first, 7));
+  for (const float value : noise) EXPECT_TRUE(value == -2 || value == 0 || value == 2) << value;
+}
+
+TEST(EggrollSpecTest, TheSeedOfAClientsNoiseIsADigest) {
+  EXPECT_EQ(EggrollNoiseSeed(7, 3, "client-2"), 0x59fb588166c9e737U);  // hashlib.sha256(b"eggroll|7|3|client-2")
+  EXPECT_NE(EggrollNoiseSeed(7, 3, "client-2"), EggrollNoiseSeed(7, 4, "client-2"));
+}
+
+TEST(EggrollSpecTest, ReadsItsSettingsAndRefusesOthers) {
+  const absl::StatusOr<EggrollSpec> spec = EggrollSpec::Of({.name = "eggroll", .params = {{"population", "12"}, {"sigma", "0.25"}, {"rank", "3"}, {"lr", "1"}}});
+  ASSERT_TRUE(spec.ok()) << spec.status();
+  EXPECT_EQ(spec->population, 12);
+  EXPECT_EQ(spec->sigma, 0.25);
+  EXPECT_EQ(spec->rank, 3);
+  const std::vector<std::pair<const char*, const char*>> wrong = {{"population", "13"}, {"population", "0"}, {"rank", "0"}, {"rank", "65"}, {"sigma", "-1"}, {"sigma", "x"}};
+  for (const auto& [name, value] : wrong) {
+    const absl::Status status = EggrollSpec::Of({.name = "eggroll", .params = {{name, value}}}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << name << " " << value;
+    EXPECT_NE(status.message().find(name), absl::string_view::npos) << status;
+  }
 }
 
 }  // namespace

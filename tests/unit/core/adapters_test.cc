@@ -105,7 +105,7 @@ class AdapterVersion {
   void SetRanks(const RankSchedule& ranks) { strategy_->set_ranks(ranks); }
 
   Dense Next(bool backwards = false) {
-    TensorLayout update_layout = *UpdateLayout(*strategy_, layout_);
+    TensorLayout update_layout = *strategy_->UpdateLayout(layout_);
     Aggregate sum(*strategy_, layout_, Arithmetic::kFloat64, 64);
     std::vector<RoundContributor> contributors;
     for (size_t i = 0; i < clients_.size(); ++i) {
@@ -335,7 +335,7 @@ TEST(AdaptersTest, WhatTravelsUpIsWhatTrains) {
                                                   {AdapterMode::kFlexLora, 120}, {AdapterMode::kFedEx, 120}, {AdapterMode::kFedSb, 16}};
   for (const auto& [mode, elements] : expected) {
     AdapterVersion made(mode, shapes);
-    const TensorLayout update = *UpdateLayout(made.strategy(), made.layout());
+    const TensorLayout update = *made.strategy().UpdateLayout(made.layout());
     EXPECT_EQ(update.float_count(), elements) << AdapterModeName(mode);
     EXPECT_EQ(update.trainable_count(), elements);
   }

@@ -60,7 +60,7 @@ class Mixture {
   std::vector<std::byte> Commit(std::span<const std::byte> model, const std::vector<RoundContributor>& by, const std::vector<std::vector<std::byte>>& updates,
                                 const std::vector<size_t>& order, Arithmetic arithmetic = Arithmetic::kFloat64, size_t parts = 1) {
     std::vector<Partial> partials;
-    const TensorLayout of_update = *UpdateLayout(*strategy_, layout_);
+    const TensorLayout of_update = *strategy_->UpdateLayout(layout_);
     for (size_t p = 0; p < parts; ++p) partials.emplace_back(of_update, strategy_->MakeReducer(layout_.float_dtype(), arithmetic), arithmetic, 16);
     for (size_t i = 0; i < order.size(); ++i) {
       const size_t k = order[i];
@@ -290,7 +290,7 @@ TEST(MoeStateTest, AStepOfTheBiasIsScaledByTheSpreadOfAllClientsScores) {
 TEST(MoeStateTest, WhatTheServerOwnsIsInNoUpdateAndNoStepMovesIt) {
   const TensorLayout layout = WithBias(DType::kF64, 2);
   Mixture mixture(layout, {{"router", "alf"}}, {});
-  const TensorLayout update = *UpdateLayout(*mixture.strategy_, layout);
+  const TensorLayout update = *mixture.strategy_->UpdateLayout(layout);
   EXPECT_EQ(update.Find("l.gate.e_score_correction_bias"), nullptr);
   EXPECT_EQ(update.float_count(), layout.summed_count());
   const std::vector<double> model = {1, 2, 3, 4, /*running=*/5, /*bias=*/6, 7};

@@ -171,15 +171,15 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
   const TensorLayout layout = LayoutOf({{.name = "w", .shape = {kElements - 40}, .dtype = dtype, .kind = TensorKind::kTrainable},
                                         {.name = "running", .shape = {40}, .dtype = dtype, .kind = TensorKind::kBuffer},
                                         {.name = "batches", .shape = {2}, .dtype = DType::kI64, .kind = TensorKind::kCounter}});
-  const TensorLayout update_layout = *UpdateLayout(*strategy, layout);
-  const auto flat = [&](uint64_t number, size_t elements) {
-    const std::vector<double> values = RandomValues(elements, number);
+  const TensorLayout update_layout = *strategy->UpdateLayout(layout);
+  const auto flat = [&](uint64_t number, const TensorLayout& of) {
+    const std::vector<double> values = RandomValues(of.float_count(), number);
     std::vector<std::byte> bytes = dtype == DType::kF64 ? AsBytes(values) : AsBytes(ToFloats(values));
     const std::vector<std::byte> counters = AsBytes<int64_t>({static_cast<int64_t>(number % 7), 3});
-    bytes.insert(bytes.end(), counters.begin(), counters.end());
+    if (of.counter_count() > 0) bytes.insert(bytes.end(), counters.begin(), counters.end());
     return bytes;
   };
-  CommitPath path{.model = flat(1, layout.float_count()), .state = {}};
+  CommitPath path{.model = flat(1, layout), .state = {}};
   const size_t updates = strategy->server_step().needs_base() ? 1 : kUpdates;
   ClientTable clients;
   for (size_t k = 0; k < updates; ++k) clients.Register(std::string(1, static_cast<char>('a' + k)));
@@ -193,7 +193,7 @@ CommitPath RunCommits(const StrategyEntry& entry, DType dtype, Arithmetic arithm
     std::vector<double> weights;
     std::vector<std::vector<std::byte>> flats;
     for (const size_t k : order) {
-      const std::vector<std::byte> bytes = flat(100 * version + k, update_layout.float_count());
+      const std::vector<std::byte> bytes = flat(100 * version + k, update_layout);
       RoundContributor contributor;
       contributor.key = {.client = std::string(1, static_cast<char>('a' + k)), .task = k + 1, .update = Id(100 * version + k)};
       contributor.claimed = 0.5 + 3.7 * static_cast<double>(k);

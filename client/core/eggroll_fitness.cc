@@ -1,0 +1,46 @@
+#include "client/core/eggroll_fitness.h"
+
+#include <cmath>
+
+#include "client/core/widen.h"
+
+namespace tributary::client {
+
+absl::StatusOr<EggrollPopulation> EggrollPopulation::Of(const TrainRequest& request) {
+  const TensorLayout* update = request.update_layout;
+  const bool fitness = update != nullptr && update->tensors().size() == 1 && update->Find(kEggrollFitness) != nullptr &&
+                       update->trainable_count() >= 2 && update->trainable_count() % 2 == 0 && update->trainable_count() <= EggrollSpec::kMaxPopulation;
+  if (!fitness) {
+    return InvalidArgument("local.solver: {} returns the fitness of an even number of members, and the job's updates are laid out otherwise; expected strategy eggroll, got {}",
+                           kEggrollSolver, request.spec->strategy.name);
+  }
+  TRIB_ASSIGN_OR_RETURN(const EggrollSpec spec, EggrollSpec::Of(request.spec->strategy));
+  return EggrollPopulation{.tensors = EggrollTensors(*request.layout, spec.rank),
+                           .elements = request.layout->trainable_count(),
+                           .noise_seed = request.noise_seed,
+                           .members = update->trainable_count(),
+                           .scale = spec.sigma / std::sqrt(static_cast<double>(spec.rank))};
+}
+
+absl::StatusOr<std::vector<double>> EggrollPopulation::Fitness(const Loss& loss, const std::function<bool(float)>& progress) const {
+  std::vector<double> fitness(members);
+  std::vector<float> noise(elements);
+  for (size_t i = 0; i < members; ++i) {
+    if (i % 2 == 0) EggrollNoise(tensors, noise_seed, static_cast<uint32_t>(i / 2), noise);
+    TRIB_ASSIGN_OR_RETURN(const double value, loss(noise, i % 2 == 0 ? scale : -scale));
+    if (!std::isfinite(value)) return Internal("eggroll: the loss of member {} of {} is {}: lower strategy.sigma or strategy.lr", i, members, value);
+    fitness[i] = -value;
+    if (progress && !progress(static_cast<float>(i + 1) / static_cast<float>(members))) return Cancelled("eggroll: stopped after member {} of {}", i + 1, members);
+  }
+  return fitness;
+}
+
+void ReturnFitness(DType dtype, std::span<const double> fitness, TrainResult* result) {
+  result->update.resize(fitness.size() * DTypeBytes(dtype));
+  NarrowFloats(dtype, fitness, result->update);
+  double sum = 0;
+  for (const double f : fitness) sum -= f;
+  result->metrics["train_loss"] = sum / static_cast<double>(fitness.size());
+}
+
+}  // namespace tributary::client

@@ -1,0 +1,35 @@
+// What a client of strategy `eggroll` returns: the fitness, −loss, of each of its members, by forward passes at W + s·(σ/√r)·Σ_k A_k·B_kᵀ (eggroll_spec.h). All members
+// see the same examples. Which arithmetic the loss is computed in is the learner's; what the server makes of fitness depends on nothing else.
+// Threads: values. Errors: INVALID_ARGUMENT for a job or an update layout that is none of eggroll's; INTERNAL for a loss that is not finite; CANCELLED.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "client/core/learner.h"
+#include "common/eggroll_spec.h"
+#include "common/large_bytes.h"
+#include "common/status.h"
+
+namespace tributary::client {
+
+struct EggrollPopulation {
+  std::vector<EggrollTensor> tensors;
+  size_t elements = 0;      // trainable ones of the model
+  uint64_t noise_seed = 0;
+  size_t members = 0;       // of this client, an even number
+  double scale = 0;         // σ/√r
+
+  static absl::StatusOr<EggrollPopulation> Of(const TrainRequest& request);
+
+  // Loss at the model's weights + scale·noise; `noise`: over all trainable elements, the same for two calls with scales of unlike sign.
+  using Loss = std::function<absl::StatusOr<double>(std::span<const float> noise, double scale)>;
+  absl::StatusOr<std::vector<double>> Fitness(const Loss& loss, const std::function<bool(float)>& progress) const;
+};
+
+// The update that carries it, in the job's type, and the mean loss as a metric.
+void ReturnFitness(DType dtype, std::span<const double> fitness, TrainResult* result);
+
+}  // namespace tributary::client

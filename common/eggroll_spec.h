@@ -1,0 +1,51 @@
+// What both sides of a job with strategy `eggroll` must agree on beside the arithmetic of eggroll.h: the settings, the matrices of a model, and
+// whose noise is whose.
+//
+// Matrices: a trainable tensor [m, …] is one of m rows and as many columns as the rest has elements; a vector or a scalar is one of a single
+// column, so that a bias gets plain noise. They are numbered by their places among the trainable tensors of the layout.
+// Members: a cohort of C clients has population / C of them each, members 0, 1, … of the client's own noise: members 2p and 2p + 1 share noise p
+// with signs + and −. Whose noise it is says a seed that the task names, the first 64 bits of SHA-256 over "eggroll|<job seed>|<version that the
+// task starts from>|<client>": so who else takes part, in which order and after which crash changes nobody's members, and no two clients of a
+// version share noise. Members whose client does not answer have fitness 0 in the sums.
+// Threads: values and pure functions. Errors: INVALID_ARGUMENT naming the parameter, expected and got.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/eggroll.h"
+#include "common/job_spec.h"
+#include "common/status.h"
+#include "common/tensor_layout.h"
+
+namespace tributary {
+
+inline constexpr char kEggrollSolver[] = "eggroll";    // local.solver
+inline constexpr char kEggrollFitness[] = "fitness";   // the one tensor of an update: [members], −loss
+
+struct EggrollSpec {
+  static constexpr int64_t kMaxPopulation = int64_t{1} << 20;  // with kMaxRank sums of Z stay below 2^53, which doubles hold exactly
+  static constexpr int64_t kMaxRank = 64;
+  int64_t population = 256;  // N, of all clients of a version
+  double sigma = 0.05;       // σ
+  int64_t rank = 1;          // r
+
+  static absl::StatusOr<EggrollSpec> Of(const StrategySpec& strategy);
+};
+
+struct EggrollTensor {
+  EggrollLayer layer{};  // without seed
+  size_t first = 0;      // its first element among the trainable ones
+};
+std::vector<EggrollTensor> EggrollTensors(const TensorLayout& model, int64_t rank);
+
+// `version`: that the task starts from.
+uint64_t EggrollNoiseSeed(int64_t job_seed, uint64_t version, const std::string& client);
+
+// Σ_k A_k·B_kᵀ of one pair over all trainable elements: integers from −r to r.
+void EggrollNoise(std::span<const EggrollTensor> tensors, uint64_t seed, uint32_t pair, std::span<float> noise);
+
+}  // namespace tributary
