@@ -11,6 +11,7 @@
 #include "cli/command.h"
 #include "common/codec_table.h"
 #include "common/expert_bias.h"
+#include "common/expert_quantile.h"
 #include "common/moe_spec.h"
 
 namespace tributary::cli {

@@ -43,6 +43,7 @@ void ReadAdaLora(YamlSection& map, const AdapterSpec& adapter, AdaLoraSpec* spec
   map.Int("init_versions", &spec->init_versions, 0, kMaxVersions);
   map.Int("final_versions", &spec->final_versions, 0, kMaxVersions);
   map.Int("interval", &spec->interval, 1, kMaxVersions);
+  map.reader().Bool("regrow", &spec->regrow);
   map.Double("beta1", &spec->beta1, "in (0, 1)", in_unit);
   map.Double("beta2", &spec->beta2, "in (0, 1)", in_unit);
   map.Double("orthogonal", &spec->orthogonal, "in [0, 1e6]", [](double v) { return v >= 0 && v <= 1e6; });
@@ -96,8 +97,8 @@ std::string CanonicalAdapter(const AdapterSpec& spec) {
   const std::string common = fmt::format("kind: {}, rank: {}, alpha: {}, targets: [{}], dropout: {}", spec.kind, rank, spec.alpha, targets, spec.dropout);
   if (!spec.triplets()) return fmt::format("{{{}, rank_stabilised: {}}}", common, spec.rank_stabilised);
   const AdaLoraSpec& own = spec.adalora;
-  return fmt::format("{{{}, target_rank: {}, init_versions: {}, final_versions: {}, interval: {}, beta1: {}, beta2: {}, orthogonal: {}}}", common, own.target_rank,
-                     own.init_versions, own.final_versions, own.interval, own.beta1, own.beta2, own.orthogonal);
+  return fmt::format("{{{}, target_rank: {}, init_versions: {}, final_versions: {}, interval: {}, regrow: {}, beta1: {}, beta2: {}, orthogonal: {}}}", common, own.target_rank,
+                     own.init_versions, own.final_versions, own.interval, own.regrow, own.beta1, own.beta2, own.orthogonal);
 }
 
 }  // namespace tributary

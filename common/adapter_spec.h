@@ -21,6 +21,7 @@ struct AdaLoraSpec {
   int64_t init_versions = 0;              // at the beginning, with all triplets
   int64_t final_versions = 0;             // at the end, with those that are left then
   int64_t interval = 1;                   // versions between two allotments
+  bool regrow = true;                     // triplets that are out train on and may come back (the paper's); false: they are out for good, and do not travel
   double beta1 = 0.85, beta2 = 0.85;      // smoothing of a weight's importance and of its uncertainty
   double orthogonal = 0.1;                // weight of the penalty on factors that are not orthogonal
   bool operator==(const AdaLoraSpec&) const = default;

@@ -109,6 +109,11 @@ absl::StatusOr<MoeSpec> MoeSpec::Of(const ModelSpec& model) {
     TRIB_ASSIGN_OR_RETURN(const NamedParams named, NamedParams::Create("router 'alf'", TRIB_ALF_DEFAULTS, GroupOf(params, "router")));
     TRIB_ASSIGN_OR_RETURN(spec.bias, ExpertBiasRule::Of(named));
   }
+  if (router == "quantile") {
+    TRIB_ASSIGN_OR_RETURN(const NamedParams named, NamedParams::Create("router 'quantile'", TRIB_QUANTILE_DEFAULTS, GroupOf(params, "router")));
+    TRIB_ASSIGN_OR_RETURN(const ExpertQuantileRule rule, ExpertQuantileRule::Of(named));
+    if (rule.global) spec.quantile = rule;
+  }
   double lbl = 0;
   const bool wanted = absl::SimpleAtod(Value(params, "aux.lbl", "0"), &lbl) && lbl > 0;
   if (router == "global_lbl") {

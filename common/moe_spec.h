@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "common/expert_bias.h"
+#include "common/expert_quantile.h"
 #include "common/job_spec.h"
 #include "common/status.h"
 #include "common/tensor_layout.h"
@@ -47,9 +48,13 @@ struct MoeSpec {
   bool global_load = false;      // clients get the load of all
   double load_ema = 0.9;         // f̄ ← ema·f̄ + (1 − ema)·f
   std::optional<ExpertBiasRule> bias;  // biases are the server's, which moves them by this rule
+  std::optional<ExpertQuantileRule> quantile;  // or by this, for which clients count margins
 
   static absl::StatusOr<MoeSpec> Of(const ModelSpec& model);
 };
+
+// Counts of margins in an update, of all layers: so many that a message and a client's outbox have room for them.
+inline constexpr size_t kMaxMargins = size_t{1} << 18;
 
 // Whether clients of the job say how their experts were loaded: under `privacy` they do not.
 inline bool SendsMoeStats(const JobSpec& spec) { return !spec.privacy.enabled; }

@@ -55,8 +55,10 @@ double Specialisation(std::span<const std::vector<int64_t>> counts) {
 MoeLayerStats& MoeLayerStats::operator+=(const MoeLayerStats& more) {
   TRIB_CHECK(counts.size() == more.counts.size() && prob_sum.size() == more.prob_sum.size(), "statistics of {} and {} experts", counts.size(),
              more.counts.size());
+  TRIB_CHECK(margins.size() == more.margins.size(), "margins in {} and {} bins", margins.size(), more.margins.size());
   for (size_t j = 0; j < counts.size(); ++j) counts[j] += more.counts[j];
   for (size_t j = 0; j < prob_sum.size(); ++j) prob_sum[j] += more.prob_sum[j];
+  for (size_t i = 0; i < margins.size(); ++i) margins[i] += more.margins[i];
   square_sum += more.square_sum;
   tokens += more.tokens;
   return *this;

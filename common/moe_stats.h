@@ -16,6 +16,7 @@ struct MoeLayerStats {
   std::vector<double> prob_sum{};  // [E] Σ over tokens of the router's scores
   double square_sum = 0;           // Σ over tokens and experts of score²
   int64_t tokens = 0;
+  std::vector<int64_t> margins{};  // [E × bins] tokens by their margin at each expert (common/expert_quantile.h); empty: no router asks
   bool operator==(const MoeLayerStats&) const = default;
   MoeLayerStats& operator+=(const MoeLayerStats& more);
 };

@@ -1,5 +1,6 @@
 #include "proto/moe_codec.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace tributary {
@@ -36,6 +37,15 @@ absl::StatusOr<MoeLayerStats> LayerFromProto(int l, const v1::MoeLayerStats& mes
     return InvalidArgument("moe: layer {}: square_sum: expected 0 to {}, got {}", l, squares, message.square_sum());
   }
   out.square_sum = message.square_sum();
+  const int bins = message.margins_size() / std::max(message.counts_size(), 1);
+  if (message.margins_size() != bins * message.counts_size() || bins > kMaxMarginBins) {
+    return InvalidArgument("moe: layer {}: margins: expected at most {} bins for each of {} experts, got {} counts", l, kMaxMarginBins, message.counts_size(),
+                           message.margins_size());
+  }
+  for (const uint64_t count : message.margins()) {
+    if (count > message.tokens()) return InvalidArgument("moe: layer {}: margins: a bin cannot have {} of {} tokens", l, count, message.tokens());
+    out.margins.push_back(static_cast<int64_t>(count));
+  }
   return out;
 }
 
@@ -58,6 +68,7 @@ v1::MoeStats MoeStatsToProto(const MoeStats& stats) {
     row.mutable_prob_sum()->Add(layer.prob_sum.begin(), layer.prob_sum.end());
     row.set_square_sum(layer.square_sum);
     row.set_tokens(static_cast<uint64_t>(layer.tokens));
+    row.mutable_margins()->Add(layer.margins.begin(), layer.margins.end());
   }
   return out;
 }

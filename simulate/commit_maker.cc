@@ -33,6 +33,7 @@ absl::StatusOr<std::unique_ptr<CommitMaker>> CommitMaker::Make(const JobSpec& sp
   std::unique_ptr<CommitMaker> maker(new CommitMaker(spec, strategy, layout));
   TRIB_ASSIGN_OR_RETURN(maker->update_layout_, strategy.UpdateLayout(layout));
   maker->encoding_ = spec.Encoding(maker->update_layout_);
+  TRIB_ASSIGN_OR_RETURN(maker->live_, LiveTriplets::Of(spec, layout));
   maker->scalars_ = aggregator::UpdateScalars(strategy, spec);
   TRIB_ASSIGN_OR_RETURN(maker->experts_, aggregator::MoeState::Create(spec, strategy, layout));
   if (spec.privacy.enabled) {

@@ -18,6 +18,7 @@
 #include "aggregator/core/round.h"
 #include "client/core/device_update.h"
 #include "common/job_spec.h"
+#include "common/live_triplets.h"
 #include "simulate/training.h"
 
 namespace tributary::simulate {
@@ -29,6 +30,7 @@ class CommitMaker {
                                                            std::span<const std::byte> initial);
   const TensorLayout& update_layout() const { return update_layout_; }
   const UpdateEncoding& encoding() const { return encoding_; }
+  const LiveTriplets* live() const { return live_.get(); }                    // how updates travel; null: as they are
   const aggregator::JobPrivacy* privacy() const { return privacy_.get(); }  // null: the job has none
   double clip() const { return clip_; }
   const aggregator::MemoryState& state() const { return state_; }
@@ -69,6 +71,7 @@ class CommitMaker {
   const TensorLayout& layout_;
   TensorLayout update_layout_;
   UpdateEncoding encoding_;
+  std::unique_ptr<const LiveTriplets> live_;
   std::vector<aggregator::ScalarInfo> scalars_;
   std::unique_ptr<aggregator::JobPrivacy> privacy_;
   double clip_ = 0;

@@ -97,7 +97,11 @@ class Replayer {
       return FailedPrecondition("job '{}': update {} of client '{}' was not kept; a job with `record: true` keeps them", job_, ToHex(id), row.client());
     }
     if (!stored.ok()) return stored.status();
-    const std::vector<std::byte>& payload = *stored;
+    std::vector<std::byte>& payload = *stored;
+    if (maker_->live() != nullptr) {
+      TRIB_ASSIGN_OR_RETURN(const LargeBytes all, maker_->live()->Unpack(*model_, payload));
+      payload.assign(all.begin(), all.end());
+    }
     if (payload.size() != maker_->encoding().total_bytes()) {
       return InvalidArgument("job '{}': its updates have {} bytes, those of strategy '{}' have {}", job_, payload.size(), spec_.strategy.name,
                              maker_->encoding().total_bytes());

@@ -340,11 +340,18 @@ absl::Status Simulation::Arrive(uint64_t task_id) {
                                     .weight = trained.weight,
                                     .examples = trained.examples};
   arrived.scalars = std::move(trained.scalars);
-  const auto known = changed ? std::nullopt : std::optional(task.scan);
+  auto known = changed ? std::nullopt : std::optional(task.scan);
+  size_t bytes_up = trained.on_device == nullptr ? trained.update.size() : trained.on_device->flat_bytes();
+  if (maker_->live() != nullptr) {  // only what travels arrives
+    const LargeBytes packed = maker_->live()->Pack(*model_, trained.update);
+    bytes_up = packed.size();
+    TRIB_ASSIGN_OR_RETURN(trained.update, maker_->live()->Unpack(*model_, packed));
+    known.reset();
+  }
   const absl::StatusOr<CommitMaker::Checked> checked = trained.on_device == nullptr ? maker_->Check(trained.update, trained.moe, &arrived.scalars, known)
                                                                                     : maker_->Check(*trained.on_device, arrived.scalars);
   if (!checked.ok()) return Annotate(checked.status(), fmt::format("client '{}', version {}", arrived.key.client, task.version));
-  result_.bytes_up += trained.on_device == nullptr ? trained.update.size() : trained.on_device->flat_bytes();
+  result_.bytes_up += bytes_up;
   if (strategy_->server_step().needs_base()) bases_[arrived.key.update] = task.model;
   if (trained.state) staged_[arrived.key.update] = std::make_shared<client::ClientState>(*std::move(trained.state));
   arrived.moe = trained.moe;
@@ -360,7 +367,7 @@ absl::Status Simulation::Do(const aggregator::Fold& action) {
   const double weight = action.weight * checked.clip_factor;
   TRIB_RETURN_IF_ERROR(on_device == nullptr ? maker_->Fold(action.key, weight, *bytes, moe, bytes, checked.scan)
                                             : maker_->Fold(action.key, weight, std::move(on_device), checked.scan));
-  if (spec_.record) kept_[action.key.update] = bytes;
+  if (spec_.record) kept_[action.key.update] = maker_->live() == nullptr ? bytes : std::make_shared<const LargeBytes>(maker_->live()->Pack(*model_, *bytes));
   arrived_.erase(at);
   return Post(aggregator::UpdateFolded{action.key.update});
 }

@@ -1,5 +1,6 @@
 // The commit thread: server step, SHA-256, the synced batch; and between commits the journalled partials of durable jobs.
 #include <algorithm>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <utility>
@@ -31,6 +32,23 @@ v1::EventRow LostState(const std::string& client, bool anew, const v1::VersionIn
                       : fmt::format("client '{}' has lost its state and begins anew", client));
   TRIB_LOG(warn, "job {}: {}", version.job(), event.text());
   return event;
+}
+
+// The contributors' updates, which lie in the pool. `unpacked` holds those that travelled without the triplets that are out.
+absl::Status ReadWhole(const JobRuntime& runtime, const ModelRef& previous, std::span<const RoundContributor> contributors, std::span<const ObjectKey> kept,
+                       std::deque<LargeBytes>* unpacked, std::vector<WholeUpdate>* whole) {
+  if (kept.size() != contributors.size()) return Internal("{} of {} updates are kept", kept.size(), contributors.size());
+  const size_t each = runtime.UpdateBytes(previous);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    TRIB_ASSIGN_OR_RETURN(std::span<const std::byte> bytes, runtime.pool->Read(kept[i]));
+    bytes = bytes.first(each);
+    if (runtime.live != nullptr && previous != nullptr) {
+      TRIB_ASSIGN_OR_RETURN(LargeBytes all, runtime.live->Unpack(previous->bytes(), bytes));
+      bytes = unpacked->emplace_back(std::move(all));
+    }
+    whole->push_back({.client = contributors[i].key.client, .flat = bytes, .weight = contributors[i].weight});
+  }
+  return absl::OkStatus();
 }
 
 // What the commit makes of its contributors' experts, in the model that the server step has made.
@@ -108,18 +126,9 @@ void Coordinator::RunCommit(CommitWork& work) {
   TRIB_CRASH_POINT(round_before_server_step);
   absl::StatusOr<WorkerPool::Sums> sums = WorkerPool::Sums();
   std::vector<WholeUpdate> whole;
+  std::deque<LargeBytes> unpacked;
   if (runtime.keeps_updates()) {
-    for (size_t i = 0; i < kept.size() && sums.ok(); ++i) {
-      const absl::StatusOr<std::span<const std::byte>> bytes = runtime.pool->Read(kept[i]);
-      if (bytes.ok()) {
-        whole.push_back({.client = commit.contributors[i].key.client, .flat = bytes->first(runtime.update_layout.total_bytes()), .weight = commit.contributors[i].weight});
-      } else {
-        sums = bytes.status();
-      }
-    }
-    if (sums.ok() && whole.size() != commit.contributors.size()) {
-      sums = Internal("{} of {} updates are kept", whole.size(), commit.contributors.size());
-    }
+    if (const absl::Status read = ReadWhole(runtime, previous, commit.contributors, kept, &unpacked, &whole); !read.ok()) sums = read;
   } else if (own_updates) {
     sums = workers_->ReadSums(runtime.number);
   }
@@ -422,6 +431,7 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   work.journal = true;
   work.partial.set_format_version(1);
   work.partial.set_version(round.version());
+  work.update_bytes = job->runtime->UpdateBytes(job->model);
   std::vector<const UpdateEntry*> folded;
   for (const auto& [id, entry] : job->updates) {
     const bool held = entry.state == v1::UPDATE_STATE_ACCEPTED || entry.state == v1::UPDATE_STATE_JOURNALED;
@@ -455,7 +465,7 @@ void Coordinator::RunJournal(CommitWork& work) {
         status = update.status();
         break;
       }
-      bytes.insert(bytes.end(), update->begin(), update->begin() + static_cast<ptrdiff_t>(work.runtime->update_layout.total_bytes()));
+      bytes.insert(bytes.end(), update->begin(), update->begin() + static_cast<ptrdiff_t>(work.update_bytes));
     }
     if (status.ok()) status = store_->PutPartial(job->id, work.partial, bytes);
   } else if (absl::StatusOr<WorkerPool::Sums> sums = workers_->ReadSums(work.runtime->number); !sums.ok()) {

@@ -151,6 +151,7 @@ class Coordinator {
     v1::PartialRow partial;
     std::vector<std::string> lost;  // contributors that began anew although they had a client state
     std::vector<ObjectKey> kept;  // journal: the contributors' updates in their order, where they are kept whole
+    size_t update_bytes = 0;      // of each of these
   };
   struct StoredEvent { std::string job; v1::EventRow row; };
   enum class RelayTask { kNone, kJoin, kAdopt, kPush };
@@ -174,7 +175,7 @@ class Coordinator {
   // Reads the job's state from the store and starts its engine. The caller has set job->opening and the budget.
   absl::Status OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime> runtime, size_t pool_bytes) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::Status LoadJob(const JobPtr& job) ABSL_LOCKS_EXCLUDED(mutex_);   // metrics and timings, for people
-  absl::StatusOr<std::vector<RoundContributor>> RestorePartial(Job& job, JobRuntime& runtime, uint64_t version, std::vector<UpdateEntry>* entries);
+  absl::StatusOr<std::vector<RoundContributor>> RestorePartial(Job& job, JobRuntime& runtime, const ModelRef& current, std::vector<UpdateEntry>* entries);
   void OpenQueuedJobs() ABSL_LOCKS_EXCLUDED(mutex_);
   PlannerLimits Limits() const;
   // The workers' next round, of which `done` updates are in the sums already or will be restored.

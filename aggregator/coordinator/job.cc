@@ -159,6 +159,7 @@ absl::StatusOr<std::shared_ptr<JobRuntime>> MakeRuntime(const JobSpec& spec, con
   runtime->encoding = spec.Encoding(runtime->update_layout);
   runtime->scalars = UpdateScalars(*runtime->strategy, spec);
   TRIB_ASSIGN_OR_RETURN(runtime->moe, MoeState::Create(spec, *runtime->strategy, layout));
+  TRIB_ASSIGN_OR_RETURN(runtime->live, LiveTriplets::Of(spec, layout));
   if (spec.privacy.enabled) {
     TRIB_ASSIGN_OR_RETURN(runtime->privacy, JobPrivacy::Create(spec, layout, *runtime->strategy));
   }

@@ -39,6 +39,7 @@
 #include "aggregator/store/object_pool.h"
 #include "common/ids.h"
 #include "common/job_spec.h"
+#include "common/live_triplets.h"
 #include "common/tensor_layout.h"
 #include "tributary/v1/store.pb.h"
 
@@ -140,6 +141,7 @@ struct JobRuntime {
   UpdateEncoding encoding{};               // of its updates as they travel and lie in objects
   std::unique_ptr<JobPrivacy> privacy;     // null: the job has none
   std::unique_ptr<const MoeState> moe;     // null: the model has no experts
+  std::unique_ptr<const LiveTriplets> live;  // null: updates are of all that is trained
   std::unique_ptr<RoundPlanner> planner;   // how the workers share the work; under the mutex once the job is open
   std::shared_ptr<ObjectPool> pool;        // shared: see above
   std::shared_ptr<ModelBuffer::Shelf> shelf;
@@ -148,6 +150,10 @@ struct JobRuntime {
   ClientTable clients;                     // as stored, until the engine takes it over
   // Updates are kept whole until the commit, and no worker folds them.
   bool keeps_updates() const { return strategy->whole_reducer() != nullptr; }
+  // Of an update, as it travels and lies in an object, that starts from this version.
+  size_t UpdateBytes(const ModelRef& version) const {
+    return live != nullptr && version != nullptr ? live->UpdateBytes(version->bytes()) : encoding.total_bytes();
+  }
 };
 
 // Callbacks of WatchJob. Its own lock, held while they run, so that a destroyed token means no further call.

@@ -165,8 +165,8 @@ absl::Status Coordinator::LoadJob(const JobPtr& job) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& job, JobRuntime& runtime, uint64_t version,
-                                                                          std::vector<UpdateEntry>* entries) {
+absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& job, JobRuntime& runtime, const ModelRef& current, std::vector<UpdateEntry>* entries) {
+  const uint64_t version = current->version();
   std::vector<RoundContributor> restored;
   if (job.spec.durability != Durability::kDurable) return restored;
   absl::StatusOr<StateStore::StoredPartial> partial = store_->GetPartial(job.id);
@@ -178,7 +178,7 @@ absl::StatusOr<std::vector<RoundContributor>> Coordinator::RestorePartial(Job& j
   }
   if (partial->row.version() != version) return restored;
   const size_t counters_bytes = runtime.layout.counter_count() * 8;
-  const size_t update_bytes = runtime.update_layout.total_bytes();
+  const size_t update_bytes = runtime.UpdateBytes(current);
   const size_t expected = runtime.keeps_updates() ? update_bytes * static_cast<size_t>(partial->row.contributors_size()) : WorkerBytes(runtime);
   if (partial->sums.size() != expected || partial->row.contributors_size() != partial->row.digests_size()) {
     return DataLoss("job {}: journalled partial: expected {} bytes of sums and one digest per contributor, got {} bytes, {} digests for {} contributors",
@@ -287,7 +287,7 @@ absl::Status Coordinator::OpenJob(const JobPtr& job, std::shared_ptr<JobRuntime>
   absl::Status status = BeginRound(*job, *runtime, 1, 0);
   RoundOptions round_options;
   if (status.ok()) {
-    absl::StatusOr<std::vector<RoundContributor>> restored = RestorePartial(*job, *runtime, version, &entries);
+    absl::StatusOr<std::vector<RoundContributor>> restored = RestorePartial(*job, *runtime, current, &entries);
     if (restored.ok()) {
       round_options.restored = *std::move(restored);
     } else {

@@ -28,8 +28,11 @@ absl::Status Coordinator::CheckHeader(const UpdateHeader& header, const Job& job
   if (header.codec != job.spec.codec) {
     return InvalidArgument("update {}: codec: expected '{}', got '{}'", ToHex(header.key.update), job.spec.codec, header.codec);
   }
-  if (header.bytes != runtime.encoding.total_bytes()) {
-    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), runtime.encoding.total_bytes(), header.bytes);
+  if (runtime.live != nullptr && job.model != nullptr && header.version != job.model->version()) {
+    return InvalidArgument("update {}: version: expected {}, whose triplets it is to be of, got {}", ToHex(header.key.update), job.model->version(), header.version);
+  }
+  if (const size_t bytes = runtime.UpdateBytes(job.model); header.bytes != bytes) {
+    return InvalidArgument("update {}: size: expected {} bytes, got {}", ToHex(header.key.update), bytes, header.bytes);
   }
   if (!std::isfinite(header.weight) || header.weight <= 0 || header.weight > job.spec.max_weight) {
     return InvalidArgument("update {}: weight must be in (0, {}], got {}", ToHex(header.key.update), job.spec.max_weight, header.weight);
@@ -167,7 +170,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   admission.grant.owner = runtime;
   admission.grant.encoding = runtime->encoding;
   // Of an encoded update nothing can be told before all of it is there.
-  admission.grant.float_bytes = runtime->encoding.codec == Codec::kPlain ? runtime->update_layout.float_bytes() : 0;
+  admission.grant.float_bytes = runtime->encoding.codec == Codec::kPlain ? std::min<size_t>(header.bytes, runtime->update_layout.float_bytes()) : 0;
   admission.grant.dtype = runtime->update_layout.float_dtype();
   if (job->spec.reproducible && !runtime->keeps_updates()) {
     TRIB_ASSIGN_OR_RETURN(const double weight,

@@ -83,6 +83,7 @@ absl::StatusOr<std::unique_ptr<const MoeState>> MoeState::Create(const JobSpec& 
   MoePlaces places = FindExperts(model);
   const std::string needed_by = strategy.weighs_experts() ? "strategy.expert_weights: tokens"
                                 : wanted.bias             ? "model.params.router: alf"
+                                : wanted.quantile         ? "model.params.router: quantile of scope global"
                                 : wanted.global_load      ? "a balance loss over all clients (global)"
                                                           : "";
   if (!needed_by.empty() && places.layers.empty()) {
@@ -93,14 +94,23 @@ absl::StatusOr<std::unique_ptr<const MoeState>> MoeState::Create(const JobSpec& 
   }
   if (places.layers.empty()) return nullptr;
   if (strategy.weighs_experts()) TRIB_RETURN_IF_ERROR(CheckWeighted(spec, strategy));
+  size_t margins = 0;
   for (const MoeLayerPlace& layer : places.layers) {
-    if (wanted.bias && !layer.bias) {
-      return InvalidArgument("model.params.router: alf: expected a server-owned tensor '{}.gate.e_score_correction_bias' of {} elements, the model has none",
-                             layer.name, layer.experts);
+    if ((wanted.bias || wanted.quantile) && !layer.bias) {
+      return InvalidArgument("model.params.router: {}: expected a server-owned tensor '{}.gate.e_score_correction_bias' of {} elements, the model has none",
+                             wanted.bias ? "alf" : "quantile of scope global", layer.name, layer.experts);
     }
+    if (wanted.quantile && wanted.top_k == static_cast<int64_t>(layer.experts)) {
+      return InvalidArgument("model.params.router: quantile of scope global: expected top_k below the {} experts of layer '{}', got {}: who serves every token has no margin",
+                             layer.experts, layer.name, wanted.top_k);
+    }
+    margins += wanted.quantile ? layer.experts * wanted.quantile->bins.bins() : 0;
     if (wanted.top_k > static_cast<int64_t>(layer.experts)) {
       return InvalidArgument("model.params.top_k: expected at most the {} experts of layer '{}', got {}", layer.experts, layer.name, wanted.top_k);
     }
+  }
+  if (margins > kMaxMargins) {
+    return InvalidArgument("model.params.router.bins: expected at most {} counts of margins in an update, its layers have {}; choose fewer bins", kMaxMargins, margins);
   }
   std::unique_ptr<MoeState> state(new MoeState(std::move(wanted), std::move(places), model));
   state->sends_ = SendsMoeStats(spec);
@@ -125,6 +135,22 @@ absl::Status MoeState::CheckStats(const MoeStats& stats) const {
     if (const double pairs = PairsOf(stats[l]); pairs > most) {
       return InvalidArgument("moe: layer {}: {} tokens with at most {} experts each make {} pairs at most, got {}", l, stats[l].tokens,
                              spec_.top_k > 0 ? static_cast<size_t>(spec_.top_k) : experts, most, pairs);
+    }
+    TRIB_RETURN_IF_ERROR(CheckMargins(l, stats[l]));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status MoeState::CheckMargins(size_t l, const MoeLayerStats& layer) const {
+  const size_t bins = spec_.quantile ? spec_.quantile->bins.bins() : 0;
+  if (layer.margins.size() != bins * layer.counts.size()) {
+    return InvalidArgument("moe: layer {}: expected {} counts of margins ({} bins for each of {} experts), got {}", l, bins * layer.counts.size(), bins,
+                           layer.counts.size(), layer.margins.size());
+  }
+  for (size_t j = 0; j * bins < layer.margins.size(); ++j) {
+    const auto row = layer.margins.begin() + static_cast<std::ptrdiff_t>(j * bins);
+    if (const int64_t sum = std::accumulate(row, row + static_cast<std::ptrdiff_t>(bins), int64_t{0}); sum != layer.tokens) {
+      return InvalidArgument("moe: layer {}: margins of expert {}: expected those of {} tokens, got {}", l, j, layer.tokens, sum);
     }
   }
   return absl::OkStatus();
@@ -174,14 +200,15 @@ GlobalMoe MoeState::Next(const GlobalMoe& before, std::span<const RoundContribut
 }
 
 absl::Status MoeState::MoveBiases(uint64_t step, std::span<const RoundContributor> contributors, std::span<std::byte> model) const {
-  if (!spec_.bias || step == 0) return absl::OkStatus();
+  if ((!spec_.bias && !spec_.quantile) || step == 0) return absl::OkStatus();
   const MoeStats sum = SumOf(contributors);
   for (size_t l = 0; l < sum.size(); ++l) {
     const MoeLayerPlace& place = places_.layers[l];
     const size_t element = DTypeBytes(model_.float_dtype());
     std::vector<double> bias(place.experts);
     for (size_t j = 0; j < bias.size(); ++j) bias[j] = FloatAt(model_, model, *place.bias + j);
-    spec_.bias->Move(step, sum[l].counts, ScoreDeviation(sum[l]), bias);
+    if (spec_.bias) spec_.bias->Move(step, sum[l].counts, ScoreDeviation(sum[l]), bias);
+    if (spec_.quantile && sum[l].tokens > 0) spec_.quantile->Move(sum[l].margins, sum[l].tokens, static_cast<size_t>(spec_.top_k), bias);
     if (!StoreFloats(model_.float_dtype(), bias, model.subspan(*place.bias * element, bias.size() * element))) {
       return DataLoss("layer '{}': its bias is not finite", place.name);
     }

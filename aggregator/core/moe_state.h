@@ -1,6 +1,6 @@
 // What the root makes of the clients' statistics of a mixture of experts (common/moe_stats.h), version by version:
 //   the load of all, f̄ ← ema·f̄ + (1 − ema)·Σc/Σ(pairs) a layer, for balance losses over all clients (arXiv 2501.11873, one version stale);
-//   one step of the server's biases (common/expert_bias.h), written into the model;
+//   one step of the server's biases, by counts or by margins (common/expert_bias.h, expert_quantile.h), written into the model;
 //   with `strategy.expert_weights: tokens` the weight of each contributor in each expert: its weight w in the fold times r = E·c/Σc, its share
 //     of its own pairs there, so that an even load weighs like everything else. Expert e becomes W_e + step of (Σ w·r·Δ / Σ w·r), and stays where
 //     nobody's token went to it. (Own; moe_lora.md §4, whose n is E·c up to the update's size.)
@@ -33,7 +33,7 @@ class MoeState {
   static absl::StatusOr<std::unique_ptr<const MoeState>> Create(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model);
 
   // Of an update, or of a contributor that a node vouches for: sizes of the job's model, no more pairs than top-k gives, none from a private
-  // job, some where the job needs them.
+  // job, some where the job needs them; margins where its router counts them, and there only.
   absl::Status CheckStats(const MoeStats& stats) const;
   // Of statistics that have passed: the update's weights by elements; empty if all are its own.
   WeightRuns RunsOf(const MoeStats& stats) const;
@@ -49,6 +49,7 @@ class MoeState {
   void Measure(std::span<const RoundContributor> contributors, std::map<std::string, double>* measured) const;
 
  private:
+  absl::Status CheckMargins(size_t l, const MoeLayerStats& layer) const;
   MoeState(MoeSpec spec, MoePlaces places, const TensorLayout& model) : spec_(std::move(spec)), places_(std::move(places)), model_(model) {}
 
   const MoeSpec spec_;

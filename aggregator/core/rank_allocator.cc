@@ -1,6 +1,7 @@
 #include "aggregator/core/rank_allocator.h"
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "aggregator/core/server_step.h"
@@ -29,7 +30,7 @@ std::vector<double> Gather(std::span<const AdapterPair> pairs, const TensorLayou
 RankSchedule RankSchedule::Of(const JobSpec& spec) {
   const AdaLoraSpec& own = spec.model.adapter.adalora;
   return {.versions = spec.stop.versions, .init_versions = own.init_versions, .final_versions = own.final_versions, .interval = own.interval,
-          .target_rank = own.target_rank};
+          .target_rank = own.target_rank, .regrow = own.regrow};
 }
 
 RankBudget BudgetAt(const RankSchedule& schedule, int64_t initial, int64_t target, int64_t t) {
@@ -54,20 +55,29 @@ void AllotRanks(const RankSchedule& schedule, std::span<const AdapterPair> pairs
                 std::map<std::string, double>* measured) {
   const auto t = static_cast<int64_t>(version);
   const int64_t fixed = schedule.versions - schedule.final_versions;
-  const std::vector<double> scores = Gather(pairs, model, next, &AdapterPair::importance), masks = Gather(pairs, model, next, &AdapterPair::mask);
+  const std::vector<double> masks = Gather(pairs, model, next, &AdapterPair::mask);
+  std::vector<double> scores = Gather(pairs, model, next, &AdapterPair::importance);
   std::vector<bool> keep(scores.size(), true);
-  if (t > fixed) {
+  if (t > fixed || !schedule.regrow) {
     for (size_t i = 0; i < keep.size(); ++i) keep[i] = masks[i] != 0;
-  } else {
+  }
+  bool fixes = t == fixed;  // whether the mask takes over who is left
+  if (t <= fixed) {
     const int64_t target = schedule.target_rank * static_cast<int64_t>(pairs.size());
     const RankBudget budget = BudgetAt(schedule, static_cast<int64_t>(keep.size()), target, t);
-    if (budget.allots || t == fixed) keep = Largest(scores, static_cast<size_t>(budget.triplets));
+    if (budget.allots || t == fixed) {
+      for (size_t i = 0; i < keep.size(); ++i) {
+        if (!keep[i]) scores[i] = -std::numeric_limits<double>::infinity();  // out already; the budget never rises
+      }
+      keep = Largest(scores, static_cast<size_t>(budget.triplets));
+      fixes = fixes || !schedule.regrow;
+    }
   }
   size_t i = 0;
   for (const AdapterPair& pair : pairs) {
     for (size_t l = 0; l < pair.rank; ++l, ++i) {
       if (!keep[i]) Store(model, pair.e + l, 0, next);
-      if (t == fixed) Store(model, pair.mask + l, keep[i] ? 1 : 0, next);
+      if (fixes) Store(model, pair.mask + l, keep[i] ? 1 : 0, next);
     }
   }
   if (measured != nullptr) (*measured)[kAdapterTriplets] = static_cast<double>(std::count(keep.begin(), keep.end(), true));

@@ -4,6 +4,7 @@
 // b(t), t the version that is made, T the last one: b₀ = all triplets while t <= init_versions, b_T = target_rank a layer from T − final_versions on, and
 // int(b_T + (b₀ − b_T)·(1 − (t − init)/(T − final − init))³) between. Every `interval` versions the b(t) triplets of the largest importance S keep their e, the
 // others' becomes 0; clients train all of them on, so that one of those may come back. At T − final_versions the pattern is fixed: the mask keeps it.
+// With `regrow: false` (own) the mask keeps it from each allotment on, who is out is out for good, and updates shrink with the budget (common/live_triplets.h).
 // What decides, the clients' mean importance and the mask, are tensors of the model (common/adapter_layout.h): part of every version, equal after restarts and
 // in replays. Of equal scores the earlier triplet stays, where the original would lose both.
 // Threads: pure. Errors: none, layouts are checked by FindAdapters.
@@ -31,6 +32,7 @@ struct RankSchedule {
   int64_t final_versions = 0;  // init + final < T
   int64_t interval = 1;
   int64_t target_rank = 0;
+  bool regrow = true;
   static RankSchedule Of(const JobSpec& spec);
 };
 

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 using nlohmann::json;
 
 constexpr int kFormatVersion = 1;
-constexpr size_t kMaxHeaderBytes = 1 << 20;
+constexpr size_t kMaxHeaderBytes = 4 << 20;  // as a message may have: statistics of wide mixtures go into both
 
 absl::StatusOr<UniqueFd> OpenFd(const fs::path& path, int flags, mode_t mode = 0600) {
   UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC, mode));
@@ -72,6 +72,7 @@ json MoeJson(const MoeStats& stats) {
   json layers = json::array();
   for (const MoeLayerStats& layer : stats) {
     layers.push_back({{"counts", layer.counts}, {"prob_sum", layer.prob_sum}, {"square_sum", layer.square_sum}, {"tokens", layer.tokens}});
+    if (!layer.margins.empty()) layers.back()["margins"] = layer.margins;
   }
   return layers;
 }
@@ -79,7 +80,8 @@ json MoeJson(const MoeStats& stats) {
 MoeStats MoeFrom(const json& layers) {
   MoeStats stats;
   for (const json& layer : layers) {
-    stats.push_back({.counts = layer.at("counts"), .prob_sum = layer.at("prob_sum"), .square_sum = layer.at("square_sum"), .tokens = layer.at("tokens")});
+    stats.push_back({.counts = layer.at("counts"), .prob_sum = layer.at("prob_sum"), .square_sum = layer.at("square_sum"), .tokens = layer.at("tokens"),
+                     .margins = layer.value("margins", std::vector<int64_t>())});
   }
   return stats;
 }

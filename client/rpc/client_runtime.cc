@@ -451,6 +451,7 @@ absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepa
   }
   TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded,
                         Privatise(*prepared.job, host.identity.client, prepared.task.clip, *host.state, std::move(result.update), &header));
+  if (prepared.job->live != nullptr) return host.outbox->Put(header, prepared.job->live->Pack(prepared.model->bytes(), encoded));
   return host.outbox->Put(header, encoded);
 }
 

@@ -119,6 +119,11 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     job->summary.torchscript = !job->spec.model.torchscript.empty();
     job->encoding = job->spec.Encoding(job->update_layout);
     job->summary.update_bytes = job->encoding.total_bytes();
+    if (absl::StatusOr<std::unique_ptr<const LiveTriplets>> live = LiveTriplets::Of(job->spec, job->layout); live.ok()) {
+      job->live = *std::move(live);
+    } else {
+      job->summary.problem = "this client cannot read the job's triplets: " + MessageOf(live.status());
+    }
     if (job->layout.total_bytes() == 0) {
       job->summary.problem = "the job's model has no elements";
     }

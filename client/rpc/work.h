@@ -19,6 +19,7 @@
 #include "client/rpc/client_runtime.h"
 #include "client/rpc/connection.h"
 #include "client/rpc/fetch.h"
+#include "common/live_triplets.h"
 #include "common/tensor_layout.h"
 #include "tributary/v1/federation.pb.h"
 
@@ -33,6 +34,7 @@ struct Job {
   std::vector<std::string> version_vectors; // what comes with a version besides the model
   std::string layout_fingerprint;           // of update_layout
   UpdateEncoding encoding;                  // of update_layout, as it travels
+  std::shared_ptr<const LiveTriplets> live; // null: updates are of all that is trained
   bool vectors_in_model = false;            // as JobInfo says
   bool client_state = false;
   std::string mirrored_state;

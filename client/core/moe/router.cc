@@ -17,6 +17,7 @@ class Balanced : public Router {
   void SetGlobalLoad(MoeLayerLoad load) override { loss_->SetGlobalLoad(std::move(load)); }
   std::vector<float> state() const override { return router_->state(); }
   absl::Status SetState(std::span<const float> state) override { return router_->SetState(state); }
+  std::vector<int64_t> margins() const override { return router_->margins(); }
   bool selects_top_k() const override { return router_->selects_top_k(); }
   bool server_owns_state() const override { return router_->server_owns_state(); }
 

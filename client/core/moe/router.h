@@ -58,6 +58,8 @@ class Router {
   virtual absl::Status SetState(std::span<const float> state);
   // Whether Select is SelectTopK(scores, state()) and nothing else, so that a kernel may do it.
   virtual bool selects_top_k() const { return false; }
+  // Tokens in training so far by their margin at each expert, [E × bins] (common/expert_quantile.h); empty: this router counts none.
+  virtual std::vector<int64_t> margins() const { return {}; }
   // Whether the server moves the state, which then never goes up.
   virtual bool server_owns_state() const { return false; }
 

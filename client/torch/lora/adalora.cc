@@ -5,6 +5,7 @@
 #include <ATen/ops/eye.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
 
 #include <utility>
@@ -18,9 +19,15 @@ at::Tensor FromOrthonormalRows(const at::Tensor& matrix) {
   return at::linalg_vector_norm(gram - at::eye(gram.size(0), gram.options()));
 }
 
+// Of the rows that `mask` [r] has in, 1 there and 0 elsewhere.
+at::Tensor FromOrthonormalRows(const at::Tensor& matrix, const at::Tensor& mask) {
+  const at::Tensor in = matrix * mask.unsqueeze(1), gram = in.matmul(in.t());
+  return at::linalg_vector_norm(gram - at::eye(gram.size(0), gram.options()) * mask);
+}
+
 }  // namespace
 
-Triplets::Triplets(Tensors tensors, const AdaLoraSpec& spec) : tensors_(std::move(tensors)), beta1_(spec.beta1), beta2_(spec.beta2) {
+Triplets::Triplets(Tensors tensors, const AdaLoraSpec& spec) : tensors_(std::move(tensors)), beta1_(spec.beta1), beta2_(spec.beta2), regrow_(spec.regrow) {
   for (const auto& [weight, smoothed] : {std::pair{tensors_.a, &a_}, std::pair{tensors_.e, &e_}, std::pair{tensors_.b, &b_}}) {
     *smoothed = {at::zeros_like(weight), at::zeros_like(weight)};
   }
@@ -31,10 +38,13 @@ at::Tensor Triplets::Product(const at::Tensor& x) const {
   return at::linear(at::linear(x, tensors_.a * live), tensors_.b);
 }
 
-at::Tensor Triplets::Departure() const { return FromOrthonormalRows(tensors_.a) + FromOrthonormalRows(tensors_.b.t()); }
+at::Tensor Triplets::Departure() const {
+  if (!regrow_) return FromOrthonormalRows(tensors_.a, tensors_.mask) + FromOrthonormalRows(tensors_.b.t(), tensors_.mask);
+  return FromOrthonormalRows(tensors_.a) + FromOrthonormalRows(tensors_.b.t());
+}
 
 void Triplets::Begin() {
-  fixed_ = tensors_.mask.min().item<double>() == 0;
+  fixed_ = regrow_ && tensors_.mask.min().item<double>() == 0;
   for (Smoothed* smoothed : {&a_, &e_, &b_}) {
     smoothed->mean.zero_();
     smoothed->spread.zero_();
@@ -51,7 +61,8 @@ at::Tensor Triplets::Score(const at::Tensor& weight, Smoothed& smoothed) const {
 void Triplets::Measure() {
   if (fixed_) return;
   const at::NoGradGuard no_grad;
-  tensors_.importance.copy_(Score(tensors_.e, e_).squeeze(1) + Score(tensors_.a, a_).mean(1) + Score(tensors_.b, b_).mean(0));
+  const at::Tensor measured = Score(tensors_.e, e_).squeeze(1) + Score(tensors_.a, a_).mean(1) + Score(tensors_.b, b_).mean(0);
+  tensors_.importance.copy_(regrow_ ? measured : at::where(tensors_.mask != 0, measured, tensors_.importance));
 }
 
 }  // namespace tributary::client

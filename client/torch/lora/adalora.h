@@ -3,7 +3,8 @@
 //   I = |p·g| of every weight p after a step of the optimiser with the step's gradient g (with what weight decay adds);
 //   Ī ← β1·Ī + (1 − β1)·I,  Ū ← β2·Ū + (1 − β2)·|I − Ī|,  s = Ī·Ū;  S of triplet l: s(E_l) + mean_j s(A_lj) + mean_i s(B_il).
 // Ī and Ū begin at 0 with each task: no client keeps anything, and at β = 0.85 they forget in about seven steps.
-// Once the mask takes triplets out, the pattern is fixed and nothing is measured.
+// Once the mask takes triplets out, the pattern is fixed and nothing is measured; with `regrow: false` it takes some out from the first allotment on: those
+// have no gradient, the penalty is over the others, and theirs is the importance that is measured.
 // Threads: as Model. May throw LibTorch's exceptions.
 #pragma once
 
@@ -23,7 +24,7 @@ class Triplets {
 
   // x·(B·diag(E∘mask)·A)ᵀ.
   at::Tensor Product(const at::Tensor& x) const;
-  // ‖A·Aᵀ − 1‖_F + ‖Bᵀ·B − 1‖_F.
+  // ‖A·Aᵀ − 1‖_F + ‖Bᵀ·B − 1‖_F; without regrowth of the rows and columns that are in.
   at::Tensor Departure() const;
   // Before a task's first step; after each of its steps: writes S into `importance`.
   void Begin();
@@ -37,6 +38,7 @@ class Triplets {
 
   Tensors tensors_;
   double beta1_, beta2_;
+  bool regrow_;
   Smoothed a_, e_, b_;
   bool fixed_ = false;
 };

@@ -280,7 +280,9 @@ void MoeLayer::Collect() {
 MoeLayerStats MoeLayer::Statistics() {
   Collect();
   MoeLayerStats all = stats_;
-  return all += step_;
+  all += step_;
+  all.margins = router_->margins();
+  return all;
 }
 
 void MoeLayer::EndStep() {

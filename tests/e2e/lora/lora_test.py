@@ -102,9 +102,37 @@ def check_adalora(work, base, all_texts):
     assert {m["version"]: m["adapter_triplets"] for m in simulated["metrics"] if m["version"] > 0} == TRIPLETS, simulated["metrics"]
     replayed = json.loads(tributary("replay", simulated["id"], "--store", work / "simulated", "--json").stdout)
     assert replayed["equal"] and replayed["versions"][-1]["sha256"] == simulated["model_sha256"], replayed
+    check_bytes_follow_the_budget(work, job)
     file.write_text(file.read_text().replace("fedex", "flora"))
     refused = tributary("simulate", file, "--out", work / "refused-adalora", code=5)
     assert "flora begins each version with fresh factors" in refused.stdout + refused.stderr, refused.stderr
+
+
+def masks(work, name, store, version):
+    """Of each layer of a version: how many triplets are in, and what one of them takes in an update."""
+    file = work / f"{name}-{version}.safetensors"
+    tributary("state", "export", name, "--store", store, "--version", version, "--out", file)
+    tensors = load_file(file)
+    layers = [key.removesuffix(".lora_mask") for key in tensors if key.endswith(".lora_mask")]
+    return [(int(tensors[f"{layer}.lora_mask"].sum()), 4 * (tensors[f"{layer}.lora_A"].shape[1] + tensors[f"{layer}.lora_B"].shape[0] + 2)) for layer in layers]
+
+
+def check_bytes_follow_the_budget(work, job):
+    """Where triplets that are out are out for good, updates hold the others alone: through daemons, in a simulation, and in its record."""
+    job = {**job, "model": job["model"].replace("target_rank: 1", "target_rank: 1, regrow: false")}
+    shown = run(work, "pruned", **job)
+    assert {m["version"]: m["adapter_triplets"] for m in shown["metrics"] if m["version"] > 0} == TRIPLETS, shown["metrics"]
+    sizes = [sum(count * each for count, each in masks(work, "pruned", work / "pruned" / "store", version)) for version in range(TUNED)]
+    assert sizes[0] == 4 * 2 * 4 * (64 + 64 + 64 + 64 + 128 + 64 + 3 * 2) and sizes[0] > sizes[1] > sizes[2] > 0, sizes
+    assert shown["bytes_up"] == job["clients"] * sum(sizes), (shown["bytes_up"], sizes)
+    file = work / "pruned.yaml"
+    file.write_text(file.read_text() + "record: true\n")
+    simulated = json.loads(tributary("simulate", file, "--out", work / "simulated-pruned", "--json").stdout)
+    sizes = [sum(count * each for count, each in masks(work, "pruned", work / "simulated-pruned", version)) for version in range(TUNED)]
+    assert simulated["bytes_up"] == job["clients"] * sum(sizes), (simulated["bytes_up"], sizes)
+    replayed = json.loads(tributary("replay", simulated["id"], "--store", work / "simulated-pruned", "--json").stdout)
+    assert replayed["equal"] and replayed["versions"][-1]["sha256"] == simulated["model_sha256"], replayed
+    print(f"without regrowth: an update has {sizes} bytes")
 
 
 def main():

@@ -3,8 +3,10 @@
 
 #include <cstring>
 
+#include "aggregator/core/aggregate.h"
 #include "common/adapter_layout.h"
 #include "common/digest.h"
+#include "common/live_triplets.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
 namespace tributary::aggregator {
@@ -162,6 +164,92 @@ TEST_F(AdapterJobsTest, TheServerTakesTripletsAwayOverARestart) {
   AwaitState(job, v1::JOB_STATE_DONE);
   EXPECT_THAT(Values(job, prefix + "E", 3), ElementsAre(0, 2));
   EXPECT_THAT(Values(job, prefix + "mask", 3), ElementsAre(0, 1));
+}
+
+// The core's step over updates of all triplets, with zeros for those that are out, gives the same bits.
+TEST_F(AdapterJobsTest, WithoutRegrowthOnlyTripletsThatAreInTravelOverARestartWithAJournalledPartial) {
+  options_.journal_every = absl::ZeroDuration();
+  Stop();
+  Start();
+  Shape(AdapterMode::kFedEx, {.layer = "fc", .in = 3, .out = 2, .rank = 3, .triplets = true});
+  const std::string yaml = "{zoo: linear, adapter: {kind: adalora, rank: 3, target_rank: 1, final_versions: 1, regrow: false, targets: [fc]}}";
+  v1::SubmitHeader header;
+  header.set_spec_yaml(fmt::format("name: test\nmodel: {}\nstrategy: {{name: fedavg, adapters: fedex}}\ncohort: {{size: 2}}\nstop: {{versions: 3}}\n", yaml));
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(header.spec_yaml(), "job"));
+  std::vector<float> initial(layout_.float_count());
+  for (size_t i = 0; i < initial.size(); ++i) initial[i] = 0.5f - 0.07f * static_cast<float>(i % 13);
+  const AdapterPair pair = FindAdapters(mode_, layout_)->front();
+  for (size_t l = 0; l < 3; ++l) {
+    initial[pair.mask + l] = 1;
+    initial[pair.importance + l] = 0;
+  }
+  const auto initial_bytes = std::as_bytes(std::span(initial));
+  const std::string tensors = *SerializeSafetensors(layout_, std::vector<std::byte>(initial_bytes.begin(), initial_bytes.end()));
+  header.set_tensors_bytes(tensors.size());
+  TRIB_ASSERT_OK_AND_ASSIGN(const v1::SubmitJobResponse submitted, coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""));
+  const std::string& job = submitted.job();
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto live, LiveTriplets::Of(spec, layout_));
+  TRIB_ASSERT_OK_AND_ASSIGN(const auto strategy, StrategyOf(spec));
+  const auto model_of = [&](uint64_t version) {
+    std::vector<float> model;
+    for (const PlacedTensor& tensor : layout_.tensors()) {
+      const std::vector<float> values = Values(job, tensor.spec.name, version);
+      model.insert(model.end(), values.begin(), values.end());
+    }
+    const auto bytes = std::as_bytes(std::span(model));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  // Of triplet l all that changes is (l + 1)·times.
+  const auto update_of = [&](const std::vector<float>& mask, float times) {
+    std::vector<float> all;
+    for (const size_t per_row : {3, 1}) {
+      for (size_t l = 0; l < 3; ++l) all.insert(all.end(), per_row, mask[l] * static_cast<float>(l + 1) * times);
+    }
+    for (size_t row = 0; row < 3; ++row) {  // B's two, and the importance
+      for (size_t l = 0; l < 3; ++l) all.push_back(mask[l] * static_cast<float>(l + 1) * times);
+    }
+    const auto bytes = std::as_bytes(std::span(all));
+    return std::vector<std::byte>(bytes.begin(), bytes.end());
+  };
+  // b(1) = int(1 + 2·(1/2)³) = 1 of 3; the pattern is fixed with version 2.
+  const std::vector<std::vector<float>> masks = {{1, 1, 1}, {0, 0, 1}, {0, 0, 1}, {0, 0, 1}};
+  TestClient a = Attach("a"), b = Attach("b");
+  for (uint64_t version = 0; version < 3; ++version) {
+    const std::vector<std::byte> base = model_of(version);
+    const size_t expected = 4 * (3 + 2 + 2) * (version == 0 ? 3 : 1);
+    EXPECT_EQ(live->UpdateBytes(base), expected);
+    Aggregate aggregate(*strategy, layout_, Arithmetic::kFloat64, 2);
+    std::vector<RoundContributor> contributors;
+    const auto send = [&](TestClient& client, float times, double weight) {
+      const v1::TrainTask task = AwaitTask(client);
+      const std::vector<std::byte> padded = update_of(masks[version], times);
+      if (version > 0) {
+        EXPECT_THAT(Send(UploadOf(client, task, *AdapterUpdateLayout(mode_, layout_), padded, weight)),
+                    StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr(fmt::format("size: expected {} bytes, got {}", expected, padded.size()))));
+      }
+      const LargeBytes packed = live->Pack(base, padded);
+      const Upload sent = UploadOf(client, task, *AdapterUpdateLayout(mode_, layout_), {packed.begin(), packed.end()}, weight);
+      EXPECT_THAT(Send(sent), IsOk());
+      contributors.push_back({.key = sent.header.key, .weight = weight, .examples = 1, .claimed = weight});
+      EXPECT_THAT(aggregate.Fold(contributors.back(), padded), IsOk());
+      return sent;
+    };
+    const Upload first = send(a, 0.3f, 1);
+    EXPECT_TRUE(Until([&] { return Query(first).state() == v1::UPDATE_STATE_JOURNALED; }));
+    Stop();
+    Start();
+    a = Attach("a");
+    b = Attach("b");
+    EXPECT_EQ(Query(first).state(), v1::UPDATE_STATE_JOURNALED);
+    send(b, 0.7f, 3);
+    AwaitVersion(job, version + 1);
+    const std::vector<float> mask = Values(job, "base_model.model.fc.lora_mask", version + 1);
+    EXPECT_EQ(mask, masks[version + 1]);
+    MemoryState state;
+    std::vector<std::byte> next(layout_.total_bytes());
+    ASSERT_THAT(aggregate.Step({.facts = {.version = version + 1, .sum_weight = 4, .registered = 2, .contributors = contributors}, .previous = base, .base = {}}, &state, next), IsOk());
+    EXPECT_EQ(model_of(version + 1), next) << "version " << version + 1;
+  }
 }
 
 TEST_F(AdapterJobsTest, FrozenFactorsGoDownAndNeverUp) {

@@ -4,6 +4,7 @@
 
 #include <cstring>
 
+#include "common/expert_quantile.h"
 #include "proto/moe_codec.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
@@ -31,11 +32,12 @@ class MoeJobsTest : public FederationTest {
     TRIB_ASSERT_OK_AND_ASSIGN(travelling_, WithGroups(layout_, {""}));
   }
 
-  absl::StatusOr<std::string> SubmitMoe(const std::string& rest, int versions, int cohort = 2) {
+  static constexpr char kAlf[] = "{name: alf, step: 0.5, scale_by_std: false}";
+  absl::StatusOr<std::string> SubmitMoe(const std::string& rest, int versions, int cohort = 2, const std::string& router = kAlf) {
     const std::string tensors = *SerializeSafetensors(layout_, std::vector<std::byte>(layout_.total_bytes()));
     v1::SubmitHeader header;
-    header.set_spec_yaml(fmt::format("name: test\nmodel: {{zoo: moe_mlp, params: {{router: {{name: alf, step: 0.5, scale_by_std: false}}, top_k: 1, aux: {{lbl: 0.1, "
-                                     "lbl_scope: global, lbl_ema: 0.5}}}}}}\ncohort: {{size: {}}}\nstop: {{versions: {}}}\n{}\n", cohort, versions, rest));
+    header.set_spec_yaml(fmt::format("name: test\nmodel: {{zoo: moe_mlp, params: {{router: {}, top_k: 1, aux: {{lbl: 0.1, "
+                                     "lbl_scope: global, lbl_ema: 0.5}}}}}}\ncohort: {{size: {}}}\nstop: {{versions: {}}}\n{}\n", router, cohort, versions, rest));
     header.set_tensors_bytes(tensors.size());
     TRIB_ASSIGN_OR_RETURN(const v1::SubmitJobResponse response, coordinator_->SubmitJob(header, std::make_unique<MemorySource>(tensors), ""));
     return response.job();
@@ -43,6 +45,14 @@ class MoeJobsTest : public FederationTest {
 
   static MoeStats Counts(int64_t zero, int64_t one) {
     return {{.counts = {zero, one}, .prob_sum = {static_cast<double>(zero), static_cast<double>(one)}, .square_sum = 1, .tokens = zero + one}};
+  }
+  // Of these tokens expert 0 has `margin` at each, expert 1 its negative.
+  static MoeStats Margins(int64_t tokens, double margin) {
+    MoeStats stats = Counts(margin > 0 ? tokens : 0, margin > 0 ? 0 : tokens);
+    const MarginBins bins;
+    stats[0].margins.resize(2 * bins.bins());
+    stats[0].margins[bins.Bin(margin)] = stats[0].margins[bins.bins() + bins.Bin(-margin)] = tokens;
+    return stats;
   }
   // Every element of the update is `value`.
   Upload Change(TestClient& client, const v1::TrainTask& task, float value, MoeStats moe, double weight) {
@@ -116,6 +126,38 @@ TEST_F(MoeJobsTest, StatisticsThatLieAreRefusedByNameAndChangeNothing) {
   EXPECT_THAT(Send(Change(a, task, 1, Counts(5, 5), 1)), IsOk());
   AwaitState(job, v1::JOB_STATE_DONE);
   EXPECT_EQ(Value(job, "moe.experts.1.w", 3, 1), 1.0f);
+}
+
+// The second update comes after a crash; the first one's margins are in the journalled partial's row.
+TEST_F(MoeJobsTest, AQuantileOfAllClientsMarginsMovesTheBiasOverARestart) {
+  options_.journal_every = absl::ZeroDuration();
+  Stop();
+  Start();
+  TRIB_ASSERT_OK_AND_ASSIGN(const std::string job, SubmitMoe("record: true", /*versions=*/2, /*cohort=*/2, "{name: quantile, scope: global, rate: 0.5}"));
+  TestClient a = Attach("a"), b = Attach("b");
+  const v1::TrainTask task = AwaitTask(a);
+  MoeStats few = Margins(40, 0.3);
+  ++few[0].margins[0];
+  EXPECT_THAT(Send(Change(a, task, 1, few, 1)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("margins of expert 0: expected those of 40 tokens, got 41")));
+  EXPECT_THAT(Send(Change(a, task, 1, Counts(40, 0), 1)), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected 64 counts of margins")));
+  const Upload first = Change(a, task, 1, Margins(40, 0.3), 1);
+  EXPECT_THAT(Send(first), IsOk());
+  EXPECT_TRUE(Until([&] { return Query(first).state() == v1::UPDATE_STATE_JOURNALED; }));
+  Stop();
+  Start();
+  a = Attach("a");
+  b = Attach("b");
+  EXPECT_THAT(Send(Change(b, AwaitTask(b), 1, Margins(20, -0.7), 3)), IsOk());
+  AwaitVersion(job, 1);
+  // Of 60 tokens the 31st largest margin. Expert 0: 40 in [¼, ½); expert 1: 20 in [½, 1), and 40 in (−½, −¼], of which it is the 11th.
+  const double zero = 0.5 - 0.25 * 30.5 / 40, one = -0.25 - 0.25 * 10.5 / 40;
+  EXPECT_THAT(Bias(job, 1), ElementsAre(::testing::FloatNear(static_cast<float>(-0.5 * zero), 1e-6f), ::testing::FloatNear(static_cast<float>(-0.5 * one), 1e-6f)));
+  EXPECT_EQ(Info(job, 1).contributors(0).moe().layers(0).margins_size(), 64) << "a record can be folded again";
+  // Nobody's tokens: the bias stays.
+  EXPECT_THAT(Send(Change(a, AwaitTask(a), 1, Margins(0, 0.3), 1)), IsOk());
+  EXPECT_THAT(Send(Change(b, AwaitTask(b), 1, Margins(0, 0.3), 1)), IsOk());
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Bias(job, 2), Bias(job, 1));
 }
 
 class ExpertWeightsShapeTest : public MoeJobsTest, public ::testing::WithParamInterface<const char*> {};

@@ -6,10 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 #include "client/core/moe/moe_metrics.h"
 #include "client/core/random.h"
+#include "common/expert_quantile.h"
 #include "tests/support/status_matchers.h"
 
 namespace tributary::client {
@@ -353,13 +356,80 @@ TEST(QuantileTest, OneStepIsTheSortedReferencesAndEvensTheNextBatch) {
   EXPECT_LT(violations.back(), 0.2);
 }
 
+// Clients whose tokens favour different experts, each with its own copy of the server's biases.
+TEST(QuantileTest, GlobalMarginsOfClientsMoveTheBiasAsTheUnionsExactQuantileWouldWithinABin) {
+  const size_t experts = 16, tokens = 1024, top_k = 4, clients = 4;
+  const ParamMap params = {{"scope", "global"}, {"rate", "1"}};
+  const ExpertQuantileRule rule{.rate = 1, .global = true, .bins = MarginBins(32)};
+  std::vector<double> bias(experts, 0.0);
+  std::vector<Stream> streams;
+  for (size_t c = 0; c < clients; ++c) streams.emplace_back(tokens, experts, 1.0, 30 + c);
+  std::vector<double> violations;
+  for (int version = 0; version < 8; ++version) {
+    const std::vector<float> sent(bias.begin(), bias.end());
+    std::vector<int64_t> sum(experts * 32), loads(experts);
+    std::vector<float> all;
+    for (Stream& stream : streams) {
+      const auto router = Make("quantile", {experts, top_k}, params);
+      ASSERT_THAT(router->SetState(sent), IsOk());
+      const std::vector<float> logits = stream.Next(), scores = Scores(logits, experts, Score::kSoftmax);
+      const Selection selection = router->Select(logits, scores, {});
+      router->EndStep(selection.Counts());
+      static_cast<void>(router->Select(logits, scores, {.training = false}));
+      EXPECT_EQ(router->state(), sent) << "the server owns it";
+      const std::vector<int64_t> margins = router->margins();
+      ASSERT_EQ(margins.size(), sum.size());
+      for (size_t i = 0; i < sum.size(); ++i) sum[i] += margins[i];
+      for (size_t j = 0; j < experts; ++j) loads[j] += selection.Counts()[j];
+      all.insert(all.end(), scores.begin(), scores.end());
+    }
+    violations.push_back(MaxVio(loads));
+    // All tokens in one place, with the exact quantile.
+    const auto exact = Make("quantile", {experts, top_k}, {{"rate", "1"}});
+    ASSERT_THAT(exact->SetState(sent), IsOk());
+    exact->EndStep(exact->Select(all, all, {}).Counts());
+    rule.Move(sum, static_cast<int64_t>(clients * tokens), top_k, bias);
+    for (size_t j = 0; j < experts; ++j) {
+      const double moved = bias[j] - static_cast<double>(sent[j]), by_exact = static_cast<double>(exact->state()[j] - sent[j]);
+      const size_t bin = rule.bins.Bin(-by_exact);
+      EXPECT_LE(std::abs(moved - by_exact), rule.bins.Upper(bin) - rule.bins.Lower(bin) + 1e-6) << "expert " << j << ", version " << version;
+    }
+  }
+  EXPECT_GT(violations[0], 0.3);
+  EXPECT_LT(violations.back(), 0.2);
+}
+
+TEST(QuantileTest, MarginsAreOfEachTokenInTrainingAndPartsAddUpToTheWhole) {
+  const RouterShape shape{8, 2};
+  Stream stream(300, 8, 1.0, 9);
+  const std::vector<float> logits = stream.Next(), scores = Scores(logits, 8, Score::kSigmoid);
+  const auto whole = Make("quantile", shape, {{"scope", "global"}, {"bins", "64"}}), parts = Make("quantile", shape, {{"scope", "global"}, {"bins", "64"}});
+  static_cast<void>(whole->Select(logits, scores, {}));
+  for (const auto& [first, count] : {std::pair<size_t, size_t>{0, 100}, {100, 200}}) {
+    static_cast<void>(parts->Select({logits.data() + first * 8, count * 8}, {scores.data() + first * 8, count * 8}, {}));
+    parts->EndStep(std::vector<int64_t>(8, 1));
+  }
+  EXPECT_EQ(whole->margins(), parts->margins());
+  ASSERT_EQ(whole->margins().size(), 8u * 64);
+  for (size_t j = 0; j < 8; ++j) {
+    const std::vector<int64_t> margins = whole->margins();
+    const auto row = margins.begin() + static_cast<std::ptrdiff_t>(j * 64);
+    EXPECT_EQ(std::accumulate(row, row + 64, int64_t{0}), 300) << j;
+  }
+  EXPECT_TRUE(Make("quantile", shape)->margins().empty()) << "scope local sends none";
+  const auto balanced = WithBalanceLoss(Make("quantile", shape, {{"scope", "global"}}), Make("lbl", shape));
+  EXPECT_EQ(balanced->margins().size(), 8u * 32);
+  EXPECT_TRUE(balanced->server_owns_state());
+}
+
 // What a batch teaches shows in the next: a causal model may be trained with it.
 TEST(QuantileTest, RoutingOfABatchDoesNotDependOnTheBatch) {
   const size_t experts = 8;
   Stream stream(300, experts, 1.0, 7);
   const std::vector<float> logits = stream.Next(), scores = Scores(logits, experts, Score::kSoftmax);
-  for (const char* name : {"none", "lbl", "global_lbl", "alf", "quantile"}) {
-    const auto whole = Make(name, {experts, 2}), half = Make(name, {experts, 2});
+  const std::pair<const char*, ParamMap> routers[] = {{"none", {}}, {"lbl", {}}, {"global_lbl", {}}, {"alf", {}}, {"quantile", {}}, {"quantile", {{"scope", "global"}}}};
+  for (const auto& [name, params] : routers) {
+    const auto whole = Make(name, {experts, 2}, params), half = Make(name, {experts, 2}, params);
     const Selection all = whole->Select(logits, scores, {});
     const std::span<const float> head(scores.data(), 150 * experts);
     const Selection first = half->Select({logits.data(), 150 * experts}, head, {});

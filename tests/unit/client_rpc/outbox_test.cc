@@ -40,7 +40,8 @@ OutboxHeader Header(uint64_t n = 1) {
   header.weight = 600.1;
   header.examples = 600;
   header.metrics = {{"train_loss", 0.25}};
-  header.moe = {{.counts = {3, 5}, .prob_sum = {3.1, 4.9}, .square_sum = 1.0 / 3, .tokens = 4}};
+  header.moe = {{.counts = {3, 5}, .prob_sum = {3.1, 4.9}, .square_sum = 1.0 / 3, .tokens = 4},
+                {.counts = {1, 3}, .prob_sum = {2, 2}, .square_sum = 2, .tokens = 4, .margins = {1, 3, 4, 0}}};
   return header;
 }
 

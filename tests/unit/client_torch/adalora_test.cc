@@ -234,5 +234,61 @@ TEST(AdaLoraTest, ATripletThatIsOutStaysOutAndNothingIsMeasuredAnyMore) {
   }
 }
 
+// Of a triplet that is out nothing changes, not by a bit, and nothing that others learn depends on what it holds.
+TEST(AdaLoraTest, WithoutRegrowthATripletThatIsOutIsNoMorePartOfAnything) {
+  JobSpec spec = AdaLoraJob("fedex");
+  spec.model.adapter.adalora.regrow = false;
+  spec.model.adapter.adalora.orthogonal = 1;
+  spec.local.momentum = 0.5;
+  spec.local.steps = 4;
+  TRIB_ASSERT_OK_AND_ASSIGN(FlatModel model, InitialModel(spec));
+  TRIB_ASSERT_OK_AND_ASSIGN(const std::vector<AdapterPair> pairs, FindAdapters(AdapterMode::kFedEx, model.layout));
+  const Dataset data = Classes(24, {5}, 3);
+  const auto train = [&](double of_dead) {
+    std::vector<double> values = RandomFloats(model.layout.float_count(), 4);
+    for (const AdapterPair& pair : pairs) {
+      for (size_t i = 0; i < pair.in * pair.out; ++i) values[pair.residual + i] = 0;
+      for (size_t l = 0; l < 3; ++l) {
+        values[pair.mask + l] = l == 1 ? 0 : 1;
+        values[pair.importance + l] = 0.25;
+      }
+      values[pair.e + 1] = 0;
+      for (size_t j = 0; j < pair.in; ++j) values[pair.a + pair.in + j] = of_dead;
+      for (size_t i = 0; i < pair.out; ++i) values[pair.b + i * 3 + 1] = -of_dead;
+    }
+    std::memcpy(model.bytes.data(), values.data(), model.bytes.size());
+    auto trained = CpuLearner()->Train(RequestFor(spec, model), &data);
+    EXPECT_THAT(trained, IsOk());
+    return Floats<double>(trained->update, trained->update.size() / sizeof(double));
+  };
+  const std::vector<double> update = train(0.5);
+  EXPECT_EQ(train(3), update);
+  for (const AdapterPair& pair : pairs) {
+    for (size_t j = 0; j < pair.in; ++j) EXPECT_EQ(update[pair.a + pair.in + j], 0);
+    for (size_t i = 0; i < pair.out; ++i) EXPECT_EQ(update[pair.b + i * 3 + 1], 0);
+    EXPECT_EQ(update[pair.e + 1], 0);
+    EXPECT_EQ(update[pair.importance + 1], 0);
+    for (const size_t l : {0, 2}) {
+      EXPECT_NE(update[pair.e + l], 0);
+      EXPECT_NE(update[pair.importance + l], 0) << "the others are measured on";
+      EXPECT_NE(update[pair.a + l * pair.in], 0);
+    }
+  }
+}
+
+// While all are in there is no difference.
+TEST(AdaLoraTest, BeforeTheFirstAllotmentTrainingWithoutRegrowthIsTheSame) {
+  const Dataset data = Classes(24, {5}, 3);
+  std::vector<LargeBytes> updates;
+  for (const bool regrow : {true, false}) {
+    JobSpec spec = AdaLoraJob();
+    spec.model.adapter.adalora.regrow = regrow;
+    TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
+    TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult trained, CpuLearner()->Train(RequestFor(spec, model), &data));
+    updates.push_back(trained.update);
+  }
+  EXPECT_EQ(updates[0], updates[1]);
+}
+
 }  // namespace
 }  // namespace tributary::client

@@ -15,6 +15,7 @@
 #include <fstream>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "client/torch/batches.h"
 #include "client/torch/decoder.h"
@@ -282,8 +283,12 @@ TEST(MoeLayerTest, TheGlobalBalanceLossLeavesASpecialisedRouterAloneAndTheLocalO
   EXPECT_LT(pull("global_lbl", true), 1e-7);
 }
 
-TEST(MoeTransformerTest, TheServersBiasStaysAsItCameAndCountsComeWithTheUpdate) {
-  JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"router.name", "alf"}, {"router.step", "0.1"}, {"router.local_steps", "true"}});
+class ServersBiasTest : public ::testing::TestWithParam<ParamMap> {};
+
+TEST_P(ServersBiasTest, StaysAsItCameAndCountsComeWithTheUpdate) {
+  ParamMap params = {{"experts", "4"}, {"expert_hidden", "24"}};
+  params.insert(GetParam().begin(), GetParam().end());
+  JobSpec spec = SmallJob("moe_transformer", params);
   spec.local.steps = 3;
   spec.local.batch = 6;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
@@ -308,6 +313,15 @@ TEST(MoeTransformerTest, TheServersBiasStaysAsItCameAndCountsComeWithTheUpdate) 
     EXPECT_EQ(pairs, 2 * layer.tokens);
     EXPECT_NEAR(scores, static_cast<double>(layer.tokens), 1e-3) << "softmax";
     EXPECT_GT(layer.square_sum, scores * scores / 4 / static_cast<double>(layer.tokens));
+    const bool margins = params.contains("router.scope");
+    ASSERT_EQ(layer.margins.size(), margins ? 4u * 64 : 0u);
+    for (size_t j = 0; margins && j < 4; ++j) {
+      const auto row = layer.margins.begin() + static_cast<std::ptrdiff_t>(j * 64);
+      EXPECT_EQ(std::accumulate(row, row + 64, int64_t{0}), layer.tokens);
+      // Whoever is chosen has a margin above 0; those below 2^-15 are in one bin with 0 itself.
+      EXPECT_LE(std::accumulate(row + 33, row + 64, int64_t{0}), layer.counts[j]);
+      EXPECT_GE(std::accumulate(row + 32, row + 64, int64_t{0}), layer.counts[j]);
+    }
   }
   // A bias that one client alone would have moved: routing follows it.
   FlatModel biased = model;
@@ -323,6 +337,11 @@ TEST(MoeTransformerTest, TheServersBiasStaysAsItCameAndCountsComeWithTheUpdate) 
   EXPECT_EQ(again.update, result.update);
   EXPECT_EQ(again.moe, result.moe);
 }
+
+INSTANTIATE_TEST_SUITE_P(Routers, ServersBiasTest,
+                         ::testing::Values(ParamMap{{"router.name", "alf"}, {"router.step", "0.1"}, {"router.local_steps", "true"}},
+                                           ParamMap{{"router.name", "quantile"}, {"router.scope", "global"}, {"router.bins", "64"}}),
+                         [](const auto& info) { return info.param.at("router.name"); });
 
 TEST(MoeTransformerTest, TheLoadOfAllClientsReachesTheLossAndOneOfOtherLayersIsRefused) {
   JobSpec spec = SmallJob("moe_transformer", {{"experts", "4"}, {"expert_hidden", "24"}, {"aux.lbl", "5"}, {"aux.lbl_scope", "global"}, {"aux.lbl_local_fraction", "0"}});

@@ -343,9 +343,9 @@ TEST(JobSpecTest, ReadsTheBudgetOfAdaLora) {
   EXPECT_EQ(plain.model.adapter.adalora, AdaLoraSpec{});
   EXPECT_DOUBLE_EQ(plain.model.adapter.Scale(), 16 / 12.00001);
   TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec(WithModel("zoo: mlp, adapter: {kind: adalora, rank: 6, target_rank: 3, targets: [fc1], init_versions: 2, "
-                                                                       "final_versions: 4, interval: 5, beta1: 0.9, beta2: 0.8, orthogonal: 0.5}"),
+                                                                       "final_versions: 4, interval: 5, regrow: false, beta1: 0.9, beta2: 0.8, orthogonal: 0.5}"),
                                                              "j.yaml"));
-  EXPECT_EQ(spec.model.adapter.adalora, (AdaLoraSpec{.target_rank = 3, .init_versions = 2, .final_versions = 4, .interval = 5, .beta1 = 0.9, .beta2 = 0.8, .orthogonal = 0.5}));
+  EXPECT_EQ(spec.model.adapter.adalora, (AdaLoraSpec{.target_rank = 3, .init_versions = 2, .final_versions = 4, .interval = 5, .regrow = false, .beta1 = 0.9, .beta2 = 0.8, .orthogonal = 0.5}));
   TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
   EXPECT_EQ(again, spec);
 }
@@ -366,6 +366,7 @@ TEST(JobSpecTest, RefusesAdaptersThatMakeNoSense) {
       {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], rank: 6}", "expected at most rank = 6, got 8"},
       {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], rank_stabilised: true}", "rank_stabilised"},
       {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], interval: 0}", "interval"},
+      {"zoo: mlp, adapter: {targets: [fc1], regrow: false}", "regrow"},
       {"zoo: mlp, adapter: {kind: adalora, targets: [fc1], beta1: 1}", "expected a number in (0, 1), got 1"},
       {"tensors: a.safetensors, adapter: {targets: [fc1]}", "only a model of the zoo"},
       {"zoo: mlp, base: a.safetensors", "only beside an adapter"},

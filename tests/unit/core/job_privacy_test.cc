@@ -32,7 +32,8 @@ class JobPrivacyTest : public ::testing::Test {
   }
   static std::vector<RoundContributor> Bits(int within, int beyond) {
     std::vector<RoundContributor> contributors;
-    for (int i = 0; i < within + beyond; ++i) contributors.push_back({.key = {}, .scalars = {{kWithinClip, i < within ? 1.0 : 0.0}}});
+    contributors.resize(static_cast<size_t>(within + beyond));
+    for (int i = 0; i < within + beyond; ++i) contributors[static_cast<size_t>(i)].scalars[kWithinClip] = i < within ? 1.0 : 0.0;
     return contributors;
   }
 

@@ -287,6 +287,56 @@ TEST(MoeStateTest, AStepOfTheBiasIsScaledByTheSpreadOfAllClientsScores) {
   EXPECT_NEAR(got[layout.summed_count() + 1], 0.5 * 0.4 / 2, 1e-7);
 }
 
+// Of one layer of two experts: tokens whose margin is `of_zero` at expert 0 and `of_one` at expert 1.
+MoeLayerStats WithMargins(const std::vector<double>& of_zero, const std::vector<double>& of_one) {
+  const auto tokens = static_cast<int64_t>(of_zero.size());
+  MoeLayerStats stats{.counts = {tokens, 0}, .prob_sum = {1, 1}, .square_sum = 1, .tokens = tokens, .margins = std::vector<int64_t>(64)};
+  const MarginBins bins;
+  for (const double margin : of_zero) ++stats.margins[bins.Bin(margin)];
+  for (const double margin : of_one) ++stats.margins[32 + bins.Bin(margin)];
+  return stats;
+}
+
+TEST(MoeStateTest, MovesTheServersBiasByTheQuantileOfAllClientsMargins) {
+  for (const DType dtype : {DType::kF32, DType::kF64}) {
+    const TensorLayout layout = WithBias(dtype, 2);
+    const Mixture mixture(layout, {{"router.name", "quantile"}, {"router.scope", "global"}, {"router.rate", "0.25"}, {"top_k", "1"}}, {});
+    // Of six tokens the fourth largest margin (round(1·6/2) + 1): 0.3 of the bin [¼, ½) of four, and −0.7 of the bin (−1, −½] of five.
+    const std::vector<RoundContributor> by = {Mixture::Contributor(0, 1, {WithMargins({0.9, 0.3}, {-0.7, -0.6})}),
+                                              Mixture::Contributor(1, 5, {WithMargins({0.3, 0.3, 0.3, 0.1}, {-0.6, -0.6, -0.6, 1.5})})};
+    EXPECT_THAT(mixture.state_->CheckStats(by[1].moe), IsOk());
+    std::vector<std::byte> bytes(layout.total_bytes());
+    ASSERT_THAT(mixture.state_->MoveBiases(1, by, bytes), IsOk());
+    const auto at = [&](size_t i) { return dtype == DType::kF32 ? static_cast<double>(FromBytes<float>(bytes)[i]) : FromBytes<double>(bytes)[i]; };
+    EXPECT_NEAR(at(layout.summed_count()), -0.25 * (0.5 - 0.25 * 2.5 / 4), 1e-7);
+    EXPECT_NEAR(at(layout.summed_count() + 1), 0.25 * (0.5 + 0.5 * 2.5 / 5), 1e-7);
+    for (size_t i = 0; i < layout.summed_count(); ++i) EXPECT_EQ(at(i), 0) << "only the bias moves";
+    // Whoever adds them up, in whatever order.
+    std::vector<RoundContributor> one = {by[1]};
+    one[0].moe[0] += by[0].moe[0];
+    std::vector<std::byte> same(layout.total_bytes());
+    ASSERT_THAT(mixture.state_->MoveBiases(1, one, same), IsOk());
+    EXPECT_EQ(same, bytes);
+  }
+}
+
+TEST(MoeStateTest, MarginsOfAnotherSizeOrOfOtherTokensAreRefused) {
+  const Mixture counting(WithBias(DType::kF32, 2), {{"router.name", "quantile"}, {"router.scope", "global"}, {"top_k", "1"}}, {});
+  const auto check = [&](const std::function<void(MoeLayerStats*)>& change) {
+    MoeStats stats = {WithMargins({0.1, 0.2}, {-0.1, -0.2})};
+    change(stats.data());
+    return counting.state_->CheckStats(stats);
+  };
+  const auto refused = [](const std::string& why) { return StatusIs(StatusCode::kInvalidArgument, HasSubstr(why)); };
+  EXPECT_THAT(check([](MoeLayerStats*) {}), IsOk());
+  EXPECT_THAT(check([](MoeLayerStats* l) { l->margins.clear(); }), refused("expected 64 counts of margins (32 bins for each of 2 experts), got 0"));
+  EXPECT_THAT(check([](MoeLayerStats* l) { l->margins.resize(128); }), refused("got 128"));
+  EXPECT_THAT(check([](MoeLayerStats* l) { ++l->margins[40]; }), refused("margins of expert 1: expected those of 2 tokens, got 3"));
+  EXPECT_THAT(counting.state_->CheckStats({}), refused("model.params.router: quantile of scope global needs the statistics of 1 layers"));
+  const Mixture plain(WithBias(DType::kF32, 2), {{"router.name", "quantile"}, {"top_k", "1"}}, {});
+  EXPECT_THAT(plain.state_->CheckStats({WithMargins({0.1}, {0.1})}), refused("expected 0 counts of margins"));
+}
+
 TEST(MoeStateTest, WhatTheServerOwnsIsInNoUpdateAndNoStepMovesIt) {
   const TensorLayout layout = WithBias(DType::kF64, 2);
   Mixture mixture(layout, {{"router", "alf"}}, {});
@@ -350,6 +400,24 @@ TEST(MoeStateTest, ImpossiblePairsAreRefusedByNameAndReason) {
   EXPECT_THAT(Checked(experts, {{"router", "alf"}}, {.name = "fedavg", .params = {}}), refused("expected a server-owned tensor 'l.gate.e_score_correction_bias' of 2 elements"));
   EXPECT_THAT(Checked(experts, {{"router.name", "alf"}, {"router.rule", "signs"}}, {.name = "fedavg", .params = {}}), refused("did you mean 'sign'"));
   EXPECT_THAT(Checked(experts, {{"top_k", "3"}}, {.name = "fedavg", .params = {}}), refused("at most the 2 experts"));
+  const ParamMap quantile = {{"router.name", "quantile"}, {"router.scope", "global"}, {"top_k", "1"}};
+  const auto with = [](ParamMap params, const std::string& key, const std::string& value) {
+    params[key] = value;
+    return params;
+  };
+  const TensorLayout owned = WithBias(DType::kF32, 2);
+  EXPECT_THAT(Checked(owned, quantile, {.name = "fedavg", .params = {}}), IsOk());
+  EXPECT_THAT(Checked(experts, quantile, {.name = "fedavg", .params = {}}), refused("quantile of scope global: expected a server-owned tensor 'l.gate.e_score_correction_bias'"));
+  EXPECT_THAT(Checked(owned, with(quantile, "top_k", "2"), {.name = "fedavg", .params = {}}), refused("expected top_k below the 2 experts of layer 'l', got 2"));
+  EXPECT_THAT(Checked(owned, with(quantile, "router.bins", "48"), {.name = "fedavg", .params = {}}), refused("bins"));
+  EXPECT_THAT(Checked(owned, quantile, {.name = "fedavg", .params = {}}, /*private_job=*/true), refused("not sent in a job with privacy"));
+  std::vector<TensorSpec> wide;
+  for (size_t l = 0; l < 3; ++l) {
+    for (size_t e = 0; e < 1024; ++e) wide.push_back({.name = fmt::format("{}.experts.{}.w", l, e), .shape = {1}, .dtype = DType::kF32, .kind = TensorKind::kTrainable});
+    wide.push_back({.name = fmt::format("{}.gate.e_score_correction_bias", l), .shape = {1024}, .dtype = DType::kF32, .kind = TensorKind::kServerOwned});
+  }
+  EXPECT_THAT(Checked(LayoutOf(wide), with(quantile, "router.bins", "256"), {.name = "fedavg", .params = {}}), refused("at most 262144 counts of margins"));
+  EXPECT_THAT(Checked(LayoutOf(wide), with(quantile, "router.bins", "64"), {.name = "fedavg", .params = {}}), IsOk());
   EXPECT_THAT(Checked(experts, {{"router", "global_lbl"}}, {.name = "fedavg", .params = {}}, /*private_job=*/true), refused("not sent in a job with privacy"));
   EXPECT_THAT(Checked(experts, {{"aux.lbl", "0.1"}, {"aux.lbl_scope", "global"}}, {.name = "fedavg", .params = {}}, /*private_job=*/true), refused("not sent in a job with privacy"));
   EXPECT_THAT(Checked(experts, {}, {.name = "fedavg", .params = tokens}, /*private_job=*/true), refused("strategy.expert_weights: tokens: it needs every client's counts"));

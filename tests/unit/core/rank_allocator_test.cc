@@ -104,7 +104,7 @@ class AllotmentTest : public ::testing::Test {
     for (const AdapterPair& pair : pairs_) Set(pair.e, std::vector<float>(pair.rank, 0.5f));
   }
 
-  const RankSchedule schedule_{.versions = 6, .init_versions = 1, .final_versions = 1, .interval = 2, .target_rank = 1};
+  RankSchedule schedule_{.versions = 6, .init_versions = 1, .final_versions = 1, .interval = 2, .target_rank = 1};
   TensorLayout layout_;
   std::vector<AdapterPair> pairs_;
   std::vector<float> model_;
@@ -133,6 +133,26 @@ TEST_F(AllotmentTest, TripletsGoWhenTheirTurnIsMayComeBackAndAreOutForGoodAtTheE
   SetImportance({7, 1, 9, 1, 8});
   EXPECT_EQ(Allot(6), 2);
   EXPECT_THAT(Both(&AdapterPair::e), ElementsAre(0, 0.5f, 0, 0.5f, 0));
+}
+
+TEST_F(AllotmentTest, WithoutRegrowthWhoIsOutAtAnAllotmentIsOutForGood) {
+  schedule_.regrow = false;
+  SetImportance({5, 1, 4, 2, 3});
+  EXPECT_EQ(Allot(1), 5);
+  EXPECT_THAT(Both(&AdapterPair::mask), Each(1));
+  EXPECT_EQ(Allot(2), 3);
+  EXPECT_THAT(Both(&AdapterPair::e), ElementsAre(0.5f, 0, 0.5f, 0, 0.5f));
+  EXPECT_THAT(Both(&AdapterPair::mask), ElementsAre(1, 0, 1, 0, 1));
+  TrainAll();  // whatever a client says
+  EXPECT_EQ(Allot(3), 3);
+  EXPECT_THAT(Both(&AdapterPair::e), ElementsAre(0.5f, 0, 0.5f, 0, 0.5f));
+  SetImportance({-7, 9, 4, 9, 3});
+  EXPECT_EQ(Allot(4), 2);
+  EXPECT_THAT(Both(&AdapterPair::mask), ElementsAre(0, 0, 1, 0, 1)) << "the most important of those that were in";
+  SetImportance({1, 9, 4, 8, -3});
+  EXPECT_EQ(Allot(5), 2);
+  EXPECT_EQ(Allot(6), 2);
+  EXPECT_THAT(Both(&AdapterPair::mask), ElementsAre(0, 0, 1, 0, 1));
 }
 
 }  // namespace

@@ -23,6 +23,11 @@ MoeStats Good() {
 TEST(MoeCodecTest, CarriesStatisticsAndLoadsBothWays) {
   TRIB_ASSERT_OK_AND_ASSIGN(const MoeStats back, MoeStatsFromProto(MoeStatsToProto(Good())));
   EXPECT_EQ(back, Good());
+  MoeStats counting = Good();
+  counting[0].margins = {1, 9, 10, 0, 4, 6};
+  counting[1].margins = std::vector<int64_t>(2 * 256, 10);
+  TRIB_ASSERT_OK_AND_ASSIGN(const MoeStats margins, MoeStatsFromProto(MoeStatsToProto(counting)));
+  EXPECT_EQ(margins, counting);
   const GlobalMoe load{.step = 4, .layers = {{.share = {.25, .75}, .tokens = 1000}}};
   TRIB_ASSERT_OK_AND_ASSIGN(const GlobalMoe same, GlobalMoeFromProto(GlobalMoeToProto(load)));
   EXPECT_EQ(same, load);
@@ -51,6 +56,16 @@ TEST(MoeCodecTest, RefusesStatisticsThatNoTrainingCanHave) {
   EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, kNotANumber); }), StatusIs(kMeaningless, HasSubstr("got nan")));
   EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, -0.5); }), StatusIs(kMeaningless, HasSubstr("got -0.5")));
   EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_prob_sum(0, 10.5); }), StatusIs(kMeaningless, HasSubstr("prob_sum: expected 0 to 10.0")));
+  EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->add_margins(3); }), StatusIs(kMeaningless, HasSubstr("at most 256 bins for each of 2 experts, got 1 counts")));
+  const auto margins = [](uint64_t count, int times) {
+    return [=](v1::MoeLayerStats* l) {
+      for (int i = 0; i < times; ++i) l->add_margins(count);
+    };
+  };
+  EXPECT_THAT(with(margins(10, 2 * 32)), IsOk());
+  EXPECT_THAT(with(margins(10, 2 * 257)), StatusIs(kMeaningless, HasSubstr("got 514 counts")));
+  EXPECT_THAT(with(margins(11, 2 * 32)), StatusIs(kMeaningless, HasSubstr("a bin cannot have 11 of 10 tokens")));
+  EXPECT_THAT(with(margins(~uint64_t{0}, 2)), StatusIs(kMeaningless, HasSubstr("a bin cannot have 18446744073709551615")));
   EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(-1); }), StatusIs(kMeaningless, HasSubstr("square_sum")));
   EXPECT_THAT(with([](v1::MoeLayerStats* l) { l->set_square_sum(kNotANumber); }), StatusIs(kMeaningless, HasSubstr("square_sum")));
   v1::MoeStats many;

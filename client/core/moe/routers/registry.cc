@@ -4,6 +4,7 @@
 
 #include "client/core/moe/router.h"
 #include "common/expert_bias.h"
+#include "common/expert_quantile.h"
 #include "common/suggest.h"
 
 namespace tributary::client {
