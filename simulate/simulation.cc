@@ -111,6 +111,7 @@ class Simulation {
   std::priority_queue<Event, std::vector<Event>, std::greater<>> queue_;
   uint64_t order_ = 0;
   int64_t now_ns_ = 0;
+  std::set<int64_t> ticks_;  // moments that have one in the queue
   std::deque<aggregator::RoundEvent> posted_;
   bool applying_ = false;
   bool finished_ = false;
@@ -459,7 +460,9 @@ absl::Status Simulation::Do(const aggregator::Finish& action) {
 }
 
 absl::Status Simulation::Do(const aggregator::WakeAt& action) {
-  Push(absl::ToInt64Nanoseconds(action.when - absl::UnixEpoch()), Kind::kTick, 0);
+  // The engine asks at each event when it is to be woken: for one moment one tick, or there would be more of them in every round.
+  const int64_t ns = absl::ToInt64Nanoseconds(action.when - absl::UnixEpoch());
+  if (ticks_.insert(ns).second) Push(ns, Kind::kTick, 0);
   return absl::OkStatus();
 }
 
@@ -489,6 +492,7 @@ absl::Status Simulation::Step(const Event& event) {
     case Kind::kTrace:
       return Follow(trace_[event.place]);
     case Kind::kTick:
+      ticks_.erase(event.ns);
       return Post(aggregator::Tick{});
   }
   return absl::OkStatus();

@@ -74,7 +74,7 @@ class Simulator:
         path.write_text(json.dumps(job))
         return path
 
-    def command(self, *args, code=0, timeout=300):
+    def command(self, *args, code=0, timeout=1500 if FULL else 300):
         """`code` None: any."""
         done = subprocess.run([str(self.bin / "tributary"), *map(str, args)], capture_output=True, text=True, timeout=timeout)
         check(code in (None, done.returncode), f"{args}: expected exit {code}, got {done.returncode}: {done.stdout[-800:]}{done.stderr[-800:]}")
