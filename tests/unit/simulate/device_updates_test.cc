@@ -41,6 +41,7 @@ TEST(DeviceUpdatesErrorsTest, WhoNeedsMoreThanTheirSumHasThemComeToMemory) {
   clipped.privacy.enabled = true;
   clipped.strategy.params["weighting"] = "uniform";
   clipped.privacy.clip = 1;
+  clipped.privacy.delta = 1e-5;
   clipped.privacy.noise_multiplier = 1;
   clipped.cohort.population = kClients;
   JobSpec noisy = Job("fedavg", false);
