@@ -44,10 +44,10 @@ def main():
         assert accuracy[VERSIONS] > .65 and accuracy[VERSIONS] > accuracy[20], accuracy
         replayed = json.loads(tributary("replay", shown["id"], "--store", out / "store", "--json"))
         assert len(replayed["versions"]) == VERSIONS and all(v["sha256"] == v["recorded_sha256"] for v in replayed["versions"]), replayed
-        for more, words in (("hierarchy: {shape: tree}", "eggroll"), ("hierarchy: {shape: shard}", "eggroll"), ("codec: bf16", "codec"),
-                            ("privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5}", "record")):
+        for case, (more, words) in enumerate((("hierarchy: {shape: tree}", "eggroll"), ("hierarchy: {shape: shard}", "eggroll"), ("codec: bf16", "codec"),
+                                                  ("privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5}", "looks at every update"))):
             job.write_text(JOB.format(population=POPULATION, clients=CLIENTS, versions=VERSIONS, more=more))
-            said = tributary("run", job, "--clients", CLIENTS, "--out", Path(work) / "refused", code=5)
+            said = tributary("run", job, "--clients", CLIENTS, "--out", Path(work) / f"refused-{case}", code=5)
             assert words in said, (more, said)
         print(f"{VERSIONS} versions of {4 * POPULATION} bytes up: accuracy {accuracy}", flush=True)
 
