@@ -5,6 +5,7 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <ATen/ops/linalg_vector_norm.h>
 #include <c10/core/CachingDeviceAllocator.h>
 #include <sched.h>
 
@@ -204,7 +205,7 @@ class TorchLearner : public Learner {
         const bool trained = adapters == AdapterMode::kNone && !population;
         if (trained && request.may_stay_on_device && device_.is_cuda()) {
           const at::Tensor delta = model_->Delta();
-          result.on_device = KeepOnDevice(delta, model_->BuffersAndCounters(), delta.abs().max().item<double>());
+          result.on_device = KeepOnDevice(delta, model_->BuffersAndCounters(), at::linalg_vector_norm(delta, std::numeric_limits<double>::infinity()).item<double>());
         }
         if (result.on_device == nullptr && !population) result.update = model_->Update();
       } else {
