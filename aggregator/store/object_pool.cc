@@ -63,6 +63,12 @@ struct ObjectPool::Impl {
   struct Segment {
     MappedMemfd memory;
     std::vector<Slot> slots;
+    bool announced = false;  // the present listener has returned from being told of it
+  };
+  struct News {
+    uint16_t number;
+    int fd;
+    size_t bytes;
   };
 
   Options options;
@@ -112,6 +118,17 @@ struct ObjectPool::Impl {
     return absl::OkStatus();
   }
 
+  News NewsOf(uint16_t number) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    const MappedMemfd& memory = segments[number]->memory;
+    return {number, memory.fd.get(), memory.bytes.size()};
+  }
+
+  void Announce(const std::shared_ptr<const SegmentListener>& to, const News& news) ABSL_LOCKS_EXCLUDED(mutex) {
+    (*to)(news.number, news.fd, news.bytes);
+    absl::MutexLock lock(&mutex);
+    if (listener == to) segments[news.number]->announced = true;
+  }
+
   void Free(Slot& slot, const ObjectKey& key) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
     const ObjectLocator at = UnpackLocator(key.hi);
     auto* header = reinterpret_cast<tb_object_header*>(SlotAddress(at));
@@ -145,24 +162,19 @@ absl::StatusOr<std::unique_ptr<ObjectPool>> ObjectPool::Create(const Options& op
 }
 
 void ObjectPool::SetSegmentListener(SegmentListener listener) {
-  struct Existing {
-    uint16_t number;
-    int fd;
-    size_t bytes;
-  };
-  std::vector<Existing> existing;
+  std::vector<Impl::News> existing;
   std::shared_ptr<const SegmentListener> shared;
   if (listener) shared = std::make_shared<const SegmentListener>(std::move(listener));
   {
     absl::MutexLock lock(&impl_->mutex);
     impl_->listener = shared;
     for (size_t i = 0; i < impl_->segments.size(); ++i) {
-      const MappedMemfd& memory = impl_->segments[i]->memory;
-      existing.push_back({static_cast<uint16_t>(i), memory.fd.get(), memory.bytes.size()});
+      impl_->segments[i]->announced = false;
+      existing.push_back(impl_->NewsOf(static_cast<uint16_t>(i)));
     }
   }
   if (!shared) return;
-  for (const Existing& segment : existing) (*shared)(segment.number, segment.fd, segment.bytes);
+  for (const Impl::News& segment : existing) impl_->Announce(shared, segment);
 }
 
 absl::StatusOr<WritableObject> ObjectPool::Reserve(size_t bytes) {
@@ -172,9 +184,7 @@ absl::StatusOr<WritableObject> ObjectPool::Reserve(size_t bytes) {
   }
   WritableObject object;
   std::shared_ptr<const SegmentListener> listener;
-  uint16_t new_segment = 0;
-  int new_fd = -1;
-  size_t new_bytes = 0;
+  Impl::News news;
   {
     absl::MutexLock lock(&impl_->mutex);
     if (impl_->free.empty()) {
@@ -183,13 +193,14 @@ absl::StatusOr<WritableObject> ObjectPool::Reserve(size_t bytes) {
                                  impl_->capacity, impl_->slot_bytes);
       }
       TRIB_RETURN_IF_ERROR(impl_->Grow());
-      listener = impl_->listener;
-      new_segment = static_cast<uint16_t>(impl_->segments.size() - 1);
-      new_fd = impl_->segments.back()->memory.fd.get();
-      new_bytes = impl_->segments.back()->memory.bytes.size();
     }
     const ObjectLocator at = impl_->free.back();
     impl_->free.pop_back();
+    // Whoever made the segment may still be on its way to tell of it, and this object could be at a worker before that: tell, too.
+    if (!impl_->segments[at.segment]->announced) {
+      listener = impl_->listener;
+      news = impl_->NewsOf(at.segment);
+    }
     Impl::Slot& slot = impl_->segments[at.segment]->slots[at.slot];
     slot.nonce = FreshNonce(slot.nonce);
     slot.state = TB_WRITING;
@@ -214,7 +225,7 @@ absl::StatusOr<WritableObject> ObjectPool::Reserve(size_t bytes) {
     object.header_ = header;
     object.payload_ = {address + kHeaderBytes, bytes};
   }
-  if (listener && *listener) (*listener)(new_segment, new_fd, new_bytes);
+  if (listener) impl_->Announce(listener, news);
   return object;
 }
 

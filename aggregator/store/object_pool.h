@@ -63,7 +63,8 @@ class ObjectPool {
     size_t pool_bytes = 0;           // budget; at least one slot is always granted
     uint32_t domain = 0;
   };
-  // Called (from Reserve's thread, without locks held) when a new segment exists: hand its fd to the workers.
+  // Called (from Reserve's thread, without locks held) when a new segment exists: hand its fd to the workers. Reserve gives no object
+  // away before its segment was told of, so several threads may tell of the same one at once, and more than once.
   using SegmentListener = std::function<void(uint16_t segment, int fd, size_t bytes)>;
 
   static absl::StatusOr<std::unique_ptr<ObjectPool>> Create(const Options& options);

@@ -10,6 +10,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -100,7 +101,9 @@ class Federation:
     def __enter__(self):
         return self
 
-    def __exit__(self, *unused):
+    def __exit__(self, kind, *unused):
+        if kind is not None and issubclass(kind, Exception) and (self.work / "aggregator.log").exists():
+            print("the last of aggregator.log:\n" + self.log("aggregator.log"), file=sys.stderr, flush=True)
         self.close()
 
     def start_aggregator(self, env=None, timeout=30):

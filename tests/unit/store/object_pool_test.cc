@@ -1,5 +1,8 @@
 #include "aggregator/store/object_pool.h"
 
+#include <absl/synchronization/notification.h>
+
+#include <atomic>
 #include <cstring>
 #include <set>
 #include <thread>
@@ -163,6 +166,30 @@ TEST(ObjectPoolTest, AListenerHearsOfOldSegmentsFirstAndThenOfNewOnes) {
   pool->SetSegmentListener({});
   PublishOne(*pool, 1);
   EXPECT_EQ(heard.size(), 2u);
+}
+
+// Otherwise its update could be at a worker that has never heard of the segment, and be refused.
+TEST(ObjectPoolTest, NoObjectIsGivenAwayBeforeItsSegmentWasToldOf) {
+  auto pool = MakePool(256, 8);
+  absl::Notification first_tells;
+  absl::Notification let_go;
+  std::atomic<int> told = 0;
+  pool->SetSegmentListener([&](uint16_t, int, size_t) {
+    if (!first_tells.HasBeenNotified()) {
+      first_tells.Notify();
+      let_go.WaitForNotification();
+    }
+    ++told;
+  });
+  std::jthread slow([&] { EXPECT_THAT(pool->Reserve(256).status(), IsOk()); });
+  first_tells.WaitForNotification();
+  EXPECT_THAT(pool->Reserve(256).status(), IsOk());  // in the segment that the other thread has not told of yet
+  EXPECT_EQ(told, 1);
+  let_go.Notify();
+  slow.join();
+  EXPECT_EQ(told, 2);
+  EXPECT_THAT(pool->Reserve(256).status(), IsOk());
+  EXPECT_EQ(told, 2);
 }
 
 TEST(ObjectPoolTest, ManyThreadsShareTheSlotsWithoutGivingOneToTwo) {
