@@ -102,7 +102,8 @@ absl::StatusOr<Traffic> TrafficOf(const aggregator::StrategyEntry& entry) {
   spec.name = std::string(entry.name);
   TRIB_ASSIGN_OR_RETURN(const auto strategy, entry.make(spec, {}));
   const size_t model = strategy->in_place_of_model().empty() ? 1 : 0;
-  return Traffic{.down = model + strategy->version_vectors().size(), .up = strategy->updates_are_of_model() ? strategy->update_groups().size() : 0, .synchronous = strategy->synchronous()};
+  const size_t down = strategy->fitness_bytes() > 0 ? 0 : model + strategy->version_vectors().size();
+  return Traffic{.down = down, .up = strategy->updates_are_of_model() ? strategy->update_groups().size() : 0, .synchronous = strategy->synchronous()};
 }
 
 nlohmann::json StrategyJson(const aggregator::StrategyEntry& entry, const Traffic& traffic) {

@@ -3,11 +3,15 @@
 #include <absl/strings/numbers.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "common/digest.h"
 
 namespace tributary {
+
+static_assert(std::endian::native == std::endian::little, "fitness logs are little-endian");
 
 absl::StatusOr<EggrollSpec> EggrollSpec::Of(const StrategySpec& strategy) {
   EggrollSpec spec;
@@ -15,6 +19,7 @@ absl::StatusOr<EggrollSpec> EggrollSpec::Of(const StrategySpec& strategy) {
     const bool read = name == "population" ? absl::SimpleAtoi(text, &spec.population)
                       : name == "rank"     ? absl::SimpleAtoi(text, &spec.rank)
                       : name == "sigma"    ? absl::SimpleAtod(text, &spec.sigma)
+                      : name == "lr"       ? absl::SimpleAtod(text, &spec.lr)
                                            : true;
     if (!read) return InvalidArgument("strategy '{}': {}: expected a number, got '{}'", strategy.name, name, text);
   }
@@ -25,6 +30,7 @@ absl::StatusOr<EggrollSpec> EggrollSpec::Of(const StrategySpec& strategy) {
   if (!(spec.sigma > 0) || !std::isfinite(spec.sigma)) {
     return InvalidArgument("strategy '{}': sigma: expected a finite number > 0, got {}", strategy.name, spec.sigma);
   }
+  if (!(spec.lr > 0) || !std::isfinite(spec.lr)) return InvalidArgument("strategy '{}': lr: expected a finite number > 0, got {}", strategy.name, spec.lr);
   return spec;
 }
 
@@ -50,6 +56,69 @@ uint64_t EggrollNoiseSeed(int64_t job_seed, uint64_t version, const std::string&
   uint64_t seed = 0;
   for (size_t i = 0; i < 16; ++i) seed = seed << 4 | static_cast<uint64_t>(digest[i] <= '9' ? digest[i] - '0' : digest[i] - 'a' + 10);
   return seed;
+}
+
+std::vector<int64_t> EggrollTotals(std::span<const EggrollTensor> tensors, std::span<const EggrollPart> parts, size_t elements) {
+  std::vector<int64_t> totals(elements, 0);
+  for (const EggrollPart& part : parts) {
+    for (const EggrollTensor& tensor : tensors) {
+      EggrollLayer layer = tensor.layer;
+      layer.seed = part.seed;
+      EggrollSum(layer, part.pairs, std::span(totals).subspan(tensor.first, layer.rows * layer.columns));
+    }
+  }
+  return totals;
+}
+
+EggrollSgd::EggrollSgd(const EggrollSpec& spec, DType dtype)
+    : dtype_(dtype), single_(EggrollStep(spec.lr, spec.sigma, static_cast<uint64_t>(spec.population), static_cast<uint32_t>(spec.rank))),
+      wide_(spec.lr * EggrollUnit(spec)) {}
+
+double EggrollUnit(const EggrollSpec& spec) {
+  return spec.sigma * 0x1p-20 / std::sqrt(static_cast<double>(spec.population) * static_cast<double>(spec.rank));
+}
+
+size_t EggrollLogBytes(int64_t clients, int64_t population) {
+  return static_cast<size_t>(clients) * sizeof(uint64_t) + static_cast<size_t>(population / 2) * sizeof(int32_t);
+}
+
+std::vector<std::byte> EggrollLog(std::span<const EggrollPart> parts, int64_t clients, int64_t population) {
+  std::vector<std::byte> log(EggrollLogBytes(clients, population));
+  const size_t pairs = static_cast<size_t>(population / clients / 2);
+  std::byte* slot = log.data();
+  for (const EggrollPart& part : parts) {
+    std::memcpy(slot, &part.seed, sizeof(part.seed));
+    slot += sizeof(part.seed);
+    for (const EggrollMember& pair : part.pairs) {
+      const auto weight = static_cast<int32_t>(pair.weight);
+      std::memcpy(slot + pair.member * sizeof(weight), &weight, sizeof(weight));
+    }
+    slot += pairs * sizeof(int32_t);
+  }
+  return log;
+}
+
+absl::StatusOr<std::vector<EggrollPart>> ParseEggrollLog(std::span<const std::byte> log, int64_t clients, int64_t population) {
+  if (log.size() != EggrollLogBytes(clients, population)) {
+    return DataLoss("fitness log: expected {} bytes of {} clients and {} members, got {}", EggrollLogBytes(clients, population), clients, population, log.size());
+  }
+  constexpr int32_t kMostOfAPair = int32_t{2} << 24;  // two members of |z| = 16
+  const size_t pairs = static_cast<size_t>(population / clients / 2);
+  std::vector<EggrollPart> parts;
+  const std::byte* slot = log.data();
+  for (int64_t k = 0; k < clients; ++k) {
+    EggrollPart part;
+    std::memcpy(&part.seed, slot, sizeof(part.seed));
+    slot += sizeof(part.seed);
+    for (size_t p = 0; p < pairs; ++p, slot += sizeof(int32_t)) {
+      int32_t weight = 0;
+      std::memcpy(&weight, slot, sizeof(weight));
+      if (weight > kMostOfAPair || weight < -kMostOfAPair) return DataLoss("fitness log: expected a weight of at most {}, got {}", kMostOfAPair, weight);
+      if (weight != 0) part.pairs.push_back({static_cast<uint32_t>(p), weight});
+    }
+    if (part.seed != 0 || !part.pairs.empty()) parts.push_back(std::move(part));
+  }
+  return parts;
 }
 
 void EggrollNoise(std::span<const EggrollTensor> tensors, uint64_t seed, uint32_t pair, std::span<float> noise) {

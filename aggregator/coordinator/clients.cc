@@ -170,6 +170,7 @@ void Coordinator::SendJobInfo(ClientRecord& client, const Job& job) {
     for (const std::string& name : job.runtime->strategy->version_vectors()) info.add_version_vectors(name);
     *info.mutable_update_layout() = LayoutToProto(job.runtime->update_layout);
     info.set_vectors_in_model(!job.runtime->strategy->in_place_of_model().empty());
+    info.set_fitness_bytes(job.runtime->strategy->fitness_bytes());
     info.set_mirrored_state(job.runtime->strategy->mirrored_state());
     info.set_client_state(job.runtime->strategy->client_state() != ClientStateKind::kNone);
   }

@@ -205,6 +205,10 @@ void Coordinator::RunCommit(CommitWork& work) {
   row.mutable_timing()->mutable_measured()->insert(measured.begin(), measured.end());
   for (const auto& [client, scalars] : commit.client_changes) batch.client_state.push_back(ParticipationRow(client, scalars));
   for (size_t i = 0; i < rows.size(); ++i) batch.client_vectors.emplace_back(whole[i].client, rows[i]);
+  if (runtime.strategy->fitness_bytes() > 0 && !whole.empty()) {
+    const std::vector<std::byte> log = runtime.strategy->whole_reducer()->FitnessLog({.layout = &runtime.layout, .updates = whole, .version = commit.version});
+    row.set_fitness(log.data(), log.size());
+  }
   row.set_registered(static_cast<uint64_t>(commit.registered));
   row.set_since_start_ns(absl::ToInt64Nanoseconds(commit.since_start));
   previous.reset();

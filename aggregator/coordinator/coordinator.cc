@@ -444,6 +444,40 @@ absl::StatusOr<SharedBytes> Coordinator::Vectors(const std::string&, const std::
   return made->Share(made);
 }
 
+absl::StatusOr<SharedBytes> Coordinator::Fitness(const std::string&, const std::string& id, uint64_t after, uint64_t version) {
+  v1::VersionRow latest;
+  size_t each = 0, model_bytes = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    const JobPtr job = FindJob(id);
+    if (job == nullptr) return NotFound("there is no job '{}'", id);
+    if (job->runtime == nullptr) return FailedPrecondition("job {} is not open", id);
+    each = job->runtime->strategy->fitness_bytes();
+    if (each == 0) return NotFound("job {}: versions of strategy '{}' do not follow from fitness", id, job->spec.strategy.name);
+    model_bytes = job->runtime->layout.total_bytes();
+    latest = job->latest;
+  }
+  if (after >= version || version > latest.info().version()) {
+    return NotFound("job {}: expected fitness after an earlier version up to {}, got after {} up to {}", id, latest.info().version(), after, version);
+  }
+  if (version - after > model_bytes / each) return NotFound("job {}: the logs of {} versions are longer than the model's {} bytes", id, version - after, model_bytes);
+  const auto logs = std::make_shared<std::vector<std::byte>>();
+  for (uint64_t v = after + 1; v <= version; ++v) {
+    v1::VersionRow row;
+    if (v != latest.info().version()) {
+      TRIB_ASSIGN_OR_RETURN(row, store_->GetVersion(id, v));
+    }
+    const std::string& log = v == latest.info().version() ? latest.fitness() : row.fitness();
+    if (log.size() != each) return NotFound("job {}: version {} has no fitness log", id, v);
+    const auto bytes = std::as_bytes(std::span(log));
+    logs->insert(logs->end(), bytes.begin(), bytes.end());
+  }
+  TRIB_ASSIGN_OR_RETURN(const SharedBytes made, Model("", id, version));
+  const auto digest = std::as_bytes(std::span(made.xxh3_128));
+  logs->insert(logs->end(), digest.begin(), digest.end());
+  return SharedBytes{*logs, Sha256Hex(*logs), Xxh3Digest(*logs), /*memfd=*/-1, logs};
+}
+
 absl::StatusOr<SharedBytes> Coordinator::ClientRow(const std::string& client, const std::string& id) {
   JobPtr job;
   {

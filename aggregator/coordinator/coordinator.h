@@ -90,6 +90,8 @@ class Coordinator {
   // What goes down with a version besides the model (Strategy::version_vectors), one after the other, of the model's type; or the one that
   // goes down in the model's place, in the model's flat form (Strategy::in_place_of_model).
   absl::StatusOr<SharedBytes> Vectors(const std::string& client, const std::string& job, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
+  // What makes `version` of version `after` (FetchModelRequest.fitness_after).
+  absl::StatusOr<SharedBytes> Fitness(const std::string& client, const std::string& job, uint64_t after, uint64_t version) ABSL_LOCKS_EXCLUDED(mutex_);
   // The client's row of a strategy that mirrors states (Strategy::mirrored_state).
   absl::StatusOr<SharedBytes> ClientRow(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);
   absl::StatusOr<SharedBytes> Artifact(const std::string& client, const std::string& job) ABSL_LOCKS_EXCLUDED(mutex_);

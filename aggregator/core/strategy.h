@@ -84,6 +84,8 @@ class Strategy {
   virtual std::vector<std::string> version_vectors() const { return {}; }
   // That one of them which goes down in the place of the model's trainable elements; "": the model itself goes down.
   virtual std::string in_place_of_model() const { return ""; }
+  // Size of a version's log, from which clients that have the version before make it themselves (WholeReducer::FitnessLog); 0: models go down.
+  virtual size_t fitness_bytes() const { return 0; }
   // Not kNone: updates carry kStateVersion, and weights() keeps the clients.
   virtual ClientStateKind client_state() const { return ClientStateKind::kNone; }
   // `buffers: local`: the model's buffers stay as they are, whatever updates bring. Of a model of adapters they are the server's own.

@@ -35,7 +35,7 @@ struct WholeInput {
   const TensorLayout* layout = nullptr;  // of the model
   std::span<const WholeUpdate> updates;  // at least one
   int64_t registered = 0;                // N
-  RowReader row;                         // set if the reducer keeps rows
+  RowReader row{};                       // set if the reducer keeps rows
   uint64_t version = 0;                  // that is being made
   std::span<const std::byte> previous{};  // the model before
   const RankSchedule* ranks = nullptr;   // Strategy::ranks
@@ -57,6 +57,8 @@ class WholeReducer {
   // `out`: as many elements as an update has floating ones, what takes the place of the mean (trainable: of Δ; buffers: of values). Of updates
   // that are not over the model's elements (Strategy::updates_are_of_model): one for each trainable element of the model.
   virtual absl::Status Reduce(const WholeInput& input, StrategyState& state, std::span<double> out) const = 0;
+  // What makes this version of the one before, where that is shorter than a model; empty: nothing does (Strategy::fitness_bytes).
+  virtual std::vector<std::byte> FitnessLog(const WholeInput&) const { return {}; }
   // After the server step: what it makes of buffers that are the server's, and what it has measured of the version, by name (may be null).
   virtual absl::Status Finish(const WholeInput&, std::span<std::byte> /*next*/, std::map<std::string, double>* /*measured*/) const { return absl::OkStatus(); }
 };

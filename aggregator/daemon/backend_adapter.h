@@ -26,6 +26,9 @@ class BackendAdapter final : public FederationBackend, public AdminBackend, publ
   absl::StatusOr<Blob> Model(const std::string& client, const std::string& job, uint64_t version) override {
     return ToBlob(coordinator_->Model(client, job, version));
   }
+  absl::StatusOr<Blob> Fitness(const std::string& client, const std::string& job, uint64_t after, uint64_t version) override {
+    return ToBlob(coordinator_->Fitness(client, job, after, version));
+  }
   absl::StatusOr<Blob> Vectors(const std::string& client, const std::string& job, uint64_t version) override {
     return ToBlob(coordinator_->Vectors(client, job, version));
   }

@@ -86,6 +86,10 @@ class FederationBackend {
   virtual void Detach(uint64_t session) = 0;
 
   virtual absl::StatusOr<Blob> Model(const std::string& client, const std::string& job, uint64_t version) = 0;
+  // What makes a version of an older one, `after` (FetchModelRequest.fitness_after). NOT_FOUND: nothing short does.
+  virtual absl::StatusOr<Blob> Fitness(const std::string&, const std::string& job, uint64_t /*after*/, uint64_t /*version*/) {
+    return NotFound("job {} has no fitness logs", job);
+  }
   // The vectors that go down with a version, one after the other. NOT_FOUND: there are none.
   virtual absl::StatusOr<Blob> Vectors(const std::string&, const std::string& job, uint64_t) { return NotFound("job {} has no vectors", job); }
   // What the server keeps a copy of, of this client's state. NOT_FOUND: nothing.

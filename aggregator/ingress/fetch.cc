@@ -69,6 +69,7 @@ class Fetch final : public FetchReactor {
 absl::StatusOr<Blob> FindBlob(FederationBackend& backend, const std::string& client, const v1::FetchModelRequest& request) {
   if (request.artifact()) return backend.Artifact(client, request.job());
   if (request.client_row()) return backend.ClientRow(client, request.job());
+  if (request.has_fitness_after()) return backend.Fitness(client, request.job(), request.fitness_after(), request.version());
   if (request.vectors()) return backend.Vectors(client, request.job(), request.version());
   return backend.Model(client, request.job(), request.version());
 }

@@ -35,6 +35,30 @@ absl::StatusOr<std::vector<double>> EggrollPopulation::Fitness(const Loss& loss,
   return fitness;
 }
 
+FitnessReplay::FitnessReplay(const EggrollSpec& spec, int64_t clients, const TensorLayout& model)
+    : spec_(spec), clients_(clients), tensors_(EggrollTensors(model, spec.rank)), elements_(model.trainable_count()), dtype_(model.float_dtype()) {}
+
+absl::StatusOr<FitnessReplay> FitnessReplay::Of(const JobSpec& job, const TensorLayout& model, size_t log_bytes) {
+  TRIB_ASSIGN_OR_RETURN(const EggrollSpec spec, EggrollSpec::Of(job.strategy));
+  const size_t expected = EggrollLogBytes(job.cohort.size, spec.population);
+  if (log_bytes != expected || model.total_bytes() != model.trainable_count() * DTypeBytes(model.float_dtype())) {
+    return InvalidArgument("fitness logs of {} bytes: expected {}, of {} clients with {} members, and a model of nothing but trainable elements", log_bytes, expected,
+                           job.cohort.size, spec.population);
+  }
+  return FitnessReplay(spec, job.cohort.size, model);
+}
+
+absl::Status FitnessReplay::Apply(std::span<const std::byte> log, std::span<std::byte> model) const {
+  TRIB_ASSIGN_OR_RETURN(const std::vector<EggrollPart> parts, ParseEggrollLog(log, clients_, spec_.population));
+  if (parts.empty()) return absl::OkStatus();
+  const std::vector<int64_t> totals = EggrollTotals(tensors_, parts, elements_);
+  std::vector<double> weights = WidenFloats(dtype_, model);
+  const EggrollSgd step(spec_, dtype_);
+  for (size_t i = 0; i < elements_; ++i) weights[i] = step(weights[i], static_cast<double>(totals[i]));
+  NarrowFloats(dtype_, weights, model);
+  return absl::OkStatus();
+}
+
 void ReturnFitness(DType dtype, std::span<const double> fitness, TrainResult* result) {
   result->update.resize(fitness.size() * DTypeBytes(dtype));
   NarrowFloats(dtype, fitness, result->update);

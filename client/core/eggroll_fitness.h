@@ -1,5 +1,6 @@
 // What a client of strategy `eggroll` returns: the fitness, −loss, of each of its members, by forward passes at W + s·(σ/√r)·Σ_k A_k·B_kᵀ (eggroll_spec.h). All members
 // see the same examples. Which arithmetic the loss is computed in is the learner's; what the server makes of fitness depends on nothing else.
+// FitnessReplay is the way back: what all clients' fitness makes of the model, as the server makes it.
 // Threads: values. Errors: INVALID_ARGUMENT for a job or an update layout that is none of eggroll's; INTERNAL for a loss that is not finite; CANCELLED.
 #pragma once
 
@@ -27,6 +28,24 @@ struct EggrollPopulation {
   // Loss at the model's weights + scale·noise; `noise`: over all trainable elements, the same for two calls with scales of unlike sign.
   using Loss = std::function<absl::StatusOr<double>(std::span<const float> noise, double scale)>;
   absl::StatusOr<std::vector<double>> Fitness(const Loss& loss, const std::function<bool(float)>& progress) const;
+};
+
+// Makes a version of the one before it, from that version's log (eggroll_spec.h).
+class FitnessReplay {
+ public:
+  // `log_bytes`: as the server says (JobInfo.fitness_bytes).
+  static absl::StatusOr<FitnessReplay> Of(const JobSpec& job, const TensorLayout& model, size_t log_bytes);
+  size_t log_bytes() const { return EggrollLogBytes(clients_, spec_.population); }
+  // `model`: the flat form, the version before when it comes and the next one when it goes. DATA_LOSS: no log.
+  absl::Status Apply(std::span<const std::byte> log, std::span<std::byte> model) const;
+
+ private:
+  FitnessReplay(const EggrollSpec& spec, int64_t clients, const TensorLayout& model);
+  EggrollSpec spec_;
+  int64_t clients_;
+  std::vector<EggrollTensor> tensors_;
+  size_t elements_;  // trainable ones
+  DType dtype_;
 };
 
 // The update that carries it, in the job's type, and the mean loss as a metric.

@@ -43,6 +43,7 @@ class Download {
     message.set_artifact(request_.artifact);
     message.set_client_row(request_.client_row);
     message.set_vectors(request_.vectors);
+    if (request_.fitness_after) message.set_fitness_after(*request_.fitness_after);
     grpc::ByteBuffer buffer;
     bool own = false;
     if (const grpc::Status made = grpc::SerializationTraits<v1::FetchModelRequest>::Serialize(message, &buffer, &own); !made.ok()) {
@@ -78,6 +79,7 @@ class Download {
   }
 
   std::string Name() const {
+    if (request_.fitness_after) return fmt::format("fitness of versions {} to {} of job '{}'", *request_.fitness_after + 1, request_.version, request_.job);
     if (request_.client_row) return fmt::format("own row of job '{}'", request_.job);
     return request_.artifact ? fmt::format("artifact of job '{}'", request_.job)
                              : fmt::format("{}version {} of job '{}'", request_.vectors ? "vectors of " : "", request_.version, request_.job);
@@ -144,7 +146,7 @@ class Download {
 
 absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& connection, const Identity& identity,
                                                                  const FetchRequest& request, const CancelCheck& cancelled) {
-  if (!request.artifact && !request.client_row && !connection.local_address().empty()) {
+  if (!request.artifact && !request.client_row && !request.fitness_after && !connection.local_address().empty()) {
     v1::FetchModelRequest message;
     message.set_job(request.job);
     message.set_version(request.version);
@@ -179,9 +181,37 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& con
   }
 }
 
-absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Identity& identity, const std::string& job, uint64_t version,
-                                                                     uint64_t bytes, const CancelCheck& cancelled) {
+std::shared_ptr<const FetchedObject> ModelCache::Replay(const Identity& identity, const std::string& job, uint64_t version, const Latest& from,
+                                                        const FitnessReplay& replay, const CancelCheck& cancelled) {
+  constexpr size_t kDigestBytes = 16;
+  const size_t logs_bytes = (version - from.version) * replay.log_bytes();
+  const auto logs = FetchObject(connection_, identity, {.job = job, .version = version, .fitness_after = from.version, .bytes = logs_bytes + kDigestBytes, .sha256 = ""},
+                                cancelled);
+  if (!logs.ok()) {
+    if (!absl::IsCancelled(logs.status())) TRIB_LOG(debug, "job '{}': version {} is fetched: {}", job, version, MessageOf(logs.status()));
+    return nullptr;
+  }
+  const std::span<const std::byte> bytes = (*logs)->bytes();
+  const auto model = std::make_shared<FetchedObject>(from.model->bytes().size());
+  std::copy(from.model->bytes().begin(), from.model->bytes().end(), model->writable().begin());
+  for (size_t at = 0; at < logs_bytes; at += replay.log_bytes()) {
+    if (const absl::Status applied = replay.Apply(bytes.subspan(at, replay.log_bytes()), model->writable()); !applied.ok()) {
+      TRIB_LOG(warn, "job '{}': version {} is fetched: {}", job, version, MessageOf(applied));
+      return nullptr;
+    }
+  }
+  const std::string digest = Xxh3Digest(model->bytes());
+  if (!std::ranges::equal(std::as_bytes(std::span(digest)), bytes.subspan(logs_bytes))) {
+    TRIB_LOG(warn, "job '{}': version {} is fetched: fitness after version {} makes another model here", job, version, from.version);
+    return nullptr;
+  }
+  return model;
+}
+
+absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Identity& identity, const std::string& job, uint64_t version, uint64_t bytes,
+                                                                     const CancelCheck& cancelled, const FitnessReplay* replay) {
   const std::pair<std::string, uint64_t> key(job, version);
+  Latest from;
   {
     absl::MutexLock lock(&mutex_);
     for (;;) {
@@ -193,9 +223,13 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Ident
       fetched_.WaitWithTimeout(&mutex_, absl::Milliseconds(100));
       if (cancelled() || connection_.cancelled()) return Cancelled("fetching version {} of job '{}' was cancelled", version, job);
     }
-    ++downloads_;
+    if (const auto found = latest_.find(job); found != latest_.end()) from = found->second;
+    const bool can = replay != nullptr && from.model != nullptr && from.version < version && connection_.local_address().empty();
+    if (!can || version - from.version >= bytes / replay->log_bytes()) from.model = nullptr;
   }
-  auto model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .client_row = false, .vectors = vectors_, .bytes = bytes, .sha256 = ""}, cancelled);
+  absl::StatusOr<std::shared_ptr<const FetchedObject>> model = nullptr;
+  if (from.model != nullptr) model = Replay(identity, job, version, from, *replay, cancelled);
+  if (*model == nullptr) model = FetchObject(connection_, identity, {.job = job, .version = version, .artifact = false, .client_row = false, .vectors = vectors_, .bytes = bytes, .sha256 = ""}, cancelled);
   absl::MutexLock lock(&mutex_);
   fetching_.erase(key);
   fetched_.SignalAll();
@@ -207,11 +241,6 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Ident
                                    [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
   }
   return model;
-}
-
-uint64_t ModelCache::downloads() const {
-  absl::MutexLock lock(&mutex_);
-  return downloads_;
 }
 
 absl::StatusOr<std::string> ArtifactStore::Get(const Identity& identity, const std::string& job, const std::string& sha256,

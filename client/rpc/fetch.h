@@ -17,11 +17,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
 #include <utility>
 
+#include "client/core/eggroll_fitness.h"
 #include "client/rpc/connection.h"
 #include "client/rpc/local_transfer.h"
 #include "common/large_bytes.h"
@@ -48,6 +50,7 @@ struct FetchRequest {
   bool artifact = false;
   bool client_row = false;   // the server's copy of this client's state
   bool vectors = false;      // what goes down with the version besides the model
+  std::optional<uint64_t> fitness_after{};  // instead: what makes the version of this one (FetchModelRequest)
   uint64_t bytes = 0;        // what the object must measure
   std::string sha256;        // of an artifact: what it must hash to. A version must hash to what the server's first chunk says
 };
@@ -61,9 +64,10 @@ class ModelCache {
  public:
   // `vectors`: keeps what goes down with versions besides the models.
   explicit ModelCache(Connection& connection, bool vectors = false) : connection_(connection), vectors_(vectors) {}
-  absl::StatusOr<std::shared_ptr<const FetchedObject>> Get(const Identity& identity, const std::string& job, uint64_t version,
-                                                           uint64_t bytes, const CancelCheck& cancelled);
-  uint64_t downloads() const;
+  // `replay`: of a job whose versions follow from fitness; borrowed for the call. A version that is a few after the one here is then made here,
+  // checked by its hash; where it cannot be, or the server is on the same host and hands out its memory, it is fetched.
+  absl::StatusOr<std::shared_ptr<const FetchedObject>> Get(const Identity& identity, const std::string& job, uint64_t version, uint64_t bytes,
+                                                           const CancelCheck& cancelled, const FitnessReplay* replay = nullptr);
 
  private:
   struct Latest {
@@ -71,13 +75,16 @@ class ModelCache {
     uint64_t used = 0;  // by use_, for eviction
     std::shared_ptr<const FetchedObject> model;
   };
+  // nullptr: fetch it.
+  std::shared_ptr<const FetchedObject> Replay(const Identity& identity, const std::string& job, uint64_t version, const Latest& from, const FitnessReplay& replay,
+                                              const CancelCheck& cancelled);
+
   Connection& connection_;
   const bool vectors_;
-  mutable absl::Mutex mutex_;
+  absl::Mutex mutex_;
   std::map<std::string, Latest> latest_ ABSL_GUARDED_BY(mutex_);
   std::set<std::pair<std::string, uint64_t>> fetching_ ABSL_GUARDED_BY(mutex_);
   uint64_t use_ ABSL_GUARDED_BY(mutex_) = 0;
-  uint64_t downloads_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::CondVar fetched_;
 };
 

@@ -111,6 +111,13 @@ std::shared_ptr<const Job> JobBook::Learn(const v1::JobInfo& info) {
     job->vectors_in_model = info.vectors_in_model();
     job->client_state = info.client_state();
     job->mirrored_state = info.mirrored_state();
+    if (info.fitness_bytes() != 0) {
+      if (absl::StatusOr<FitnessReplay> replay = FitnessReplay::Of(job->spec, job->layout, info.fitness_bytes()); replay.ok()) {
+        job->replay = *std::move(replay);
+      } else {
+        job->summary.problem = "this client cannot read the job: " + MessageOf(replay.status());
+      }
+    }
     if (job->vectors_in_model && job->version_vectors.size() != 1) {
       job->summary.problem = fmt::format("this client cannot read the job: {} vectors in the place of one model", job->version_vectors.size());
     }
@@ -154,7 +161,8 @@ absl::StatusOr<PreparedTask> Work::Prepare(const WorkContext& context, const Tas
   const size_t model_bytes = prepared.job->layout.total_bytes();
   const bool in_place = train && prepared.job->vectors_in_model;
   if (!in_place) {
-    TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, model_bytes, cancelled));
+    TRIB_ASSIGN_OR_RETURN(prepared.model, models_.Get(context.identity, task.job, task.version, model_bytes, cancelled,
+                                                      prepared.job->replay ? &*prepared.job->replay : nullptr));
   }
   if (!prepared.job->version_vectors.empty() && train) {
     const size_t bytes = in_place ? model_bytes : VectorBytes(*prepared.job) * prepared.job->version_vectors.size();

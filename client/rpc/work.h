@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "client/core/eggroll_fitness.h"
 #include "client/core/session.h"
 #include "client/data/client_state.h"
 #include "client/rpc/client_runtime.h"
@@ -38,6 +39,7 @@ struct Job {
   bool vectors_in_model = false;            // as JobInfo says
   bool client_state = false;
   std::string mirrored_state;
+  std::optional<FitnessReplay> replay;      // of jobs whose versions follow from fitness
   std::string artifact_sha256;
   uint64_t artifact_bytes = 0;
 };

@@ -24,7 +24,7 @@ constexpr RealRange kDecayRange{.low = 0};
 
 struct EggrollSettings {
   EggrollSpec spec;
-  double lr = 0, beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
+  double beta1 = 0, beta2 = 0, epsilon = 0, weight_decay = 0;
   bool adamw = false;
   bool by_client = false;
 };
@@ -47,34 +47,23 @@ class EggrollServerStep final : public ServerStep {
 
   void ApplyBlock(const StepBlock& block, StrategyState& state) const override {
     if (settings_.adamw) return AdamW(block, state);
-    const EggrollSpec& spec = settings_.spec;
-    const auto population = static_cast<uint64_t>(spec.population);
-    const auto rank = static_cast<uint32_t>(spec.rank);
-    const float step = EggrollStep(settings_.lr, spec.sigma, population, rank);
-    const double wide = settings_.lr * Unit();
-    for (size_t i = 0; i < block.model.size(); ++i) {
-      double& w = block.model[i];
-      w = block.dtype == DType::kF64 ? std::fma(wide, block.sums[i], w)
-                                     : static_cast<double>(std::fma(step, static_cast<float>(block.sums[i]), static_cast<float>(w)));
-    }
+    const EggrollSgd step(settings_.spec, block.dtype);
+    for (size_t i = 0; i < block.model.size(); ++i) block.model[i] = step(block.model[i], block.sums[i]);
   }
 
  private:
-  // −g is this times S.
-  double Unit() const { return settings_.spec.sigma * 0x1p-20 / std::sqrt(static_cast<double>(settings_.spec.population) * static_cast<double>(settings_.spec.rank)); }
-
   void AdamW(const StepBlock& block, StrategyState& state) const {
     double* first = state.vectors.at(kFirstMoment).data() + block.first;
     double* second = state.vectors.at(kSecondMoment).data() + block.first;
-    const double unit = Unit(), beta1 = settings_.beta1, beta2 = settings_.beta2;
+    const double lr = settings_.spec.lr, unit = EggrollUnit(settings_.spec), beta1 = settings_.beta1, beta2 = settings_.beta2;
     const double correction1 = 1 - WholePower(beta1, block.facts->version);
     const double correction2 = 1 - WholePower(beta2, block.facts->version);
     for (size_t i = 0; i < block.model.size(); ++i) {
       const double gradient = -unit * block.sums[i];
       first[i] = beta1 * first[i] + (1 - beta1) * gradient;
       second[i] = beta2 * second[i] + (1 - beta2) * (gradient * gradient);
-      const double decayed = block.model[i] * (1 - settings_.lr * settings_.weight_decay);
-      block.model[i] = decayed - settings_.lr * (first[i] / correction1) / (std::sqrt(second[i] / correction2) + settings_.epsilon);
+      const double decayed = block.model[i] * (1 - lr * settings_.weight_decay);
+      block.model[i] = decayed - lr * (first[i] / correction1) / (std::sqrt(second[i] / correction2) + settings_.epsilon);
     }
   }
 
@@ -96,41 +85,44 @@ void Standardise(std::span<double> fitness) {
 class EggrollSums final : public WholeReducer {
  public:
   explicit EggrollSums(const EggrollSettings& settings) : settings_(settings) {}
-  void set_job(int64_t seed, size_t members) {
+  void set_job(int64_t seed, int64_t clients) {
     seed_ = seed;
-    members_ = members;
+    clients_ = clients;
+    members_ = static_cast<size_t>(settings_.spec.population / clients);
   }
 
   absl::Status Reduce(const WholeInput& input, StrategyState&, std::span<double> out) const override {
+    const std::vector<int64_t> totals = EggrollTotals(EggrollTensors(*input.layout, settings_.spec.rank), Parts(input), out.size());
+    std::copy(totals.begin(), totals.end(), out.begin());  // exact: below 2^53
+    return absl::OkStatus();
+  }
+
+  std::vector<std::byte> FitnessLog(const WholeInput& input) const override { return EggrollLog(Parts(input), clients_, settings_.spec.population); }
+
+ private:
+  std::vector<EggrollPart> Parts(const WholeInput& input) const {
     std::vector<double> z;
     for (const WholeUpdate& update : input.updates) {
       for (size_t i = 0; i < members_; ++i) z.push_back(FloatAt(*input.layout, update.flat, i));  // of the model's type
       if (settings_.by_client) Standardise(std::span(z).last(members_));
     }
     if (!settings_.by_client) Standardise(z);
-    std::vector<int64_t> sums(out.size(), 0);
-    const std::vector<EggrollTensor> tensors = EggrollTensors(*input.layout, settings_.spec.rank);
+    std::vector<EggrollPart> parts;
     for (size_t k = 0; k < input.updates.size(); ++k) {
-      const uint64_t seed = EggrollNoiseSeed(seed_, input.version - 1, input.updates[k].client);
+      EggrollPart& part = parts.emplace_back();
+      part.seed = EggrollNoiseSeed(seed_, input.version - 1, input.updates[k].client);
       const std::span<const double> own = std::span(z).subspan(k * members_, members_);
-      std::vector<EggrollMember> pairs;
       for (uint32_t p = 0; p < members_ / 2; ++p) {
-        if (const int64_t weight = EggrollWeight(own[2 * p], 1) + EggrollWeight(own[2 * p + 1], -1); weight != 0) pairs.push_back({p, weight});
-      }
-      for (const EggrollTensor& tensor : tensors) {
-        EggrollLayer layer = tensor.layer;
-        layer.seed = seed;
-        EggrollSum(layer, pairs, std::span(sums).subspan(tensor.first, layer.rows * layer.columns));
+        if (const int64_t weight = EggrollWeight(own[2 * p], 1) + EggrollWeight(own[2 * p + 1], -1); weight != 0) part.pairs.push_back({p, weight});
       }
     }
-    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<double>(sums[i]);  // exact: below 2^53
-    return absl::OkStatus();
+    return parts;
   }
 
- private:
   EggrollSettings settings_;
   int64_t seed_ = 0;
-  size_t members_ = 0;  // of a client
+  int64_t clients_ = 1;  // of a version
+  size_t members_ = 0;   // of a client
 };
 
 class Eggroll final : public Strategy {
@@ -142,6 +134,8 @@ class Eggroll final : public Strategy {
   const ServerStep& server_step() const override { return step_; }
   const WeightRule& weights() const override { return *weights_; }
   bool updates_are_of_model() const override { return false; }
+  // AdamW's moments stay here, so models go down.
+  size_t fitness_bytes() const override { return settings_.adamw ? 0 : EggrollLogBytes(clients_, settings_.spec.population); }
 
   absl::StatusOr<TensorLayout> UpdateLayout(const TensorLayout& model) const override {
     const int64_t population = settings_.spec.population;
@@ -156,7 +150,7 @@ class Eggroll final : public Strategy {
   void set_job(const JobSpec& job) override {
     seed_ = job.seed;
     clients_ = std::max<int64_t>(1, job.cohort.size);
-    sums_.set_job(seed_, static_cast<size_t>(settings_.spec.population / clients_));
+    sums_.set_job(seed_, clients_);
   }
 
   absl::Status CheckJob(const JobSpec& job) const override {
@@ -208,7 +202,7 @@ std::vector<ParamInfo> EggrollParams() {
        .help = "members of a version, an even number for each client of the cohort: so many numbers travel up"},
       {.name = "sigma", .default_value = fmt::format("{}", spec.sigma), .range = kPositive.ToString(), .help = "size of the perturbations"},
       {.name = "rank", .default_value = fmt::format("{}", spec.rank), .range = fmt::format("[1, {}]", EggrollSpec::kMaxRank), .help = "of the perturbations"},
-      {.name = "lr", .default_value = "0.05", .range = kPositive.ToString(), .help = "rate of the server's step; the estimate is times sigma, not divided by it"},
+      {.name = "lr", .default_value = fmt::format("{}", spec.lr), .range = kPositive.ToString(), .help = "rate of the server's step; the estimate is times sigma, not divided by it"},
       {.name = "server", .default_value = "sgd", .range = "sgd|adamw", .help = "the server's step"},
       {.name = "center", .default_value = "global", .range = "global|client",
        .help = "fitness is standardised over all members of the version, or over each client's own (for clients whose losses are on unlike scales)"},
@@ -228,7 +222,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeEggroll(const StrategySpec& spec, 
   settings.spec.sigma = reader.Real("sigma", kPositive);
   settings.spec.rank = reader.Integer("rank", 1);
   if (settings.spec.rank > EggrollSpec::kMaxRank) reader.Fail("rank", fmt::format("expected 1 to {}", EggrollSpec::kMaxRank));
-  settings.lr = reader.Real("lr", kPositive);
+  settings.spec.lr = reader.Real("lr", kPositive);
   settings.adamw = reader.Choice("server") == "adamw";
   settings.by_client = reader.Choice("center") == "client";
   reader.Choice("noise");

@@ -2,9 +2,11 @@
 // that commit, vectors that travel. Every one over a restart.
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
+#include "client/core/eggroll_fitness.h"
 #include "common/digest.h"
 #include "tests/integration/coordinator/federation_fixture.h"
 
@@ -203,6 +205,44 @@ TEST_F(StrategiesTest, FedFixCommitsAtTicks) {
   Answer(a, 4);
   Answer(b, 2);
   AwaitState(job, v1::JOB_STATE_DONE);
+}
+
+TEST_F(StrategiesTest, FitnessMakesAVersionOfTheOneBefore) {
+  layout_ = *TensorLayout::Create({{.name = "w", .shape = {10}, .dtype = DType::kF32, .kind = TensorKind::kTrainable}});
+  const std::string job = Submit("strategy: {name: eggroll, population: 8}\nlocal: {solver: eggroll}", /*cohort=*/2, /*versions=*/3);
+  TestClient a = Attach("a"), b = Attach("b");
+  size_t read = 0;
+  const auto info = a.sink->Await([](const v1::ServerMessage& m) { return m.has_job(); }, &read);
+  ASSERT_TRUE(info.has_value());
+  ASSERT_EQ(info->job().fitness_bytes(), 2 * 8 + 4 * 4u);
+  const TensorLayout fitness = *LayoutFromProto(info->job().update_layout());
+  for (uint64_t version = 1; version <= 2; ++version) {
+    for (TestClient* client : {&a, &b}) {
+      const std::vector<float> values = {1, 2, client == &a ? 3.F : 0.F, static_cast<float>(version)};
+      const auto bytes = std::as_bytes(std::span(values));
+      ASSERT_THAT(Send(UploadOf(*client, AwaitTask(*client), fitness, {bytes.begin(), bytes.end()}, 1)), IsOk());
+    }
+    AwaitVersion(job, version);
+  }
+  const auto log = coordinator_->Fitness("a", job, 1, 2);
+  ASSERT_THAT(log, IsOk());
+  ASSERT_EQ(log->bytes.size(), info->job().fitness_bytes() + 16);
+  const auto replay = client::FitnessReplay::Of(*ParseJobSpec(info->job().spec_yaml(), "test"), layout_, info->job().fitness_bytes());
+  ASSERT_THAT(replay, IsOk());
+  const auto bytes_of = [&](uint64_t version) {
+    const SharedBytes model = *coordinator_->Model("a", job, version);
+    return std::vector<std::byte>(model.bytes.begin(), model.bytes.end());
+  };
+  std::vector<std::byte> model = bytes_of(1);
+  ASSERT_THAT(replay->Apply(log->bytes.first(info->job().fitness_bytes()), model), IsOk());
+  EXPECT_EQ(model, bytes_of(2));
+  EXPECT_NE(model, bytes_of(1));
+  const std::string digest = Xxh3Digest(model);
+  EXPECT_TRUE(std::ranges::equal(log->bytes.last(16), std::as_bytes(std::span(digest))));
+  EXPECT_THAT(coordinator_->Fitness("a", job, 0, 2), StatusIs(absl::StatusCode::kNotFound, HasSubstr("longer than the model's 40 bytes")));
+  EXPECT_THAT(coordinator_->Fitness("a", job, 2, 2), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(coordinator_->Fitness("a", job, 2, 3), StatusIs(absl::StatusCode::kNotFound));
+  EXPECT_THAT(coordinator_->Fitness("a", Submit(""), 0, 1), StatusIs(absl::StatusCode::kNotFound, HasSubstr("do not follow from fitness")));
 }
 
 TEST_F(StrategiesTest, ScaffoldSendsItsVectorDownAndTakesTwoUp) {

@@ -74,6 +74,27 @@ TEST_F(PopulationTest, FitnessIsTheLossAtEachMembersWeights) {
   EXPECT_EQ(x_, (std::vector<double>{.25, -.5, 2}));
 }
 
+TEST_F(PopulationTest, ALogMakesTheNextVersion) {
+  const absl::StatusOr<FitnessReplay> replay = FitnessReplay::Of(spec_, layout_, 8 + 3 * 4);
+  ASSERT_THAT(replay, IsOk());
+  const EggrollPart part{.seed = 11, .pairs = {{0, 1 << 20}, {2, -(3 << 19)}}};
+  std::vector<double> model = x_;
+  ASSERT_THAT(replay->Apply(EggrollLog({&part, 1}, 1, 6), std::as_writable_bytes(std::span(model))), IsOk());
+  std::vector<float> first(3), third(3);
+  const auto tensors = EggrollTensors(layout_, 2);
+  EggrollNoise(tensors, 11, 0, first);
+  EggrollNoise(tensors, 11, 2, third);
+  for (size_t i = 0; i < 3; ++i) {  // η·σ/√(N·r)·(1·first − 1.5·third), η = .05 by default
+    EXPECT_NEAR(model[i], x_[i] + .05 * .3 / std::sqrt(12.0) * (first[i] - 1.5 * third[i]), 1e-15) << i;
+  }
+  std::vector<double> same = x_;
+  ASSERT_THAT(replay->Apply(EggrollLog({}, 1, 6), std::as_writable_bytes(std::span(same))), IsOk());
+  EXPECT_EQ(same, x_);
+  EXPECT_THAT(replay->Apply({}, std::as_writable_bytes(std::span(same))), StatusIs(absl::StatusCode::kDataLoss));
+  EXPECT_EQ(same, x_);
+  EXPECT_THAT(FitnessReplay::Of(spec_, layout_, 12).status(), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected 20")));
+}
+
 TEST_F(PopulationTest, AnotherSeedIsAnotherPopulation) {
   TrainRequest other = Request();
   other.noise_seed = kNoiseSeed + 1;

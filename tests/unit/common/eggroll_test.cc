@@ -1,5 +1,6 @@
 #include "common/eggroll.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -8,9 +9,14 @@
 
 #include "common/eggroll_spec.h"
 #include "common/random_words.h"
+#include "tests/support/status_matchers.h"
 
 namespace tributary {
 namespace {
+
+using ::testing::HasSubstr;
+using tributary::testing::IsOk;
+using tributary::testing::StatusIs;
 
 constexpr EggrollLayer kLayer{.seed = 77, .layer = 3, .rank = 2, .rows = 133, .columns = 70};
 
@@ -148,6 +154,28 @@ TEST(EggrollSpecTest, MatricesAreTheTrainableTensorsByTheirFirstExtent) {
 TEST(EggrollSpecTest, TheSeedOfAClientsNoiseIsADigest) {
   EXPECT_EQ(EggrollNoiseSeed(7, 3, "client-2"), 0x59fb588166c9e737U);  // hashlib.sha256(b"eggroll|7|3|client-2")
   EXPECT_NE(EggrollNoiseSeed(7, 3, "client-2"), EggrollNoiseSeed(7, 4, "client-2"));
+}
+
+TEST(EggrollSpecTest, ALogGivesBackWhatWasWritten) {
+  constexpr int64_t kClients = 3, kPopulation = 18;
+  const std::vector<EggrollPart> parts = {{.seed = 0x8000000000000001U, .pairs = {{0, 1}, {2, -(int64_t{1} << 25)}}}, {.seed = 7, .pairs = {}}};
+  const std::vector<std::byte> log = EggrollLog(parts, kClients, kPopulation);
+  ASSERT_EQ(log.size(), 3 * 8 + 9 * 4u);
+  const auto read = ParseEggrollLog(log, kClients, kPopulation);
+  ASSERT_THAT(read, IsOk());
+  ASSERT_EQ(read->size(), 2u);
+  for (size_t k = 0; k < 2; ++k) {
+    EXPECT_EQ((*read)[k].seed, parts[k].seed);
+    ASSERT_EQ((*read)[k].pairs.size(), parts[k].pairs.size());
+    for (size_t p = 0; p < parts[k].pairs.size(); ++p) {
+      EXPECT_EQ((*read)[k].pairs[p].member, parts[k].pairs[p].member);
+      EXPECT_EQ((*read)[k].pairs[p].weight, parts[k].pairs[p].weight);
+    }
+  }
+  std::vector<std::byte> bad = log;
+  EXPECT_THAT(ParseEggrollLog(std::span(bad).first(59), kClients, kPopulation), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("60 bytes")));
+  bad[8 + 3] = std::byte{0x40};  // the first weight: 2^30 and something
+  EXPECT_THAT(ParseEggrollLog(bad, kClients, kPopulation), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("at most 33554432")));
 }
 
 TEST(EggrollSpecTest, ReadsItsSettingsAndRefusesOthers) {
