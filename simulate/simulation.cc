@@ -17,6 +17,7 @@
 #include "client/core/random.h"
 #include "common/check.h"
 #include "common/digest.h"
+#include "common/eggroll_spec.h"
 #include "simulate/availability.h"
 #include "simulate/channel.h"
 #include "simulate/commit_maker.h"
@@ -73,6 +74,7 @@ class Simulation {
   bool synchronous() const { return synchronous_; }
   bool traced() const { return !trace_.empty(); }
   absl::Status Post(aggregator::RoundEvent event);
+  uint64_t DownBytes(uint32_t client, uint64_t version) const;
   absl::Status Do(const aggregator::IssueTask& action);
   absl::Status Do(const aggregator::CancelTask& action);
   absl::Status Do(const aggregator::Fold& action);
@@ -295,12 +297,25 @@ absl::Status Simulation::Begin() {
   return absl::OkStatus();
 }
 
+// What the client fetches for its next task over TCP, if nobody shares its daemon.
+uint64_t Simulation::DownBytes(uint32_t client, uint64_t version) const {
+  const size_t model = layout_.total_bytes();
+  if (const size_t log = strategy_->fitness_bytes(); log > 0 && tasks_of_[client] > 0) {
+    const uint64_t versions = version - latest_[client].first;
+    if (versions == 0) return 0;
+    if (EggrollLogsAreShorter(versions, log, model)) return versions * log + kEggrollDigestBytes;
+  }
+  const size_t beside_model = vectors_.size() - (strategy_->in_place_of_model().empty() ? 0 : 1);
+  return model + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
+}
+
 absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   const uint32_t client = index_.at(action.client);
   SimulatedTask task;
   task.id = action.task;
   task.client = client;
   task.version = action.version;
+  result_.bytes_down += DownBytes(client, action.version);
   auto& [version, count] = latest_[client];
   count = version == action.version ? count : 0;
   version = action.version;
@@ -315,8 +330,6 @@ absl::Status Simulation::Do(const aggregator::IssueTask& action) {
   task.moe = maker_->moe();
   task.noise_seed = strategy_->noise_seed(action.client, action.version);
   task_of_[client] = action.task;
-  const size_t beside_model = vectors_.size() - (in_place.empty() ? 0 : 1);
-  result_.bytes_down += layout_.total_bytes() + beside_model * layout_.trainable_count() * DTypeBytes(layout_.float_dtype());
   const uint64_t k = tasks_of_[client]++;
   if (!traced()) {
     const std::optional<int64_t> ns = delays_->Nanoseconds(client, k, now_ns_);

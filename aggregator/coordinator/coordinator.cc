@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/crash_points.h"
+#include "common/eggroll_spec.h"
 #include "common/log.h"
 #include "proto/codec.h"
 
@@ -460,7 +461,7 @@ absl::StatusOr<SharedBytes> Coordinator::Fitness(const std::string&, const std::
   if (after >= version || version > latest.info().version()) {
     return NotFound("job {}: expected fitness after an earlier version up to {}, got after {} up to {}", id, latest.info().version(), after, version);
   }
-  if (version - after > model_bytes / each) return NotFound("job {}: the logs of {} versions are longer than the model's {} bytes", id, version - after, model_bytes);
+  if (!EggrollLogsAreShorter(version - after, each, model_bytes)) return NotFound("job {}: the logs of {} versions of {} bytes are not less than the model's {}", id, version - after, each, model_bytes);
   const auto logs = std::make_shared<std::vector<std::byte>>();
   for (uint64_t v = after + 1; v <= version; ++v) {
     v1::VersionRow row;

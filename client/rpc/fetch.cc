@@ -183,9 +183,8 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> FetchObject(Connection& con
 
 std::shared_ptr<const FetchedObject> ModelCache::Replay(const Identity& identity, const std::string& job, uint64_t version, const Latest& from,
                                                         const FitnessReplay& replay, const CancelCheck& cancelled) {
-  constexpr size_t kDigestBytes = 16;
   const size_t logs_bytes = (version - from.version) * replay.log_bytes();
-  const auto logs = FetchObject(connection_, identity, {.job = job, .version = version, .fitness_after = from.version, .bytes = logs_bytes + kDigestBytes, .sha256 = ""},
+  const auto logs = FetchObject(connection_, identity, {.job = job, .version = version, .fitness_after = from.version, .bytes = logs_bytes + kEggrollDigestBytes, .sha256 = ""},
                                 cancelled);
   if (!logs.ok()) {
     if (!absl::IsCancelled(logs.status())) TRIB_LOG(debug, "job '{}': version {} is fetched: {}", job, version, MessageOf(logs.status()));
@@ -225,7 +224,7 @@ absl::StatusOr<std::shared_ptr<const FetchedObject>> ModelCache::Get(const Ident
     }
     if (const auto found = latest_.find(job); found != latest_.end()) from = found->second;
     const bool can = replay != nullptr && from.model != nullptr && from.version < version && connection_.local_address().empty();
-    if (!can || version - from.version >= bytes / replay->log_bytes()) from.model = nullptr;
+    if (!can || !EggrollLogsAreShorter(version - from.version, replay->log_bytes(), bytes)) from.model = nullptr;
   }
   absl::StatusOr<std::shared_ptr<const FetchedObject>> model = nullptr;
   if (from.model != nullptr) model = Replay(identity, job, version, from, *replay, cancelled);

@@ -36,7 +36,9 @@ def main(bin_dir):
                                  strategy={"name": "eggroll", "population": POPULATION, "lr": .3, "server": server}, local={"solver": "eggroll"})
 
         file = job_file("sgd", VERSIONS)
-        simulator.command("simulate", file, "--clients", CLIENTS, "--out", simulator.work / "store", "--json")
+        simulated = json.loads(simulator.command("simulate", file, "--clients", CLIENTS, "--out", simulator.work / "store", "--json").stdout)
+        down = MODEL + (VERSIONS - 1) * (LOG + DIGEST)
+        check(simulated["bytes_down"] == CLIENTS * down, f"simulation: expected {CLIENTS} times {down} bytes down, got {simulated['bytes_down']}")
         listed = json.loads(simulator.command("state", "ls", "--store", simulator.work / "store", "--json").stdout)
         expected = {v["version"]: v["sha256"] for v in listed["versions"]}
 
@@ -46,7 +48,6 @@ def main(bin_dir):
             job = federation.cli("submit", file)["id"]
             shown = federation.wait_job(job)
             check(versions_of(federation, job) == expected, "the daemons' versions are not the simulation's")
-            down = MODEL + (VERSIONS - 1) * (LOG + DIGEST)
             check(shown["bytes_down"] == down, f"expected one model of {MODEL} bytes and {VERSIONS - 1} logs of {LOG + DIGEST}, {down} bytes, got {shown['bytes_down']}")
             check("another model" not in federation.log("client.log"), federation.log("client.log"))
 
@@ -71,7 +72,7 @@ def main(bin_dir):
             check(versions_of(federation, job) == expected, "deaths changed a version")
             check(shown["bytes_down"] < 4 * MODEL, f"expected at most three models and logs, got {shown['bytes_down'] / MODEL:.1f} models")
             check("another model" not in federation.log("client.log"), federation.log("client.log"))
-        print(f"{VERSIONS} versions of a model of {MODEL} bytes by logs of {LOG}: {down} bytes down for {CLIENTS} clients, {CLIENTS * VERSIONS * MODEL} as models")
+        print(f"{VERSIONS} versions of a model of {MODEL} bytes by logs of {LOG}: {down} bytes down, {VERSIONS * MODEL} as models")
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ TEST_F(StrategiesTest, FedFixCommitsAtTicks) {
 }
 
 TEST_F(StrategiesTest, FitnessMakesAVersionOfTheOneBefore) {
-  layout_ = *TensorLayout::Create({{.name = "w", .shape = {10}, .dtype = DType::kF32, .kind = TensorKind::kTrainable}});
+  layout_ = *TensorLayout::Create({{.name = "w", .shape = {24}, .dtype = DType::kF32, .kind = TensorKind::kTrainable}});
   const std::string job = Submit("strategy: {name: eggroll, population: 8}\nlocal: {solver: eggroll}", /*cohort=*/2, /*versions=*/3);
   TestClient a = Attach("a"), b = Attach("b");
   size_t read = 0;
@@ -239,7 +239,7 @@ TEST_F(StrategiesTest, FitnessMakesAVersionOfTheOneBefore) {
   EXPECT_NE(model, bytes_of(1));
   const std::string digest = Xxh3Digest(model);
   EXPECT_TRUE(std::ranges::equal(log->bytes.last(16), std::as_bytes(std::span(digest))));
-  EXPECT_THAT(coordinator_->Fitness("a", job, 0, 2), StatusIs(absl::StatusCode::kNotFound, HasSubstr("longer than the model's 40 bytes")));
+  EXPECT_THAT(coordinator_->Fitness("a", job, 0, 2), StatusIs(absl::StatusCode::kNotFound, HasSubstr("not less than the model's 96")));
   EXPECT_THAT(coordinator_->Fitness("a", job, 2, 2), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(coordinator_->Fitness("a", job, 2, 3), StatusIs(absl::StatusCode::kNotFound));
   EXPECT_THAT(coordinator_->Fitness("a", Submit(""), 0, 1), StatusIs(absl::StatusCode::kNotFound, HasSubstr("do not follow from fitness")));
