@@ -83,6 +83,7 @@ size_t EggrollLogBytes(int64_t clients, int64_t population) {
 }
 
 std::vector<std::byte> EggrollLog(std::span<const EggrollPart> parts, int64_t clients, int64_t population) {
+  if (parts.size() > static_cast<size_t>(clients)) return {};
   std::vector<std::byte> log(EggrollLogBytes(clients, population));
   const size_t pairs = static_cast<size_t>(population / clients / 2);
   std::byte* slot = log.data();

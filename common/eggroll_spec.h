@@ -80,6 +80,7 @@ size_t EggrollLogBytes(int64_t clients, int64_t population);
 inline constexpr size_t kEggrollDigestBytes = 16;  // what comes after the logs: XXH3-128 of the model they make
 // Whether the logs of so many versions, and the hash, are less than the model.
 inline bool EggrollLogsAreShorter(uint64_t versions, size_t log_bytes, size_t model_bytes) { return versions < model_bytes / (log_bytes + kEggrollDigestBytes); }
+// Empty, which is no log: more parts than slots.
 std::vector<std::byte> EggrollLog(std::span<const EggrollPart> parts, int64_t clients, int64_t population);
 // DATA_LOSS: of another size, or with a weight that no fitness has.
 absl::StatusOr<std::vector<EggrollPart>> ParseEggrollLog(std::span<const std::byte> log, int64_t clients, int64_t population);

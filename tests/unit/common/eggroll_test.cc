@@ -172,6 +172,7 @@ TEST(EggrollSpecTest, ALogGivesBackWhatWasWritten) {
       EXPECT_EQ((*read)[k].pairs[p].weight, parts[k].pairs[p].weight);
     }
   }
+  EXPECT_TRUE(EggrollLog(parts, 1, kPopulation).empty());
   std::vector<std::byte> bad = log;
   EXPECT_THAT(ParseEggrollLog(std::span(bad).first(59), kClients, kPopulation), StatusIs(absl::StatusCode::kDataLoss, HasSubstr("60 bytes")));
   bad[8 + 3] = std::byte{0x40};  // the first weight: 2^30 and something
