@@ -446,7 +446,8 @@ absl::StatusOr<SharedBytes> Coordinator::Vectors(const std::string&, const std::
 }
 
 absl::StatusOr<SharedBytes> Coordinator::Fitness(const std::string&, const std::string& id, uint64_t after, uint64_t version) {
-  v1::VersionRow latest;
+  uint64_t latest = 0;
+  std::string latest_log;  // and not its row, which has all contributors: every client asks for every version
   size_t each = 0, model_bytes = 0;
   {
     absl::MutexLock lock(&mutex_);
@@ -456,19 +457,20 @@ absl::StatusOr<SharedBytes> Coordinator::Fitness(const std::string&, const std::
     each = job->runtime->strategy->fitness_bytes();
     if (each == 0) return NotFound("job {}: versions of strategy '{}' do not follow from fitness", id, job->spec.strategy.name);
     model_bytes = job->runtime->layout.total_bytes();
-    latest = job->latest;
+    latest = job->latest.info().version();
+    latest_log = job->latest.fitness();
   }
-  if (after >= version || version > latest.info().version()) {
-    return NotFound("job {}: expected fitness after an earlier version up to {}, got after {} up to {}", id, latest.info().version(), after, version);
+  if (after >= version || version > latest) {
+    return NotFound("job {}: expected fitness after an earlier version up to {}, got after {} up to {}", id, latest, after, version);
   }
   if (!EggrollLogsAreShorter(version - after, each, model_bytes)) return NotFound("job {}: the logs of {} versions of {} bytes are not less than the model's {}", id, version - after, each, model_bytes);
   const auto logs = std::make_shared<std::vector<std::byte>>();
   for (uint64_t v = after + 1; v <= version; ++v) {
     v1::VersionRow row;
-    if (v != latest.info().version()) {
+    if (v != latest) {
       TRIB_ASSIGN_OR_RETURN(row, store_->GetVersion(id, v));
     }
-    const std::string& log = v == latest.info().version() ? latest.fitness() : row.fitness();
+    const std::string& log = v == latest ? latest_log : row.fitness();
     if (log.size() != each) return NotFound("job {}: version {} has no fitness log", id, v);
     const auto bytes = std::as_bytes(std::span(log));
     logs->insert(logs->end(), bytes.begin(), bytes.end());

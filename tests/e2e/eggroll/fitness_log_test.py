@@ -15,7 +15,7 @@ import generate as reference  # noqa: E402
 from harness import Federation  # noqa: E402
 from simulations import Simulator, check  # noqa: E402
 
-CLIENTS, PARAMETERS, POPULATION, VERSIONS, DEATH = 4, 600, 40, 12, 6
+CLIENTS, PARAMETERS, POPULATION, VERSIONS, DEATH = 4, 600, 40, 200, 10
 MODEL = 8 * PARAMETERS
 LOG = 8 * CLIENTS + 4 * POPULATION // 2
 DIGEST = 16
@@ -65,12 +65,14 @@ def main(bin_dir):
                 check(time.time() < end, f"version {DEATH} does not come")
             federation.kill_aggregator()
             federation.start_aggregator()
+            check(federation.cli("jobs", "show", job)["version"] < VERSIONS, "the job was over before the server died")
             client.kill()
             client.wait()
             clients_of(federation)
             shown = federation.wait_job(job)
             check(versions_of(federation, job) == expected, "deaths changed a version")
-            check(shown["bytes_down"] < 4 * MODEL, f"expected at most three models and logs, got {shown['bytes_down'] / MODEL:.1f} models")
+            most = 3 * MODEL + VERSIONS * (LOG + DIGEST)
+            check(shown["bytes_down"] <= most, f"expected at most three models and logs, {most} bytes down, got {shown['bytes_down']}")
             check("another model" not in federation.log("client.log"), federation.log("client.log"))
         print(f"{VERSIONS} versions of a model of {MODEL} bytes by logs of {LOG}: {down} bytes down, {VERSIONS * MODEL} as models")
 
