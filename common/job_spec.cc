@@ -15,6 +15,8 @@ namespace {
 
 constexpr int64_t kMaxCount = 1'000'000'000;
 constexpr int64_t kMaxCohort = 1'000'000;
+constexpr double kAdamWRate = 0.001;  // where a job names none
+constexpr int64_t kMaxTextWindow = int64_t{1} << 20;
 constexpr double kMaxDeadlineSeconds = 1e7;  // 115 days
 
 using Section = YamlSection;
@@ -48,11 +50,25 @@ void ReadData(YamlReader& top, DataSpec* data) {
   map.Choice("source", &data->source, {"fashion-mnist", "idx", "safetensors", "csv", "text"});
   map.reader().String("path", &data->path);
   map.reader().String("label", &data->label);
+  map.Int("window", &data->window, 2, kMaxTextWindow);
+  map.reader().String("tokenizer", &data->tokenizer);
+  map.reader().String("tokenizer_sha256", &data->tokenizer_sha256);
   map.Int("seed", &data->seed, 0, INT64_MAX);
-  for (const std::string_view key : {"path", "label", "partition"}) {
+  for (const std::string_view key : {"path", "label", "window", "tokenizer", "tokenizer_sha256", "partition"}) {
     if (map.Has(key) && !map.Has("source")) map.Fail(key, "means nothing without data.source");
   }
   if (map.Has("label") && data->source != "csv") map.Fail("label", fmt::format("only for source csv, not {}", data->source));
+  for (const std::string_view key : {"window", "tokenizer", "tokenizer_sha256"}) {
+    if (map.Has(key) && data->source != "text") map.Fail(key, fmt::format("only for source text, not {}", data->source));
+  }
+  if (map.Has("tokenizer") && data->tokenizer.empty()) map.Fail("tokenizer", "expected the path of a tokenizer.json on the client's machine, got an empty text");
+  if (map.Has("tokenizer_sha256")) {
+    const std::string& hash = data->tokenizer_sha256;
+    if (hash.size() != 64 || hash.find_first_not_of("0123456789abcdef") != std::string::npos) {
+      map.Fail("tokenizer_sha256", fmt::format("expected 64 digits of 0-9a-f, got '{}'", hash));
+    }
+    if (!map.Has("tokenizer")) map.Fail("tokenizer_sha256", "means nothing without tokenizer");
+  }
   if (map.Has("source") && data->source != "fashion-mnist" && data->path.empty()) {
     map.Fail("path", fmt::format("required with source {}: a file or folder on the client's machine", data->source));
   }
@@ -135,7 +151,9 @@ std::vector<T> ReadEach(Section& map, std::string_view key, std::string_view wan
 
 void ReadLocal(YamlReader& top, LocalSpec* local) {
   Section map(top.Map("local"));
-  map.Choice("solver", &local->solver, {"sgd", "exact", "eggroll"});
+  map.Choice("solver", &local->solver, {"sgd", "adamw", "exact", "eggroll"});
+  const bool adamw = local->solver == "adamw";
+  if (adamw) local->lr = kAdamWRate;
   map.Int("epochs", &local->epochs, 1, kMaxCount);
   if (map.Has("steps") && !map.reader().IsScalar("steps")) {
     local->client_steps = ReadEach<int64_t>(map, "steps", "integers from 1 to 1e9", [](const std::string& text, int64_t* out) {
@@ -157,6 +175,13 @@ void ReadLocal(YamlReader& top, LocalSpec* local) {
   }
   map.Double("momentum", &local->momentum, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
   map.Double("weight_decay", &local->weight_decay, "in [0, 1e6]", [](double v) { return v >= 0 && v <= 1e6; });
+  map.Double("beta1", &local->beta1, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
+  map.Double("beta2", &local->beta2, "in [0, 1)", [](double v) { return v >= 0 && v < 1; });
+  map.Double("epsilon", &local->epsilon, "in (0, 1]", [](double v) { return v > 0 && v <= 1; });
+  for (const std::string_view key : {"beta1", "beta2", "epsilon"}) {
+    if (map.Has(key) && !adamw) map.Fail(key, fmt::format("only for solver adamw, not {}", local->solver));
+  }
+  if (map.Has("momentum") && adamw) map.Fail("momentum", "only for solver sgd: adamw has beta1");
   map.Choice("precision", &local->precision, {"f32", "bf16"});
 }
 
@@ -298,6 +323,9 @@ std::string CanonicalYaml(const JobSpec& spec) {
     line("  ", "source", Quoted(spec.data.source));
     if (!spec.data.path.empty()) line("  ", "path", Quoted(spec.data.path));
     if (!spec.data.label.empty()) line("  ", "label", Quoted(spec.data.label));
+    if (spec.data.source == "text" && spec.data.window != DataSpec().window) line("  ", "window", number(spec.data.window));
+    if (!spec.data.tokenizer.empty()) line("  ", "tokenizer", Quoted(spec.data.tokenizer));
+    if (!spec.data.tokenizer_sha256.empty()) line("  ", "tokenizer_sha256", Quoted(spec.data.tokenizer_sha256));
     out += "  partition:\n";
     line("    ", "kind", Quoted(spec.data.partition.kind));
     if (spec.data.partition.kind == "dirichlet") line("    ", "alpha", number(spec.data.partition.alpha));
@@ -330,8 +358,13 @@ std::string CanonicalYaml(const JobSpec& spec) {
   }
   line("  ", "batch", number(spec.local.batch));
   line("  ", "lr", spec.local.client_lr.empty() ? number(spec.local.lr) : fmt::format("[{}]", fmt::join(spec.local.client_lr, ", ")));
-  line("  ", "momentum", number(spec.local.momentum));
+  if (spec.local.solver != "adamw") line("  ", "momentum", number(spec.local.momentum));
   line("  ", "weight_decay", number(spec.local.weight_decay));
+  if (spec.local.solver == "adamw") {
+    line("  ", "beta1", number(spec.local.beta1));
+    line("  ", "beta2", number(spec.local.beta2));
+    line("  ", "epsilon", number(spec.local.epsilon));
+  }
   if (spec.local.precision != LocalSpec{}.precision) line("  ", "precision", Quoted(spec.local.precision));
   line("", "dtype", spec.dtype == DType::kF64 ? "float64" : "float32");
   line("", "codec", spec.codec == "topk" ? fmt::format("{{kind: topk, fraction: {}}}", spec.topk_fraction) : Quoted(spec.codec));

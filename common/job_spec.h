@@ -48,9 +48,12 @@ struct PartitionSpec {
 };
 
 struct DataSpec {
-  std::string source;         // fashion-mnist | idx | safetensors | csv; empty: the learner brings its own data
+  std::string source;         // fashion-mnist | idx | safetensors | csv | text; empty: the learner brings its own data
   std::string path;           // file or folder on the *client's* machine
   std::string label;          // csv: the label column; empty: the last
+  int64_t window = 128;       // text: tokens of an example, the model's `input`
+  std::string tokenizer;         // text: a tokenizer.json (client/data/bpe.h) on the client's machine; empty: tokens are bytes
+  std::string tokenizer_sha256;  // of that file, in lower-case hex; empty: not looked at
   PartitionSpec partition;
   int64_t seed = 0;
   bool operator==(const DataSpec&) const = default;
@@ -89,8 +92,9 @@ struct LocalSpec {
   // One value for each client, in the order of the data's shards; empty: `steps` and `lr` are everybody's.
   std::vector<int64_t> client_steps;
   std::vector<double> client_lr;
-  double momentum = 0.0;
+  double momentum = 0.0;      // of sgd
   double weight_decay = 0.0;
+  double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;  // of adamw
   std::string precision = "f32";  // f32 | bf16: products and convolutions in bfloat16 (autocast), everything kept in the model's type
   bool operator==(const LocalSpec&) const = default;
   // Whether all clients make the same number of plain SGD steps at the same rate.

@@ -36,6 +36,17 @@ absl::Status CheckValues(const JobSpec& spec, const Strategy& strategy) {
   return absl::OkStatus();
 }
 
+// AdamW's steps are no multiples of gradients: rules that take a client's change for a sum of those do not go with it. (The momentum family wants sgd by itself.)
+absl::Status CheckSolver(const JobSpec& spec, const Strategy& strategy) {
+  if (spec.local.solver != "adamw") return absl::OkStatus();
+  for (const ScalarInfo& scalar : strategy.scalars()) {
+    if (scalar.name != kStepNorm && scalar.name != kInitialLoss) continue;
+    return InvalidArgument("local.solver: strategy '{}' takes an update for steps of gradients; expected sgd, got adamw", spec.strategy.name);
+  }
+  if (!strategy.sends_values()) return absl::OkStatus();
+  return InvalidArgument("local.solver: strategy '{}' has its own correction of the steps; expected sgd, got adamw", spec.strategy.name);
+}
+
 // Between who makes fitness values and who understands them, and what a model must be whose clients send nothing else.
 absl::Status CheckFitness(const JobSpec& spec, const Strategy& strategy, const TensorLayout& model) {
   const std::string& name = spec.strategy.name;
@@ -66,6 +77,7 @@ absl::Status CheckJob(const JobSpec& spec, const Strategy& strategy, const Tenso
   TRIB_RETURN_IF_ERROR(strategy.CheckJob(spec));
   TRIB_RETURN_IF_ERROR(CheckFitness(spec, strategy, model));
   TRIB_RETURN_IF_ERROR(CheckValues(spec, strategy));
+  TRIB_RETURN_IF_ERROR(CheckSolver(spec, strategy));
   return CheckCodec(spec, strategy, model);
 }
 

@@ -40,6 +40,10 @@ struct ParamInfo {
 };
 
 // A number that every update of a strategy carries besides its weight.
+// Numbers that only steps of gradients times a rate give a meaning to.
+inline constexpr const char* kStepNorm = "step_norm";        // ‖a_i‖₁ of the local steps (fednova)
+inline constexpr const char* kInitialLoss = "initial_loss";  // beside Δ = −lr·(sum of gradients) (qfedavg)
+
 struct ScalarInfo {
   std::string name;
   double low = 0;      // > low (low_open) or >= low, finite

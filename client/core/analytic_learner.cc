@@ -126,6 +126,7 @@ absl::StatusOr<TrainResult> AnalyticLearner::Train(const TrainRequest& request, 
   TRIB_RETURN_IF_ERROR(CheckModel(request, *problem));
   TRIB_ASSIGN_OR_RETURN(const LocalSpec local, request.spec->local.Of(request.shard));
   if (local.solver == kEggrollSolver) return TrainPopulation(request, *problem);
+  if (local.solver != "sgd" && local.solver != "exact") return InvalidArgument("local.solver: {} is for models of LibTorch; expected sgd or exact for this one", local.solver);
   TRIB_ASSIGN_OR_RETURN(const LocalRule rule, LocalRule::Make(request.spec->strategy, request.spec->local, request.shard));
   const DType dtype = request.spec->dtype;
   const size_t d = problem->dimension();
@@ -162,11 +163,14 @@ absl::StatusOr<TrainResult> AnalyticLearner::TrainPopulation(const TrainRequest&
   TRIB_ASSIGN_OR_RETURN(const EggrollPopulation population, EggrollPopulation::Of(request));
   x_ = WidenFloats(request.spec->dtype, request.model);
   std::vector<double> w(x_.size());
-  const auto loss = [&](std::span<const float> noise, double scale) -> absl::StatusOr<double> {
+  PairNoise pairs(population);
+  const auto loss = [&](size_t member, size_t) -> absl::StatusOr<std::vector<double>> {
+    const std::span<const float> noise = pairs.Of(EggrollPopulation::PairOf(member));
+    const double scale = population.ScaleOf(member);
     for (size_t i = 0; i < w.size(); ++i) w[i] = x_[i] + scale * static_cast<double>(noise[i]);
-    return problem.Loss(w);
+    return std::vector<double>{problem.Loss(w)};
   };
-  TRIB_ASSIGN_OR_RETURN(const std::vector<double> fitness, population.Fitness(loss, request.progress));
+  TRIB_ASSIGN_OR_RETURN(const std::vector<double> fitness, population.Fitness(/*at_once=*/1, loss, request.progress));
   TrainResult result;
   result.weight = problem.weight();
   result.examples = std::max<uint64_t>(1, static_cast<uint64_t>(std::llround(problem.weight())));

@@ -1,5 +1,6 @@
 #include "client/core/eggroll_fitness.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "client/core/widen.h"
@@ -22,17 +23,25 @@ absl::StatusOr<EggrollPopulation> EggrollPopulation::Of(const TrainRequest& requ
                            .scale = spec.sigma / std::sqrt(static_cast<double>(spec.rank))};
 }
 
-absl::StatusOr<std::vector<double>> EggrollPopulation::Fitness(const Loss& loss, const std::function<bool(float)>& progress) const {
-  std::vector<double> fitness(members);
-  std::vector<float> noise(elements);
-  for (size_t i = 0; i < members; ++i) {
-    if (i % 2 == 0) EggrollNoise(tensors, noise_seed, static_cast<uint32_t>(i / 2), noise);
-    TRIB_ASSIGN_OR_RETURN(const double value, loss(noise, i % 2 == 0 ? scale : -scale));
-    if (!std::isfinite(value)) return Internal("eggroll: the loss of member {} of {} is {}: lower strategy.sigma or strategy.lr", i, members, value);
-    fitness[i] = -value;
-    if (progress && !progress(static_cast<float>(i + 1) / static_cast<float>(members))) return Cancelled("eggroll: stopped after member {} of {}", i + 1, members);
+absl::StatusOr<std::vector<double>> EggrollPopulation::Fitness(size_t at_once, const Losses& losses, const std::function<bool(float)>& progress) const {
+  std::vector<double> fitness;
+  fitness.reserve(members);
+  while (fitness.size() < members) {
+    TRIB_ASSIGN_OR_RETURN(const std::vector<double> values, losses(fitness.size(), std::min(at_once, members - fitness.size())));
+    for (const double value : values) {
+      if (!std::isfinite(value)) return Internal("eggroll: the loss of member {} of {} is {}: lower strategy.sigma or strategy.lr", fitness.size(), members, value);
+      fitness.push_back(-value);
+    }
+    const size_t done = fitness.size();
+    if (progress && !progress(static_cast<float>(done) / static_cast<float>(members))) return Cancelled("eggroll: stopped after member {} of {}", done, members);
   }
   return fitness;
+}
+
+std::span<const float> PairNoise::Of(uint32_t pair) {
+  if (pair_ != pair) EggrollNoise(population_.tensors, population_.noise_seed, pair, noise_);
+  pair_ = pair;
+  return noise_;
 }
 
 FitnessReplay::FitnessReplay(const EggrollSpec& spec, int64_t clients, const TensorLayout& model)

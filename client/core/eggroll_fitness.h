@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -25,9 +26,26 @@ struct EggrollPopulation {
 
   static absl::StatusOr<EggrollPopulation> Of(const TrainRequest& request);
 
-  // Loss at the model's weights + scale·noise; `noise`: over all trainable elements, the same for two calls with scales of unlike sign.
-  using Loss = std::function<absl::StatusOr<double>(std::span<const float> noise, double scale)>;
-  absl::StatusOr<std::vector<double>> Fitness(const Loss& loss, const std::function<bool(float)>& progress) const;
+  // Member i has the noise of pair i / 2, times this.
+  static uint32_t PairOf(size_t member) { return static_cast<uint32_t>(member / 2); }
+  double ScaleOf(size_t member) const { return member % 2 == 0 ? scale : -scale; }
+
+  // The losses of members first … first + count − 1 at the model's weights + scale·noise; count is `at_once`, at the end less.
+  using Losses = std::function<absl::StatusOr<std::vector<double>>(size_t first, size_t count)>;
+  absl::StatusOr<std::vector<double>> Fitness(size_t at_once, const Losses& losses, const std::function<bool(float)>& progress) const;
+};
+
+// One pair's noise at a time, over all trainable elements, in memory. Borrows the population.
+class PairNoise {
+ public:
+  explicit PairNoise(const EggrollPopulation& population) : population_(population), noise_(population.elements) {}
+  // Valid until another pair is asked for.
+  std::span<const float> Of(uint32_t pair);
+
+ private:
+  const EggrollPopulation& population_;
+  std::vector<float> noise_;
+  std::optional<uint32_t> pair_;
 };
 
 // Makes a version of the one before it, from that version's log (eggroll_spec.h).

@@ -98,12 +98,22 @@ absl::StatusOr<at::Tensor> Batches::Loss(const at::Tensor& output, const Batch& 
     const int64_t steps = batch.x.size(1) - 1;
     return at::cross_entropy_loss(output.slice(1, 0, steps).reshape({rows * steps, -1}), batch.x.slice(1, 1).reshape({rows * steps}).to(at::kLong));
   }
-  const int64_t least = regression_ ? 1 : largest_label_ + 1;
-  if (output.dim() != 2 || output.size(0) != rows || output.size(1) < least || (regression_ && output.size(1) != 1)) {
-    return InvalidArgument("model: expected an output of shape [{}, {}{}], got [{}]", rows, least, regression_ ? "" : " or more",
-                           fmt::format("{}", fmt::join(output.sizes().vec(), ", ")));
-  }
+  TRIB_RETURN_IF_ERROR(CheckOutput(output, rows));
   return regression_ ? at::mse_loss(output, batch.y) : at::cross_entropy_loss(output, batch.y);
+}
+
+absl::StatusOr<at::Tensor> Batches::LossOfEach(const at::Tensor& output, const Batch& batch, int64_t members) const {
+  const int64_t rows = batch.x.size(0);
+  TRIB_RETURN_IF_ERROR(CheckOutput(output, members * rows));
+  const at::Tensor losses = regression_ ? at::mse_loss(output, batch.y.repeat({members, 1}), at::Reduction::None)
+                                        : at::cross_entropy_loss(output, batch.y.repeat({members}), {}, at::Reduction::None);
+  return losses.view({members, rows}).mean(1);
+}
+
+absl::Status Batches::CheckOutput(const at::Tensor& output, int64_t rows) const {
+  const int64_t least = regression_ ? 1 : largest_label_ + 1;
+  if (output.dim() == 2 && output.size(0) == rows && output.size(1) >= least && (!regression_ || output.size(1) == 1)) return absl::OkStatus();
+  return InvalidArgument("model: expected an output of shape [{}, {}{}], got [{}]", rows, least, regression_ ? "" : " or more", fmt::format("{}", fmt::join(output.sizes().vec(), ", ")));
 }
 
 double Batches::Correct(const at::Tensor& output, const Batch& batch) const {

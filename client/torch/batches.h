@@ -35,11 +35,15 @@ class Batches {
   Batch Gather(const at::Tensor& rows) const;
   // Mean loss over the batch: cross entropy of logits (of a language model over all positions that have a next one), or squared error. Checks the shape of `output` (a script's is known only now).
   absl::StatusOr<at::Tensor> Loss(const at::Tensor& output, const Batch& batch) const;
+  // The same for outputs [members·B, outputs] of that many models on this batch, model by model: [members] means. Not of language models.
+  absl::StatusOr<at::Tensor> LossOfEach(const at::Tensor& output, const Batch& batch, int64_t members) const;
   // How many examples of the batch `output` gets right; of a language model shares of them. Not for regression.
   double Correct(const at::Tensor& output, const Batch& batch) const;
 
  private:
   Batches() = default;
+  absl::Status CheckOutput(const at::Tensor& output, int64_t rows) const;
+
   const Dataset* data_ = nullptr;
   size_t count_ = 0;
   bool regression_ = false;

@@ -1,16 +1,16 @@
-// The only file that calls both LibTorch and the CUDA runtime. Nothing of libc10_cuda or libtorch_cuda is linked: the same program runs with
-// LibTorch for the CPU. Streams and the allocator are reached through the interfaces that libc10 has for all devices, which those libraries
-// fill in when they are loaded.
+// Nothing of libc10_cuda or libtorch_cuda is linked, here or elsewhere: the same program runs with LibTorch for the CPU. Streams and the allocator are
+// reached through the interfaces that libc10 has for all devices, which those libraries fill in when they are loaded.
 #include "client/torch/device_graph.h"
 
 #include <c10/core/impl/VirtualGuardImpl.h>
-#include <c10/util/Exception.h>
 
 #ifdef TRIBUTARY_CUDA
 #include <c10/core/Allocator.h>
 #include <c10/cuda/CUDACachingAllocator.h>  // and with it CUDA's runtime
 
 #include <atomic>
+
+#include "client/torch/device_stream.h"
 #endif
 
 namespace tributary::client {
@@ -49,13 +49,6 @@ using c10::cuda::CUDACachingAllocator::CUDAAllocator;
 
 CUDAAllocator* AllocatorOf(c10::Device device) { return static_cast<CUDAAllocator*>(c10::GetAllocator(device.type())); }
 
-void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  static_cast<void>(cudaGetLastError());
-  TORCH_CHECK_WITH(OutOfMemoryError, error != cudaErrorMemoryAllocation, "CUDA graph: ", what, ": ", cudaGetErrorString(error));
-  TORCH_CHECK(false, "CUDA graph: ", what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
-}
-
 // LibTorch numbers its own pools from 1 upwards.
 c10::MempoolId_t NextPoolId() {
   static std::atomic<uint64_t> next{uint64_t{1} << 62};
@@ -79,7 +72,7 @@ class CudaGraph final : public DeviceGraph {
     const c10::Device device = pool_->device;
     const c10::impl::VirtualGuardImpl guard(device.type());
     const c10::Stream stream = guard.getStream(device);
-    stream_ = static_cast<cudaStream_t>(guard.getStreamNativeHandle(stream));
+    stream_ = StreamOf(device);
     guard.synchronizeStream(stream);
     CUDAAllocator* const allocator = AllocatorOf(device);
     // Each beginAllocateToPool holds the pool until its releasePool.
@@ -88,12 +81,12 @@ class CudaGraph final : public DeviceGraph {
     cudaGraph_t graph = nullptr;
     try {
       // Other threads of this process go on with CUDA meanwhile: only this one's calls are watched.
-      Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "begin");
+      CheckCuda(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "CUDA graph: begin");
       body();
-      Check(cudaStreamEndCapture(stream_, &graph), "end");
+      CheckCuda(cudaStreamEndCapture(stream_, &graph), "CUDA graph: end");
       routed = false;
       allocator->endAllocateToPool(device.index(), pool_->id);
-      Check(cudaGraphInstantiate(&executable_, graph, 0), "instantiate");
+      CheckCuda(cudaGraphInstantiate(&executable_, graph, 0), "CUDA graph: instantiate");
       cudaGraphDestroy(graph);
     } catch (...) {
       cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
@@ -113,7 +106,7 @@ class CudaGraph final : public DeviceGraph {
       // The memory stays with the pool.
     }
   }
-  void Replay() override { Check(cudaGraphLaunch(executable_, stream_), "launch"); }
+  void Replay() override { CheckCuda(cudaGraphLaunch(executable_, stream_), "CUDA graph: launch"); }
 
  private:
   std::shared_ptr<GraphPool> pool_;

@@ -21,7 +21,7 @@ constexpr size_t kMaxRecorded = 8;
 
 RepeatedSteps::RepeatedSteps(c10::Device device) : device_(device), pool_(MakeGraphPool(device)) {}
 
-absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run) {
+absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run, LocalOptimizer& optimizer) {
   const LocalSpec& spec = run.spec;
   BatchOrder order(run.data.count(), static_cast<size_t>(spec.batch), run.seed);
   const uint64_t steps = spec.steps > 0 ? static_cast<uint64_t>(spec.steps) : static_cast<uint64_t>(spec.epochs) * order.batches_per_epoch();
@@ -36,14 +36,14 @@ absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run) {
     row += positions.size();
   }
   rows = rows.to(device_, /*non_blocking=*/true);
-  at::Tensor losses, velocity;
+  at::Tensor losses;
   {
     const at::NoGradGuard no_grad;
     const at::TensorOptions floats = run.model.trainable().options();
     losses = at::zeros({static_cast<int64_t>(steps)}, floats);
     if (!lr_.defined()) lr_ = at::empty({}, floats);
     lr_.fill_(spec.lr);
-    if (spec.momentum != 0) velocity = run.model.Scratch();
+    optimizer.Begin(run.model);
   }
   if (recorded_.size() > kMaxRecorded) recorded_.clear();
 
@@ -51,7 +51,7 @@ absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run) {
   int64_t first = 0;
   for (uint64_t step = 0; step < steps; ++step) {
     const auto size = static_cast<int64_t>(order.SizeAt(step));
-    Recorded& recorded = recorded_[{size, spec.momentum, spec.weight_decay, UsesBf16(spec)}];
+    Recorded& recorded = recorded_[{size, optimizer.Settings(), UsesBf16(spec)}];
     {
       const at::NoGradGuard no_grad;
       Batch batch = run.data.Gather(rows.narrow(0, first, size));
@@ -63,13 +63,13 @@ absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run) {
         recorded.batch.y.copy_(batch.y);
       }
     }
-    TRIB_RETURN_IF_ERROR(Step(run, recorded, velocity));
+    TRIB_RETURN_IF_ERROR(Step(run, recorded, optimizer));
     const at::NoGradGuard no_grad;
     losses.select(0, static_cast<int64_t>(step)).copy_(recorded.loss);
     first += size;
     ++outcome.steps;
     if (run.progress && !run.progress(static_cast<float>(step + 1) / static_cast<float>(steps))) {
-      return Cancelled("sgd: stopped after step {} of {}", step + 1, steps);
+      return Cancelled("{}: stopped after step {} of {}", spec.solver, step + 1, steps);
     }
   }
   const at::Tensor values = losses.to(at::kCPU, at::kDouble);
@@ -84,26 +84,26 @@ absl::StatusOr<LocalOutcome> RepeatedSteps::Run(const LocalRun& run) {
 }
 
 // As it is the first time, recorded the second, repeated from then on.
-absl::Status RepeatedSteps::Step(const LocalRun& run, Recorded& recorded, at::Tensor& velocity) {
-  if (recorded.uses++ == 0 || refused_ || !DeviceGraph::CanRecord(device_)) return Body(run, recorded, velocity);
+absl::Status RepeatedSteps::Step(const LocalRun& run, Recorded& recorded, LocalOptimizer& optimizer) {
+  if (recorded.uses++ == 0 || refused_ || !DeviceGraph::CanRecord(device_)) return Body(run, recorded, optimizer);
   if (recorded.graph == nullptr) {
     try {
       absl::Status status;
-      recorded.graph = DeviceGraph::Record(pool_, [&] { status = Body(run, recorded, velocity); });
+      recorded.graph = DeviceGraph::Record(pool_, [&] { status = Body(run, recorded, optimizer); });
       TRIB_RETURN_IF_ERROR(status);
     } catch (const c10::OutOfMemoryError&) {
       throw;
     } catch (const c10::Error& error) {
       refused_ = true;
       TRIB_LOG(warn, "a training step cannot be recorded for the GPU and is launched operation by operation: {}", FirstLine(error.what_without_backtrace()));
-      return Body(run, recorded, velocity);
+      return Body(run, recorded, optimizer);
     }
   }
   recorded.graph->Replay();
   return absl::OkStatus();
 }
 
-absl::Status RepeatedSteps::Body(const LocalRun& run, Recorded& recorded, at::Tensor& velocity) {
+absl::Status RepeatedSteps::Body(const LocalRun& run, Recorded& recorded, LocalOptimizer& optimizer) {
   at::Tensor& weights = run.model.trainable();
   at::Tensor& gradient = run.model.gradient();
   gradient.zero_();
@@ -111,9 +111,7 @@ absl::Status RepeatedSteps::Body(const LocalRun& run, Recorded& recorded, at::Te
   loss.backward();
   const at::NoGradGuard no_grad;
   recorded.loss.copy_(loss);
-  if (run.spec.weight_decay != 0) gradient.add_(weights, run.spec.weight_decay);
-  if (velocity.defined()) velocity.mul_(run.spec.momentum).add_(gradient);
-  weights.addcmul_(velocity.defined() ? velocity : gradient, lr_, -1);
+  optimizer.Step(weights, gradient, lr_);
   return absl::OkStatus();
 }
 

@@ -1,4 +1,4 @@
-// Plain SGD on a GPU at the GPU's pace: a step (forward, backward, update) is recorded for each size of minibatch and repeated
+// Plain minibatch steps on a GPU at the GPU's pace: a step (forward, backward, update) is recorded for each size of minibatch and repeated
 // (device_graph.h), the order of a whole task goes to the device at once, and losses come back once, at the end.
 //
 // The recordings belong to one model, whose operations do not depend on values (Model::repeatable), and serve all of its tasks. A step that
@@ -10,8 +10,10 @@
 
 #include <map>
 #include <memory>
+#include <string>
 
 #include "client/torch/device_graph.h"
+#include "client/torch/local/optimizer.h"
 #include "client/torch/local/solver.h"
 
 namespace tributary::client {
@@ -20,12 +22,12 @@ class RepeatedSteps {
  public:
   explicit RepeatedSteps(c10::Device device);
   // The whole of a plain run; errors as solver.h, but a loss that is not finite is seen when the run is over.
-  absl::StatusOr<LocalOutcome> Run(const LocalRun& run);
+  absl::StatusOr<LocalOutcome> Run(const LocalRun& run, LocalOptimizer& optimizer);
 
  private:
   struct Key {
     int64_t batch = 0;
-    double momentum = 0, weight_decay = 0;
+    std::string optimizer;  // its settings
     bool bf16 = false;
     auto operator<=>(const Key&) const = default;
   };
@@ -35,8 +37,8 @@ class RepeatedSteps {
     at::Tensor loss;    // and its result, []
     std::unique_ptr<DeviceGraph> graph;
   };
-  absl::Status Step(const LocalRun& run, Recorded& recorded, at::Tensor& velocity);
-  absl::Status Body(const LocalRun& run, Recorded& recorded, at::Tensor& velocity);
+  absl::Status Step(const LocalRun& run, Recorded& recorded, LocalOptimizer& optimizer);
+  absl::Status Body(const LocalRun& run, Recorded& recorded, LocalOptimizer& optimizer);
 
   const c10::Device device_;
   const std::shared_ptr<GraphPool> pool_;

@@ -192,11 +192,15 @@ void TrainableModel::Freeze() {
   loaded_ = at::Tensor();
 }
 
-at::Tensor& TrainableModel::Scratch() {
+at::Tensor TrainableModel::Scratch(size_t index) {
   const at::NoGradGuard no_grad;
-  if (!scratch_.defined()) scratch_ = at::empty(gradient_.sizes(), gradient_.options());
-  scratch_.zero_();
-  return scratch_;
+  while (scratch_.size() <= index) scratch_.push_back(at::empty(gradient_.sizes(), gradient_.options()));
+  return scratch_[index].zero_();
+}
+
+at::Tensor TrainableModel::ScratchNumber(size_t index) {
+  while (numbers_.size() <= index) numbers_.push_back(at::empty({}, gradient_.options()));
+  return numbers_[index];
 }
 
 }  // namespace tributary::client

@@ -56,8 +56,9 @@ class TrainableModel {
   at::Tensor& gradient() { return gradient_; }    // [trainable_count]
   at::Tensor buffers() { return floats_.narrow(0, trainable_.size(0), floats_.size(0) - trainable_.size(0)); }  // a view
   at::Tensor& counters() { return counters_; }
-  // A zeroed vector of the gradient's size that outlives one task (momentum and the like).
-  at::Tensor& Scratch();
+  // What outlives one task for an optimizer's state, in memory that stays: a vector of the gradient's size, zeroed; a number, [].
+  at::Tensor Scratch(size_t index);
+  at::Tensor ScratchNumber(size_t index);
 
  private:
   TrainableModel() = default;
@@ -65,7 +66,8 @@ class TrainableModel {
 
   std::unique_ptr<Model> model_;
   TensorLayout layout_;
-  at::Tensor floats_, trainable_, gradient_, counters_, loaded_, scratch_;
+  at::Tensor floats_, trainable_, gradient_, counters_, loaded_;
+  std::vector<at::Tensor> scratch_, numbers_;
 };
 
 }  // namespace tributary::client

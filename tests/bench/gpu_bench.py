@@ -1,6 +1,6 @@
 """The learner on one GPU beside PyTorch on the same GPU, in one sitting: a table and one JSON document.
 
-usage: gpu_bench.py [--build DIR] [--rounds 40] [--only cohort|simulate|step]     DIR: build/release-cuda
+usage: gpu_bench.py [--build DIR] [--rounds 40] [--only cohort|simulate|step|population]     DIR: build/release-cuda
 
 cohort: virtual clients trained a second. 890,410 parameters (four convolutions, two dense layers), random 32x32x3 images, 50 a client, batch 10,
 one epoch (5 SGD steps), cohort 50. Arms: our cohort, updates copied to the host included; our learner, client after client; PyTorch: a plain
@@ -8,6 +8,8 @@ loop, torch.func.vmap over the cohort, the same in a CUDA graph (their results s
 simulate: the same clients in `tributary simulate`: engine, fold in double precision and commit included, evaluation of 1 in 10 images at the end too.
 step: one training step in a row. resnet18 (32x32, stem of 3x3, batch 128): images a second; a transformer of 6 layers of width 512 over 128 bytes
 (batch 32): tokens a second. PyTorch does the same operations, forward, backward and SGD with momentum, in a CUDA graph.
+population: members of an EGGROLL client a second (159,010 parameters of 784-200-10, rank 1, one minibatch of 100, 4,096 members; a member is one
+forward pass). PyTorch: a loop over members whose weights W + σ·A·Bᵀ are made in memory, and all members in one product, x·Wᵀ + σ·(x·B)·Aᵀ, with signs drawn by torch.randint.
 PyTorch's own precision settings hold for both: TF32 in convolutions, not in products.
 """
 import argparse
@@ -245,12 +247,49 @@ def step_in_torch(net, x, y, steps=50):
     return 1 / rate(task, 3, steps, warm=1)
 
 
+def population_in_torch(members=4096, batch=100, sigma=.05):
+    device = torch.device("cuda")
+    w1, w2 = torch.randn(200, 784, device=device) * .03, torch.randn(10, 200, device=device) * .06
+    b1, b2 = torch.zeros(200, device=device), torch.zeros(10, device=device)
+    x, y = torch.randn(batch, 784, device=device), torch.randint(0, 10, (batch,), device=device)
+
+    def signs(*shape):
+        return torch.randint(0, 2, shape, device=device, dtype=torch.float32).mul_(2).sub_(1)
+
+    def noise(pairs):
+        return [signs(pairs, 200), signs(pairs, 784), signs(pairs, 200), signs(pairs, 10), signs(pairs, 200), signs(pairs, 10)]
+
+    @torch.no_grad()
+    def loop():
+        losses = torch.empty(members, device=device)
+        for pair in range(members // 2):
+            a1, c1, n1, a2, c2, n2 = (t[0] for t in noise(1))
+            for k, s in enumerate((sigma, -sigma)):
+                h = F.relu(F.linear(x, w1 + s * a1[:, None] * c1[None], b1 + s * n1))
+                losses[2 * pair + k] = F.cross_entropy(F.linear(h, w2 + s * a2[:, None] * c2[None], b2 + s * n2), y)
+        return losses.cpu()
+
+    scale = sigma * torch.tensor([1., -1.], device=device).repeat(members // 2)[:, None]
+    labels = y.repeat(members)
+
+    @torch.no_grad()
+    def batched():
+        a1, c1, n1, a2, c2, n2 = (t.repeat_interleave(2, 0) for t in noise(members // 2))
+        inner = (x @ c1.T).T[:, :, None] * scale[:, :, None]  # [members, batch, 1]
+        h = F.relu(F.linear(x, w1, b1)[None] + inner * a1[:, None] + (scale * n1)[:, None])
+        inner = torch.einsum("mbh,mh->mb", h, c2)[:, :, None] * scale[:, :, None]
+        out = F.linear(h, w2, b2) + inner * a2[:, None] + (scale * n2)[:, None]
+        return F.cross_entropy(out.view(members * batch, 10), labels, reduction="none").view(members, batch).mean(1).cpu()
+
+    return {"loop": rate(loop, 1, members, warm=1), "one product": rate(batched, 20, members)}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, default=ROOT / "build/release-cuda")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=["cohort", "simulate", "step"])
+    parser.add_argument("--only", choices=["cohort", "simulate", "step", "population"])
     a = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("no CUDA device")
@@ -293,6 +332,15 @@ def main():
                 mine_rate = statistics.median(r["examples_per_s"] for r in good) * per_step / batch
                 result["step"][model]["ratio"] = mine_rate / theirs
                 print(f"step    {model:<12} {mine_rate:>11,.0f} {unit}/s   PyTorch in a graph {theirs:>11,.0f}   ours is {mine_rate / theirs:.3f} x", file=sys.stderr)
+    if a.only in (None, "population"):
+        mine = [ours(a, "population", "--members", 4096) for _ in range(a.runs)]
+        theirs = [population_in_torch() for _ in range(a.runs)]
+        good = [r["members_per_s"] for r in mine if "error" not in r]
+        failed |= not good
+        result["population"] = {"ours": mine, "torch": theirs}
+        for name in theirs[0] if good else ():
+            value = statistics.median(r[name] for r in theirs)
+            print(f"members {name:<14} {value:>11,.0f} members/s   ours {statistics.median(good):>11,.0f}, {statistics.median(good) / value:.2f} x", file=sys.stderr)
     print(json.dumps(result))
     return 1 if failed else 0
 

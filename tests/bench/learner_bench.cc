@@ -3,6 +3,8 @@
 //       clients trained a second, updates on the host included: side by side, and the same one after the other; largest difference of their updates
 //   learner_bench step   [--device cuda] [--model resnet18] [--params k=v,…] [--batch 128] [--steps 50] [--precision f32]
 //       examples (of a language model tokens) a second of local SGD in one task, the task's beginning and end included
+//   learner_bench population [--device cuda] [--model mlp] [--params k=v,…] [--members 4096] [--rank 1] [--batch 100] [--steps 1] [--rounds 5]
+//       members of an EGGROLL client a second: forward passes over steps minibatches each
 // Data are random. Each model is warmed up by whole calls before what is timed.
 #include <fmt/format.h>
 
@@ -19,6 +21,7 @@
 
 #include "client/core/random.h"
 #include "client/torch/learner.h"
+#include "common/eggroll_spec.h"
 
 namespace tributary::client {
 namespace {
@@ -177,6 +180,35 @@ void Step(const Flags& flags) {
              examples * static_cast<double>(length) / best, loss);
 }
 
+void Population(const Flags& flags) {
+  JobSpec spec = JobOf(flags, "mlp");
+  spec.strategy = {.name = "eggroll", .params = {{"rank", Text(flags, "rank", "1")}}};
+  spec.local.solver = kEggrollSolver;
+  spec.local.batch = Number(flags, "batch", 100);
+  spec.local.steps = Number(flags, "steps", 1);
+  const int64_t members = Number(flags, "members", 4096), rounds = Number(flags, "rounds", 5);
+  const FlatModel model = Need(InitialModel(spec));
+  const TensorLayout update =
+      Need(TensorLayout::Create({{.name = kEggrollFitness, .shape = {members}, .dtype = DType::kF32, .kind = TensorKind::kTrainable}}));
+  const auto count = static_cast<size_t>(spec.local.batch * spec.local.steps);
+  Dataset data{.all = RandomExamples({1, 28, 28}, count, 10, false), .indices = {}};
+  for (size_t i = 0; i < count; ++i) data.indices.push_back(static_cast<uint32_t>(i));
+  const auto learner = Need(MakeTorchLearner({.device = Text(flags, "device", "cuda")}));
+  TrainRequest request = RequestOf(spec, model, 1);
+  request.update_layout = &update;
+  double loss = 0;
+  const auto task = [&] {
+    ++request.noise_seed;
+    loss = Need(learner->Train(request, &data)).metrics.at("train_loss");
+  };
+  task();
+  double best = 1e300;
+  for (int64_t round = 0; round < rounds; ++round) best = std::min(best, Seconds(task));
+  fmt::print("{{\"what\": \"population\", \"device\": \"{}\", \"model\": \"{}\", \"parameters\": {}, \"members\": {}, \"batch\": {}, \"steps\": {}, \"members_per_s\": {:.1f}, "
+             "\"train_loss\": {:.5f}}}\n",
+             learner->device(), spec.model.zoo, model.layout.trainable_count(), members, spec.local.batch, spec.local.steps, static_cast<double>(members) / best, loss);
+}
+
 int Main(int argc, char** argv) {
   Flags flags;
   for (int i = 2; i + 1 < argc; i += 2) flags[std::string(argv[i]).substr(2)] = argv[i + 1];
@@ -185,8 +217,10 @@ int Main(int argc, char** argv) {
     Cohort(flags);
   } else if (what == "step") {
     Step(flags);
+  } else if (what == "population") {
+    Population(flags);
   } else {
-    Die("usage: learner_bench cohort|step [--name value …]");
+    Die("usage: learner_bench cohort|step|population [--name value …]");
   }
   return 0;
 }

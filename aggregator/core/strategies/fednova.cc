@@ -6,8 +6,6 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr const char* kStepNorm = "step_norm";
-
 class NovaWeight final : public WeightRule {
  public:
   explicit NovaWeight(bool uniform) : uniform_(uniform) {}

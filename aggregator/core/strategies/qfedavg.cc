@@ -8,13 +8,12 @@
 namespace tributary::aggregator {
 namespace {
 
-constexpr const char* kLoss = "initial_loss";
 constexpr const char* kNorm = "sum_squares";
-constexpr double kLossFloor = 1e-10;  // of the paper's code: F^{q−1} at F = 0
+constexpr double kInitialLossFloor = 1e-10;  // of the paper's code: F^{q−1} at F = 0
 constexpr RealRange kQRange{.low = 0};
 constexpr RealRange kLipschitzRange{.low = 0, .low_open = true};
 
-double Loss(const Scalars& scalars) { return scalars.at(kLoss) + kLossFloor; }
+double Loss(const Scalars& scalars) { return scalars.at(kInitialLoss) + kInitialLossFloor; }
 
 class FairWeight final : public WeightRule {
  public:
@@ -64,7 +63,7 @@ absl::StatusOr<std::unique_ptr<Strategy>> MakeQFedAvg(const StrategySpec& spec, 
   TRIB_RETURN_IF_ERROR(reader.Finish());
   return Assemble({.step = std::make_unique<FairStep>(server_lr, q, lipschitz),
                    .weights = std::make_unique<FairWeight>(q),
-                   .scalars = {{.name = kLoss, .low = 0, .help = "the client's mean loss at the model it started from"}},
+                   .scalars = {{.name = kInitialLoss, .low = 0, .help = "the client's mean loss at the model it started from"}},
                    .norm_scalar = kNorm});
 }
 

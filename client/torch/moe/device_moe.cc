@@ -6,11 +6,11 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/autograd/custom_function.h>
 
 #include "client/cuda/moe_permute.h"
 #include "client/cuda/router_topk.h"
+#include "client/torch/device_stream.h"
 #endif
 
 namespace tributary::client {
@@ -18,33 +18,22 @@ namespace tributary::client {
 #ifdef TRIBUTARY_CUDA
 namespace {
 
-cudaStream_t StreamOf(const at::Tensor& tensor) {
-  const c10::impl::VirtualGuardImpl guard(tensor.device().type());
-  return static_cast<cudaStream_t>(guard.getStreamNativeHandle(guard.getStream(tensor.device())));
-}
-
-void Check(cudaError_t error, const char* what) {
-  if (error == cudaSuccess) return;
-  static_cast<void>(cudaGetLastError());
-  TORCH_CHECK(false, "mixture of experts: ", what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
-}
-
 RowType TypeOf(const at::Tensor& rows) { return rows.scalar_type() == at::kBFloat16 ? RowType::kBf16 : RowType::kF32; }
 
 at::Tensor Gather(const at::Tensor& x, const at::Tensor& token) {
   at::Tensor gathered = at::empty({token.size(0), x.size(1)}, x.options());
   const auto row_bytes = static_cast<size_t>(x.size(1)) * x.element_size();
-  Check(LaunchMoeGather(x.const_data_ptr(), token.const_data_ptr<int64_t>(), token.size(0), row_bytes, gathered.mutable_data_ptr(), StreamOf(x)), "gather");
+  CheckCuda(LaunchMoeGather(x.const_data_ptr(), token.const_data_ptr<int64_t>(), token.size(0), row_bytes, gathered.mutable_data_ptr(), StreamOf(x.device())), "mixture of experts: gather");
   return gathered;
 }
 
 // `gates` undefined: 1.
 at::Tensor Combine(const at::Tensor& y, const at::Tensor& gates, const at::Tensor& place, int64_t top_k) {
   at::Tensor out = at::empty({place.size(0) / top_k, y.size(1)}, y.options());
-  Check(LaunchMoeCombine({.type = TypeOf(y), .y = y.const_data_ptr(), .gates = gates.defined() ? gates.const_data_ptr<float>() : nullptr,
+  CheckCuda(LaunchMoeCombine({.type = TypeOf(y), .y = y.const_data_ptr(), .gates = gates.defined() ? gates.const_data_ptr<float>() : nullptr,
                           .place = place.const_data_ptr<int32_t>(), .tokens = out.size(0), .top_k = static_cast<int>(top_k), .width = y.size(1), .out = out.mutable_data_ptr()},
-                         StreamOf(y)),
-        "combine");
+                         StreamOf(y.device())),
+        "mixture of experts: combine");
   return out;
 }
 
@@ -74,11 +63,11 @@ struct CombineFunction : torch::autograd::Function<CombineFunction> {
     const at::Tensor &y = saved[0], &gates = saved[1], &place = saved[2];
     const at::Tensor dout = gradients[0].to(y.scalar_type()).contiguous();
     at::Tensor dy = at::empty_like(y), dgates = at::empty_like(gates);
-    Check(LaunchMoeCombineBackward({.type = TypeOf(y), .dout = dout.const_data_ptr(), .y = y.const_data_ptr(), .gates = gates.const_data_ptr<float>(),
+    CheckCuda(LaunchMoeCombineBackward({.type = TypeOf(y), .dout = dout.const_data_ptr(), .y = y.const_data_ptr(), .gates = gates.const_data_ptr<float>(),
                                     .place = place.const_data_ptr<int32_t>(), .tokens = gates.size(0), .top_k = static_cast<int>(gates.size(1)), .width = y.size(1),
                                     .dy = dy.mutable_data_ptr(), .dgates = dgates.mutable_data_ptr<float>()},
-                                   StreamOf(y)),
-          "derivative of combine");
+                                   StreamOf(y.device())),
+          "mixture of experts: derivative of combine");
     return {dy, dgates, {}};
   }
 };
@@ -97,18 +86,18 @@ DeviceRouting RouteOnDevice(const at::Tensor& logits, const at::Tensor& bias, si
   DeviceRouting routing{.scores = at::empty({tokens, experts}, shape(at::kFloat)), .chosen = {}, .counts = at::zeros({experts}, shape(at::kInt)),
                         .token = at::empty({choices}, shape(at::kLong)), .offsets = at::empty({experts + 1}, shape(at::kLong)), .place = at::empty({choices}, shape(at::kInt))};
   at::Tensor chosen = at::empty({tokens, static_cast<int64_t>(top_k)}, shape(at::kInt)), gates = at::empty({tokens, static_cast<int64_t>(top_k)}, shape(at::kFloat));
-  const cudaStream_t stream = StreamOf(rows);
-  Check(LaunchRouterTopK({.logits = rows.const_data_ptr<float>(), .bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr, .tokens = tokens,
+  const cudaStream_t stream = StreamOf(rows.device());
+  CheckCuda(LaunchRouterTopK({.logits = rows.const_data_ptr<float>(), .bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr, .tokens = tokens,
                           .experts = static_cast<int>(experts), .top_k = static_cast<int>(top_k), .sigmoid = score == Score::kSigmoid,
                           .scores = routing.scores.mutable_data_ptr<float>(), .chosen = chosen.mutable_data_ptr<int32_t>(), .gates = gates.mutable_data_ptr<float>(),
                           .threshold = nullptr, .counts = routing.counts.mutable_data_ptr<int32_t>()},
                          stream),
-        "router");
-  Check(LaunchMoeDispatch({.chosen = chosen.const_data_ptr<int32_t>(), .counts = routing.counts.const_data_ptr<int32_t>(), .tokens = tokens,
+        "mixture of experts: router");
+  CheckCuda(LaunchMoeDispatch({.chosen = chosen.const_data_ptr<int32_t>(), .counts = routing.counts.const_data_ptr<int32_t>(), .tokens = tokens,
                            .experts = static_cast<int>(experts), .top_k = static_cast<int>(top_k), .token = routing.token.mutable_data_ptr<int64_t>(),
                            .offsets = routing.offsets.mutable_data_ptr<int64_t>(), .place = routing.place.mutable_data_ptr<int32_t>()},
                           stream),
-        "dispatch");
+        "mixture of experts: dispatch");
   routing.chosen = chosen.to(at::kLong);
   return routing;
 }

@@ -116,6 +116,14 @@ TEST_F(PopulationTest, UpdatesThatAreNoFitnessAreRefused) {
   EXPECT_THAT(learner_.Train(request, &data_), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("even number")));
 }
 
+TEST_F(PopulationTest, ASolverOfLibTorchsModelsIsRefused) {
+  TrainRequest request = Request();
+  request.update_layout = nullptr;
+  spec_.strategy = {};
+  spec_.local.solver = "adamw";
+  EXPECT_THAT(learner_.Train(request, &data_), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected sgd or exact")));
+}
+
 TEST_F(PopulationTest, ALossThatIsNotFiniteNamesTheMember) {
   x_[0] = 1e200;
   EXPECT_THAT(learner_.Train(Request(), &data_), StatusIs(absl::StatusCode::kInternal, HasSubstr("member 0 of 6")));

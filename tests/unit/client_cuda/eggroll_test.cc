@@ -16,7 +16,7 @@ using ::tributary::testing::GpuMissing;
 using ::tributary::testing::ToDevice;
 using ::tributary::testing::ToHost;
 
-const EggrollLayer kLayers[] = {{1, 0, 1, 1, 1}, {2, 7, 1, 64, 128}, {3, 1, 4, 133, 70}, {0xFFFFFFFFFFFFFFFF, 9, 32, 31, 257}};
+const EggrollLayer kLayers[] = {{1, 0, 1, 1, 1}, {2, 7, 1, 64, 128}, {3, 1, 4, 133, 70}, {0xFFFFFFFFFFFFFFFF, 9, 32, 31, 257}};  // rank 32: the largest of a forward pass
 
 std::vector<float> Normals(size_t count, uint64_t seed) {
   CounterRandom random(seed);
@@ -42,26 +42,49 @@ TEST(CudaEggrollTest, UpdatesAsTheReferenceDoes) {
 
 TEST(CudaEggrollTest, PerturbsOutputsAsTheReferenceDoes) {
   TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
-  constexpr size_t kBatch = 9;
+  constexpr int64_t kMembers = 5, kRowsOfEach = 7;
+  constexpr uint32_t kFirst = 3;
+  constexpr float kScale = 0.3F;
   for (const EggrollLayer& layer : kLayers) {
-    const std::vector<float> x = Normals(kBatch * layer.columns, 4), scale = Normals(kBatch, 6);
-    std::vector<float> y = Normals(kBatch * layer.rows, 5);
-    std::vector<uint32_t> member;
-    for (uint32_t row = 0; row < kBatch; ++row) member.push_back(row * 1000);
-    const auto device_x = ToDevice(x), device_scale = ToDevice(scale), device_y = ToDevice(y);
-    const auto device_member = ToDevice(member);
-    const EggrollForwardWork work{.layer = layer, .member = device_member.get(), .scale = device_scale.get(), .x = device_x.get(), .y = device_y.get(), .batch = kBatch};
-    ASSERT_EQ(LaunchEggrollForward(work, nullptr), cudaSuccess);
-    for (size_t row = 0; row < kBatch; ++row) {
-      EggrollForward(layer, member[row], scale[row], std::span(x).subspan(row * layer.columns, layer.columns), std::span(y).subspan(row * layer.rows, layer.rows));
+    EggrollLayer bias = layer;
+    bias.layer += 1;
+    bias.columns = 1;
+    for (const bool shared : {true, false}) {  // the first layer's input is that of all members
+      const int64_t batch = kMembers * kRowsOfEach, inputs = shared ? kRowsOfEach : batch;
+      const std::vector<float> x = Normals(static_cast<size_t>(inputs) * layer.columns, 4), base = Normals(static_cast<size_t>(inputs) * layer.rows, 5);
+      const auto device_x = ToDevice(x), device_base = ToDevice(base), device_y = ToDevice(std::vector<float>(static_cast<size_t>(batch) * layer.rows));
+      const EggrollForwardWork work{.weight = layer, .bias = bias, .first = kFirst, .members = kMembers, .rows = kRowsOfEach, .scale = kScale, .x = device_x.get(),
+                                    .base = device_base.get(), .inputs = inputs, .y = device_y.get(), .relu = shared};
+      ASSERT_EQ(LaunchEggrollForward(work, nullptr), cudaSuccess);
+      std::vector<float> expected;
+      for (int64_t row = 0; row < batch; ++row) {
+        const auto member = static_cast<uint32_t>(kFirst + row / kRowsOfEach);
+        const float scale = member % 2 == 0 ? kScale : -kScale, one = 1;
+        const auto input = static_cast<size_t>(row % inputs);
+        std::vector<float> y(base.begin() + static_cast<std::ptrdiff_t>(input * layer.rows), base.begin() + static_cast<std::ptrdiff_t>((input + 1) * layer.rows));
+        EggrollForward(layer, member / 2, scale, std::span(x).subspan(input * layer.columns, layer.columns), y);
+        EggrollForward(bias, member / 2, scale, std::span(&one, 1), y);
+        for (const float value : y) expected.push_back(shared ? std::fmax(value, 0.0F) : value);
+      }
+      EXPECT_EQ(ToHost(device_y, expected.size()), expected) << layer.rows << "x" << layer.columns << ", rank " << layer.rank << ", shared " << shared;
     }
-    EXPECT_EQ(ToHost(device_y, y.size()), y) << layer.rows << "x" << layer.columns << ", rank " << layer.rank;
   }
 }
 
 TEST(CudaEggrollTest, SizesOutOfRangeAreRefused) {
   TRIB_REQUIRE_OR_SKIP("gpu", GpuMissing());
-  EXPECT_EQ(LaunchEggrollForward({.layer = {1, 0, 33, 4, 4}, .batch = 1}, nullptr), cudaErrorInvalidValue);
+  const EggrollForwardWork good{.weight = {1, 0, 32, 4, 4}, .bias = {1, 1, 32, 4, 1}, .first = 0, .members = 0, .rows = 2, .scale = 1, .x = nullptr, .base = nullptr, .inputs = 2, .y = nullptr};
+  EXPECT_EQ(LaunchEggrollForward(good, nullptr), cudaSuccess) << "nothing to do";
+  EggrollForwardWork work = good;
+  work.weight.rank = work.bias.rank = 33;
+  EXPECT_EQ(LaunchEggrollForward(work, nullptr), cudaErrorInvalidValue);
+  work = good;
+  work.bias.rows = 5;
+  EXPECT_EQ(LaunchEggrollForward(work, nullptr), cudaErrorInvalidValue);
+  work = good;
+  work.members = 3;
+  work.inputs = 4;
+  EXPECT_EQ(LaunchEggrollForward(work, nullptr), cudaErrorInvalidValue);
   EXPECT_EQ(LaunchEggrollUpdate({1, 0, 1, 4, 4}, nullptr, 0, 1, nullptr, nullptr), cudaErrorInvalidValue);
 }
 

@@ -18,12 +18,12 @@ using ::testing::HasSubstr;
 using testing::StatusIs;
 
 // Softmax regression by hand in double: w [classes, features], then b [classes], as the layout of `linear` has them.
-class ReferenceSgd {
+class ReferenceSteps {
  public:
-  ReferenceSgd(std::vector<double> weights, const Dataset& data, int64_t classes)
-      : w_(std::move(weights)), velocity_(w_.size(), 0), data_(data), classes_(static_cast<size_t>(classes)) {}
+  ReferenceSteps(std::vector<double> weights, const Dataset& data, int64_t classes)
+      : w_(std::move(weights)), velocity_(w_.size(), 0), squares_(w_.size(), 0), data_(data), classes_(static_cast<size_t>(classes)) {}
 
-  // One step of SGD on the examples at `positions`; the mean loss before it.
+  // One step on the examples at `positions`; the mean loss before it.
   double Step(std::span<const uint32_t> positions, const LocalSpec& spec) {
     const size_t features = data_.all->example_elements();
     std::vector<double> gradient(w_.size(), 0);
@@ -46,18 +46,28 @@ class ReferenceSgd {
         gradient[classes_ * features + c] += error;
       }
     }
+    ++steps_;
     for (size_t i = 0; i < w_.size(); ++i) {
-      velocity_[i] = spec.momentum * velocity_[i] + gradient[i] + spec.weight_decay * w_[i];
-      w_[i] -= spec.lr * velocity_[i];
+      if (spec.solver == "adamw") {  // torch.optim.AdamW's documentation, line by line
+        w_[i] -= spec.lr * spec.weight_decay * w_[i];
+        velocity_[i] = spec.beta1 * velocity_[i] + (1 - spec.beta1) * gradient[i];
+        squares_[i] = spec.beta2 * squares_[i] + (1 - spec.beta2) * gradient[i] * gradient[i];
+        const double first = velocity_[i] / (1 - std::pow(spec.beta1, steps_)), second = squares_[i] / (1 - std::pow(spec.beta2, steps_));
+        w_[i] -= spec.lr * first / (std::sqrt(second) + spec.epsilon);
+      } else {
+        velocity_[i] = spec.momentum * velocity_[i] + gradient[i] + spec.weight_decay * w_[i];
+        w_[i] -= spec.lr * velocity_[i];
+      }
     }
     return loss / static_cast<double>(positions.size());
   }
   const std::vector<double>& weights() const { return w_; }
 
  private:
-  std::vector<double> w_, velocity_;
+  std::vector<double> w_, velocity_, squares_;
   const Dataset& data_;
   size_t classes_;
+  int steps_ = 0;
 };
 
 JobSpec SmallLinear(DType dtype) {
@@ -69,24 +79,31 @@ JobSpec SmallLinear(DType dtype) {
   return spec;
 }
 
-struct SgdCase {
+struct StepsCase {
   const char* name;
   double momentum;
   double weight_decay;
+  const char* solver = "sgd";
 };
-class SgdReferenceTest : public ::testing::TestWithParam<SgdCase> {};
+class StepsReferenceTest : public ::testing::TestWithParam<StepsCase> {};
 
-TEST_P(SgdReferenceTest, AgreesInDoubleWithTheHandWrittenOne) {
+TEST_P(StepsReferenceTest, AgreesInDoubleWithTheHandWrittenOne) {
   JobSpec spec = SmallLinear(DType::kF64);
+  spec.local.solver = GetParam().solver;
+  spec.local.beta2 = 0.99;
+  spec.local.epsilon = 1e-3;
   spec.local.momentum = GetParam().momentum;
   spec.local.weight_decay = GetParam().weight_decay;
   TRIB_ASSERT_OK_AND_ASSIGN(const FlatModel model, InitialModel(spec));
   ASSERT_EQ(model.layout.float_dtype(), DType::kF64);
   const Dataset data = Classes(14, {5}, 3);
-  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, CpuLearner()->Train(RequestFor(spec, model, 77), &data));
+  const auto learner = CpuLearner();
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult result, learner->Train(RequestFor(spec, model, 77), &data));
+  TRIB_ASSERT_OK_AND_ASSIGN(const TrainResult again, learner->Train(RequestFor(spec, model, 77), &data));
+  EXPECT_TRUE(again.update == result.update) << "moments of one task are in the next";
 
   const std::vector<double> initial = Floats<double>(model.bytes, 18);
-  ReferenceSgd reference(initial, data, 3);
+  ReferenceSteps reference(initial, data, 3);
   BatchOrder order(14, 4, 77);
   double loss = 0;
   for (uint64_t step = 0; step < 3 * order.batches_per_epoch(); ++step) {
@@ -101,8 +118,9 @@ TEST_P(SgdReferenceTest, AgreesInDoubleWithTheHandWrittenOne) {
   EXPECT_EQ(result.examples, 14U);
 }
 
-INSTANTIATE_TEST_SUITE_P(Parameters, SgdReferenceTest,
-                         ::testing::Values(SgdCase{"Plain", 0, 0}, SgdCase{"Momentum", 0.9, 0}, SgdCase{"Decay", 0, 0.1}, SgdCase{"Both", 0.5, 0.01}),
+INSTANTIATE_TEST_SUITE_P(Parameters, StepsReferenceTest,
+                         ::testing::Values(StepsCase{"Plain", 0, 0}, StepsCase{"Momentum", 0.9, 0}, StepsCase{"Decay", 0, 0.1}, StepsCase{"Both", 0.5, 0.01},
+                                           StepsCase{"AdamW", 0, 0, "adamw"}, StepsCase{"AdamWDecay", 0, 0.1, "adamw"}),
                          [](const auto& info) { return std::string(info.param.name); });
 
 TEST(BatchOrderTest, VisitsEveryExampleOnceInEachEpoch) {

@@ -155,9 +155,11 @@ TEST(JobSpecTest, Float64BringsItsCodec) {
   EXPECT_EQ(spec.codec, "f64");
 }
 
-TEST(JobSpecTest, CodecsPrivacyAndSamplingSurviveTheCanonicalText) {
+TEST(JobSpecTest, WhatJobsAddSurvivesTheCanonicalText) {
   for (const std::string rest :
-       {"cohort: {size: 2}\ncodec: int8\n", "cohort: {size: 2}\ncodec: {kind: topk, fraction: 0.05}\n", "cohort: {size: 2}\ncodec: topk\n",
+       {"cohort: {size: 2}\nlocal: {solver: adamw, steps: 3, weight_decay: 0.1, beta1: 0.8, beta2: 0.95, epsilon: 1e-6}\n", "cohort: {size: 2}\nlocal: {solver: adamw}\n",
+        "cohort: {size: 2}\ndata: {source: text, path: a, window: 64, tokenizer: t.json, tokenizer_sha256: "
+        "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef}\n", "cohort: {size: 2}\ncodec: int8\n", "cohort: {size: 2}\ncodec: {kind: topk, fraction: 0.05}\n", "cohort: {size: 2}\ncodec: topk\n",
         "cohort: {size: 2, population: 10}\nprivacy: {clip: 0.5, epsilon: 3, delta: 1e-6, epsilon_budget: 8}\n",
         "cohort: {sampling: poisson, rate: 0.3, population: 100}\nprivacy: {clip: 2, noise_multiplier: 1.5, delta: 1e-6, insecure_seed: true}\n",
         "cohort: {size: 2}\nprivacy: {mechanism: gaussian, placement: local, clip: 1, noise_multiplier: 1, delta: 1e-5, adjacency: replace}\n",
@@ -169,6 +171,13 @@ TEST(JobSpecTest, CodecsPrivacyAndSamplingSurviveTheCanonicalText) {
     TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec again, ParseJobSpec(CanonicalYaml(spec), "canonical"));
     EXPECT_EQ(again, spec) << CanonicalYaml(spec);
   }
+}
+
+TEST(JobSpecTest, AdamWHasARateOfItsOwn) {
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec spec, ParseJobSpec("name: n\nmodel: {zoo: cnn}\ncohort: {size: 2}\nlocal: {solver: adamw}\n", "j"));
+  EXPECT_EQ(spec.local.lr, 0.001);
+  TRIB_ASSERT_OK_AND_ASSIGN(const JobSpec given, ParseJobSpec("name: n\nmodel: {zoo: cnn}\ncohort: {size: 2}\nlocal: {solver: adamw, lr: 0.02}\n", "j"));
+  EXPECT_EQ(given.local.lr, 0.02);
 }
 
 TEST(JobSpecTest, PoissonCohortsExpectTheirRateOfThePopulation) {
@@ -240,6 +249,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"local: {steps: 0}", "local.steps"}, Refusal{"local: {batch: 0}", "local.batch"}, Refusal{"local: {lr: 0}", "local.lr"},
         Refusal{"local: {lr: nan}", "local.lr"}, Refusal{"local: {lr: -0.1}", "local.lr"}, Refusal{"local: {momentum: 1}", "local.momentum"},
         Refusal{"local: {momentum: -0.1}", "local.momentum"}, Refusal{"local: {weight_decay: -1}", "local.weight_decay"}, Refusal{"local: {precision: fp16}", "local.precision"},
+        Refusal{"local: {beta1: 0.5}", "only for solver adamw, not sgd"}, Refusal{"local: {solver: adamw, beta2: 1}", "local.beta2"},
+        Refusal{"local: {solver: adamw, epsilon: 0}", "local.epsilon"}, Refusal{"local: {solver: adamw, momentum: 0.9}", "adamw has beta1"},
+        Refusal{"data: {source: csv, path: a, window: 64}", "only for source text"}, Refusal{"data: {source: text, path: a, window: 1}", "data.window"},
+        Refusal{"data: {source: text, path: a, tokenizer: ''}", "data.tokenizer"}, Refusal{"data: {source: text, path: a, tokenizer_sha256: ab}", "64 digits"},
+        Refusal{"data: {tokenizer: t.json}", "means nothing without data.source"},
         Refusal{"local: {steps: [1, 0]}", "integers from 1"}, Refusal{"local: {lr: []}", "empty list"}, Refusal{"local: {solver: adam}", "local.solver"},
         Refusal{"dtype: float16", "dtype"}, Refusal{"codec: f64", "dtype float32 needs codec f32"},
         Refusal{"dtype: float64\ncodec: int8", "dtype float64 needs codec f64"}, Refusal{"codec: {kind: int8, fraction: 0.1}", "only for kind topk"},

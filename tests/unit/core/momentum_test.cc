@@ -1,4 +1,5 @@
 // The server halves of the momentum family and of ADMM, with clients that follow the step table of algorithms.md §3 on the quadratics of §5.
+#include "aggregator/core/job_check.h"
 #include "aggregator/core/momentum.h"
 
 #include <gmock/gmock.h>
@@ -217,6 +218,21 @@ TEST(MomentumTest, WarmStartMakesTheMeanGradientAndLeavesTheModel) {
   }
   EXPECT_NEAR(server.Vector("g")[0], mean[0], 1e-12);
   EXPECT_NEAR(server.Vector("g")[1], mean[1], 1e-12);
+}
+
+TEST(LocalSolverTest, AdamWGoesWithStrategiesThatTakeAChangeAsItIs) {
+  JobSpec spec;
+  spec.cohort.size = 2;
+  spec.local.solver = "adamw";
+  spec.local.steps = 5;
+  const auto check = [&](const std::string& name, ParamMap params = {}) {
+    spec.strategy = {.name = name, .params = std::move(params)};
+    return CheckJob(spec, **MakeStrategy(spec.strategy, spec.local), VectorLayout(3));
+  };
+  for (const char* name : {"fedavg", "fedprox", "fedadam", "fedbuff", "fedau"}) EXPECT_THAT(check(name), tributary::testing::IsOk()) << name;
+  for (const char* name : {"fednova", "qfedavg", "scaffold", "fedavg_m", "fedadmm", "rerce_admm"}) {
+    EXPECT_THAT(check(name), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("local.solver"))) << name;
+  }
 }
 
 TEST(MomentumTest, WhatDoesNotGoWithTheFamilyIsRefusedAtSubmission) {
