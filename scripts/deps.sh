@@ -20,7 +20,7 @@ packages=(
   prometheus-cpp-dev librocksdb-dev libsnappy-dev liblz4-dev libbz2-dev
   libgtest-dev libgmock-dev libbenchmark-dev
   libhwy-dev libeigen3-dev libcli11-dev libyaml-cpp-dev nlohmann-json3-dev libspdlog-dev libfmt-dev libssl-dev libxxhash-dev libisal-dev libzstd-dev
-  zlib1g-dev
+  zlib1g-dev libpcre2-dev
   python3 python3-venv python3-pip unzip util-linux
   dataset-fashion-mnist
 )

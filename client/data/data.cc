@@ -33,7 +33,8 @@ constexpr DatasetLoader kLoaders[] = {
 constexpr uint64_t kHoldOutStream = 0x686f6c64;  // apart from the streams of Partition, which uses the same seed
 
 std::string KeyOf(const DataSpec& spec, Split split) {
-  return fmt::format("{}\n{}\n{}\n{}\n{}", spec.source, spec.path, spec.label, spec.seed, split == Split::kTrain ? "train" : "test");
+  return fmt::format("{}\n{}\n{}\n{}\n{}\n{}\n{}\n{}", spec.source, spec.path, spec.label, spec.window, spec.tokenizer, spec.tokenizer_sha256, spec.seed,
+                     split == Split::kTrain ? "train" : "test");
 }
 
 // Rows `chosen` of `all`.

@@ -41,7 +41,7 @@ HOMES = {
     'Eigen/': ('aggregator/core',),
     'yaml-cpp/': ('common',), 'spdlog/': ('common',), 'openssl/': ('common',), 'xxhash': ('common',), 'isa-l': ('common',),
     'nlohmann/': ('common', 'client/data') + PROGRAMS,
-    'zlib': ('client/data',),
+    'zlib': ('client/data',), 'pcre2': ('client/data',),
 }
 
 # Includes and words that bring the world into a pure folder.

@@ -1,11 +1,13 @@
 """A mixture of experts learns four clients' texts, one file each, through `tributary run` with the LibTorch client; its updates travel as int8. The
 server owns the routers' biases and weights experts by tokens, from counts that come with the updates; the record, folded again, gives the same bits;
 so it is where the biases follow quantiles of all clients' margins.
+Byte pairs of a tokenizer.json in longer windows; clients with another file than the job names say so.
 And a router that looks ahead in a causal model is refused when the job is submitted, as is expert weighting under privacy.
 
 usage: language_test.py BIN_DIR
 """
 import array
+import hashlib
 import json
 import math
 import os
@@ -14,7 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "tests/support"))
 from harness import read_safetensors  # noqa: E402
 
 TEXTS = {"de": "der hund lief durch den wald und die katze ", "en": "the cat sat on the mat and the dog ran ",
@@ -62,6 +65,28 @@ def learned(bin_dir, job, work):
     return shown
 
 
+def pairs(bin_dir, texts, work):
+    """A transformer over 412 byte pairs."""
+    tokenizer, job = work / "tokenizer.json", work / "pairs.yaml"
+    tokenizer.write_text(json.dumps(json.loads((ROOT / "tests/golden/bpe.json").read_text())[0]["tokenizer"]))
+    spec = {"name": "pairs", "model": {"zoo": "transformer", "params": {"input": 64, "vocabulary": 412, "layers": 1, "width": 32, "heads": 2, "hidden": 64}},
+            "data": {"source": "text", "path": str(texts), "window": 64, "tokenizer": str(tokenizer), "tokenizer_sha256": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+                     "partition": {"kind": "by_file"}},
+            "cohort": {"size": 4}, "local": {"steps": 20, "batch": 8, "lr": .3}, "stop": {"versions": 2}}
+    job.write_text(json.dumps(spec))
+    done = run(bin_dir, job)
+    assert done.returncode == 0, done.stdout + done.stderr
+    losses = [m["loss"] for m in json.loads(done.stdout)["metrics"]]
+    assert losses[-1] < losses[0] < math.log(412), losses
+    for change, reason in (({"tokenizer_sha256": "0" * 64}, "expected the file whose SHA-256 is 0000"), ({"window": 65}, "65")):
+        job.write_text(json.dumps({**spec, "data": {**spec["data"], **change}}))
+        refused = run(bin_dir, job)
+        assert refused.returncode != 0 and reason in refused.stdout + refused.stderr, (refused.returncode, refused.stdout, refused.stderr)
+    job.write_text(json.dumps({**spec, "model": {"zoo": "transformer", "params": {**spec["model"]["params"], "vocabulary": 256}}}))
+    refused = run(bin_dir, job)
+    assert refused.returncode != 0 and "vocabulary" in refused.stdout + refused.stderr, (refused.returncode, refused.stdout, refused.stderr)
+
+
 def main():
     bin_dir = Path(sys.argv[1])
     with tempfile.TemporaryDirectory(prefix="tributary-language-") as work:
@@ -82,6 +107,8 @@ def main():
         job = Path(work) / "quantile.yaml"
         job.write_text(JOB.format(router="{name: quantile, scope: global}", texts=texts, versions=VERSIONS, record="true", privacy=""))
         learned(bin_dir, job, Path(work))
+
+        pairs(bin_dir, texts, Path(work))
 
         for router, privacy, reason in (("expert_choice", "", "looks ahead"),
                                         ("none", "privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5}", "not sent in a job with privacy")):

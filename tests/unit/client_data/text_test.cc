@@ -6,11 +6,13 @@
 #include <string>
 
 #include "client/data/data.h"
+#include "common/digest.h"
 #include "tests/support/status_matchers.h"
 
 namespace tributary::client {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::HasSubstr;
 using testing::StatusIs;
 
@@ -63,6 +65,26 @@ TEST_F(TextTest, GivesEachClientItsFileAndHoldsOutATenth) {
   for (const uint32_t index : shard.indices) EXPECT_EQ(shard.all->x[index * 128], 'f');
   TRIB_ASSERT_OK_AND_ASSIGN(const Dataset test, cache.TestSet(spec));
   EXPECT_EQ(test.count(), 10u);
+}
+
+TEST_F(TextTest, CutsTokensOfATokenizerIntoWindowsOfAnyLength) {
+  const std::string json = R"({"model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 300}, "merges": ["a b"]}, "pre_tokenizer": {"type": "ByteLevel"}})";
+  Write("a.txt", "ababaab");
+  Write("tokenizer.json", json);
+  DataSpec spec = Spec();
+  spec.tokenizer = (folder_ / "tokenizer.json").string();
+  spec.window = 2;
+  TRIB_ASSERT_OK_AND_ASSIGN(const LoadedData data, LoadData(spec, Split::kTrain));
+  EXPECT_EQ(data.examples->example_shape, (std::vector<int64_t>{2}));
+  EXPECT_EQ(data.files.at(0).size() + LoadData(spec, Split::kTest)->examples->count(), 2u) << "300 300 | 0 300";
+  spec.tokenizer_sha256 = std::string(64, '0');
+  EXPECT_THAT(LoadData(spec, Split::kTrain), StatusIs(absl::StatusCode::kInvalidArgument, HasSubstr("expected the file whose SHA-256 is 0000")));
+  spec.tokenizer_sha256 = Sha256Hex(std::as_bytes(std::span(json)));
+  EXPECT_EQ(LoadData(spec, Split::kTrain)->examples->x, data.examples->x);
+  Write("a.txt", "ab ab");
+  EXPECT_THAT(LoadData(spec, Split::kTrain), StatusIs(absl::StatusCode::kInvalidArgument, AllOf(HasSubstr("a.txt"), HasSubstr("no token for byte 0x20"))));
+  spec.tokenizer = (folder_ / "none.json").string();
+  EXPECT_THAT(LoadData(spec, Split::kTrain), StatusIs(absl::StatusCode::kNotFound, HasSubstr("none.json")));
 }
 
 TEST_F(TextTest, NamesTheFileThatIsTooShort) {
