@@ -63,7 +63,7 @@ step "configure and build: dev (debug, no LibTorch)"
 cmake --preset dev >/dev/null
 cmake --build --preset dev
 step "test: dev"
-ctest --preset dev -j "$(($(nproc) + 1))"  # many tests wait for processes more than they compute
+ctest --preset dev -j "$((2 * $(nproc)))"  # tests wait for processes about as much as they compute
 step "configure and build: release (optimised, LibTorch)"
 cmake --preset release >/dev/null
 cmake --build --preset release --target tributary tributary-simulate tributary-aggregator tributary-worker tributary-client \

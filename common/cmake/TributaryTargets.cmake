@@ -9,6 +9,8 @@ target_compile_options(trib_flags INTERFACE $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VER
 if(CMAKE_UNITY_BUILD AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   target_compile_options(trib_flags INTERFACE -Wno-subobject-linkage)
 endif()
+# GCC collects its garbage from 128 MiB on, again and again; our largest files need about 1 GiB, and are compiled in 6 % less time without.
+target_compile_options(trib_flags INTERFACE $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:--param=ggc-min-heapsize=524288>)
 target_include_directories(trib_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_link_libraries(trib_flags INTERFACE Threads::Threads)
 if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
@@ -45,9 +47,9 @@ if(TRIBUTARY_SANITIZER STREQUAL "thread")
 endif()
 
 # Half of the compile time of most files goes into headers that nearly all of them begin with, so those are compiled once for all targets of
-# a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. In debug builds, which are
-# built again most often. ccache caches all these files (its setting is in the presets). Not under clang-tidy, which does not know GCC's format, nor
-# with sanitizers: what comes from a precompiled header is no system header to GCC 12, whose false warnings about std::string then count.
+# a kind: trib_pch for libraries, trib_test_pch for tests, which have GoogleTest's as well. In debug builds. ccache caches all these files (its setting is
+# in the presets). Not under clang-tidy, which does not know GCC's format, nor with sanitizers or at -O3: what comes from a precompiled header is no
+# system header to GCC 12, whose false warnings about std::string then count.
 if(CMAKE_BUILD_TYPE STREQUAL "Debug" AND NOT CMAKE_CXX_CLANG_TIDY AND NOT TRIBUTARY_SANITIZER)
   set(TRIBUTARY_SHARED_PCH TRUE)
 endif()
@@ -72,9 +74,14 @@ function(trib_program name)
   target_link_libraries(${name} PRIVATE trib_flags ${ARG_DEPS})
 endfunction()
 
+# trib_cold(NAME): what it does, it does once: reading flags, printing. Optimised builds compile it with -O1, in half of the time of -O3.
+function(trib_cold name)
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release>:-O1>)
+endfunction()
+
 # trib_test(NAME SOURCES a_test.cc ... DEPS targets ... LABELS unit ...): one test program per library, one ctest case per TEST.
 function(trib_test name)
-  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT" "SOURCES;DEPS;LABELS" ${ARGN})
+  cmake_parse_arguments(ARG "SERIAL" "TIMEOUT;ENVIRONMENT" "SOURCES;DEPS;LABELS" ${ARGN})
   if(NOT ARG_LABELS)
     set(ARG_LABELS unit)
   endif()
@@ -88,6 +95,9 @@ function(trib_test name)
   set(_props LABELS "${ARG_LABELS}" TIMEOUT ${ARG_TIMEOUT})
   if(ARG_SERIAL)
     list(APPEND _props RUN_SERIAL TRUE)
+  endif()
+  if(ARG_ENVIRONMENT)
+    list(APPEND _props ENVIRONMENT ${ARG_ENVIRONMENT})
   endif()
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST PROPERTIES ${_props})
 endfunction()

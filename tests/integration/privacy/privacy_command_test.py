@@ -22,7 +22,7 @@ def near(got, expected, tolerance, what):
 
 def main():
     for kind, flags in (("poisson", []), ("fixed_size", ["--fixed-size"])):
-        for row in GOLDEN[kind]:
+        for number, row in enumerate(GOLDEN[kind]):
             rest = ["--sample-rate", row["q"], "--versions", row["versions"], "--delta", row["delta"], *flags]
             answer = privacy("epsilon", "--noise-multiplier", row["z"], *rest)
             assert answer["sampling"] == kind
@@ -31,6 +31,8 @@ def main():
                 near(answer["pld"], row["epsilon_pld"], 1e-3, f"pld of {rest}")
             else:
                 assert answer["pld"] is None and answer["adjacency"] == "replace", answer
+            if number > 0:  # each calibration is dozens of spends; privacy_test.cc has more of them
+                continue
             target = answer["rdp"] if kind == "fixed_size" else answer["pld"]
             back = privacy("calibrate", "--epsilon", target, *rest)
             near(back["noise_multiplier"], row["z"], 1e-4, f"calibration of {rest}")
