@@ -57,6 +57,9 @@ def models(program):
     text += table(["router", "what it is", "parameters and defaults"], rows)
     text += "\n## Data sources\n`data: {source: NAME, path: …, partition: {kind: …}}`.\n\n"
     text += table(["source", "what it reads"], [[f"`{e['name']}`", e["help"]] for e in listed(program, "datasets")])
+    text += ("\n`text`: `data: {source: text, path: …, window: 256, tokenizer: tokenizer.json, tokenizer_sha256: …}` with the model's `input` 256 and a `vocabulary` as large as "
+             "the tokenizer's. The file is one of Hugging Face's `tokenizers` (byte-level BPE, as GPT-2's and Llama 3's) on the client's machine; with the hash a client that has another one says so.\n\n"
+             "`scripts/data.sh` makes sets with natural clients out of Debian packages: `languages DIR` (manual pages, a language a file), `fonts DIR` (62 glyphs in 17 handwritings, a font a file).\n")
     text += "\n## Codecs\n`codec: NAME`: how updates travel. They stay encoded until the fold.\n\n"
     rows = [[f"`{e['name']}`", f"{e['bits_per_element']:g}", e["help"], e["source"]] for e in listed(program, "codecs")]
     return text + table(["codec", "bits an element", "how", "source"], rows)
