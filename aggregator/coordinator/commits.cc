@@ -421,11 +421,11 @@ void Coordinator::MaybeJournal(const JobPtr& job, absl::Time now) {
   if (job->spec.durability != Durability::kDurable || !job->Open() || job->finishing || job->committing || job->journalling || job->relayed.busy) return;
   if (job->folded_since_journal == 0 || now < job->next_journal) return;
   const Round& round = *job->runtime->round;
-  // The commit that is about to come makes the partial superfluous.
-  if (!draining_ && static_cast<int64_t>(round.updates_in()) >= round.updates_expected()) return;
+  // The commit that is about to come makes the partial superfluous; and it waits for what was held back for the partial.
+  if (!draining_ && static_cast<int64_t>(round.updates_in()) >= round.updates_expected()) return EndQuiescing(job);
   if (job->in_flight > 0) {
     // Lazy workers would wait for those that would wait for them. Their clients keep the updates; the journal comes when all is folded.
-    if (!draining_ && MayRest(*job->runtime)) return;
+    if (!draining_ && MayRest(*job->runtime)) return EndQuiescing(job);
     job->quiescing = true;  // what comes meanwhile waits; the folds under way end soon
     return;
   }
@@ -511,13 +511,18 @@ void Coordinator::RunJournal(CommitWork& work) {
   EndJournal(job);
 }
 
+void Coordinator::EndQuiescing(const JobPtr& job) {
+  job->quiescing = false;
+  std::vector<std::pair<UpdateId, ObjectKey>> held;
+  held.swap(job->held);
+  for (const auto& [update, key] : held) SendFold(job, update, key);
+}
+
 void Coordinator::EndJournal(const JobPtr& job) {
   job->journalling = false;
   job->quiescing = false;
   if (job->Open()) {
-    std::vector<std::pair<UpdateId, ObjectKey>> held;
-    held.swap(job->held);
-    for (const auto& [update, key] : held) SendFold(job, update, key);
+    EndQuiescing(job);
     if (!job->lost_pending.empty()) LoseAggregate(job, std::exchange(job->lost_pending, ""));
   }
   changed_.SignalAll();

@@ -270,6 +270,8 @@ class Coordinator {
   void RunJournal(CommitWork& work) ABSL_LOCKS_EXCLUDED(mutex_);
   void MaybeJournal(const JobPtr& job, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void EndJournal(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // What was held back for a journal is folded after all.
+  void EndQuiescing(const JobPtr& job) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Publish(const JobPtr& job, const Commit& commit, std::shared_ptr<ModelBuffer> model, v1::VersionRow row) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   // relay_top.cc: this node as the top

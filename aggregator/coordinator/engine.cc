@@ -116,6 +116,7 @@ void Coordinator::Do(const JobPtr& job, const Fold& action) {
   }
   if (job->quiescing || job->journalling) {
     job->held.emplace_back(action.key.update, key);
+    if (!job->journalling) loop_wake_.Signal();  // it may be the last, and the commit is to come in the journal's place
   } else {
     SendFold(job, action.key.update, key);
   }

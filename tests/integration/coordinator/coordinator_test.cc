@@ -1,8 +1,13 @@
+#include <signal.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <limits>
+#include <vector>
 
 #include "tests/integration/coordinator/federation_fixture.h"
 
@@ -188,6 +193,38 @@ TEST_F(CoordinatorTest, ResumesAnOpenRoundAfterARestart) {
   EXPECT_EQ(Value(job, "w", 0, 2), 5.0f);  // 1 + (3 + 5) / 2
   EXPECT_EQ(coordinator_->GetJob(job)->updates_committed(), 4u);
   EXPECT_EQ(a.sink->Count([](const v1::ServerMessage& m) { return m.has_train(); }), 0u);
+}
+
+// Of this process: the workers.
+std::vector<pid_t> Children() {
+  std::vector<pid_t> pids;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream children(task.path() / "children");
+    for (pid_t pid = 0; children >> pid;) pids.push_back(pid);
+  }
+  return pids;
+}
+
+TEST_F(CoordinatorTest, TheLastUpdateIsNotHeldForAJournalThatDoesNotCome) {
+  options_.journal_every = absl::Milliseconds(300);
+  Stop();
+  Start();
+  const std::string job = Submit("hierarchy: {timing: eager}\n", 4);
+  std::vector<TestClient> clients = {Attach("a"), Attach("b"), Attach("c"), Attach("d")};
+  std::vector<Upload> uploads;
+  for (int i = 0; i < 4; ++i) uploads.push_back(MakeUpdate(clients[static_cast<size_t>(i)], AwaitTask(clients[static_cast<size_t>(i)]), static_cast<float>(i)));
+  ASSERT_THAT(Send(uploads[0]), IsOk());
+  ASSERT_TRUE(Until([&] { return Query(uploads[0]).state() == v1::UPDATE_STATE_JOURNALED; }));
+  ASSERT_THAT(Send(uploads[1]), IsOk());
+  absl::SleepFor(absl::Milliseconds(50));  // it is folded, and the next journal is to have it
+  for (const pid_t worker : Children()) kill(worker, SIGSTOP);
+  ASSERT_THAT(Send(uploads[2]), IsOk());
+  absl::SleepFor(absl::Milliseconds(600));  // the journal is due and waits for the one that is being folded
+  ASSERT_THAT(Send(uploads[3]), IsOk());    // all are in: the commit comes in the journal's place
+  absl::SleepFor(absl::Milliseconds(50));
+  for (const pid_t worker : Children()) kill(worker, SIGCONT);
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Value(job, "w", 0, 1), 1.5f);
 }
 
 TEST_F(CoordinatorTest, KeepsJournalledUpdatesOverARestart) {
