@@ -39,6 +39,7 @@ absl::StatusOr<std::vector<double>> EggrollPopulation::Fitness(size_t at_once, c
 }
 
 std::span<const float> PairNoise::Of(uint32_t pair) {
+  noise_.resize(population_.elements);
   if (pair_ != pair) EggrollNoise(population_.tensors, population_.noise_seed, pair, noise_);
   pair_ = pair;
   return noise_;

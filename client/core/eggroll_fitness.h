@@ -38,7 +38,7 @@ struct EggrollPopulation {
 // One pair's noise at a time, over all trainable elements, in memory. Borrows the population.
 class PairNoise {
  public:
-  explicit PairNoise(const EggrollPopulation& population) : population_(population), noise_(population.elements) {}
+  explicit PairNoise(const EggrollPopulation& population) : population_(population) {}
   // Valid until another pair is asked for.
   std::span<const float> Of(uint32_t pair);
 

@@ -19,7 +19,8 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr uint32_t kMaxToken = 1u << 24;     // examples hold tokens as floats
-constexpr size_t kLongestKeptWord = 64;      // bytes
+constexpr size_t kLongestWord = 1u << 26;     // bytes; each takes about 50 while they are merged
+constexpr size_t kLongestKeptWord = 64;
 constexpr size_t kMostKeptWords = 1u << 17;
 
 // GPT-2's, which a ByteLevel with use_regex stands for.
@@ -185,6 +186,9 @@ absl::Status BpeTokenizer::State::ReadWords(const Json& pre_tokenizer) {
 
 // The pair of lowest rank first, of equal ones the leftmost, until none is left: as if all were looked at anew after each merge.
 absl::StatusOr<std::vector<uint32_t>> BpeTokenizer::State::Merged(std::string_view word) const {
+  if (word.size() > kLongestWord) {
+    return ResourceExhausted("{}: a word of {} bytes, over the limit of {}: a pre_tokenizer with an expression would cut the text, or use smaller files", origin, word.size(), kLongestWord);
+  }
   constexpr size_t kNone = SIZE_MAX;
   struct Symbol {
     uint32_t token;

@@ -27,7 +27,7 @@ class BpeTokenizer {
 
   // The model's `vocabulary` must be at least this: the largest number plus one, special tokens' too.
   uint32_t vocabulary() const;
-  // INVALID_ARGUMENT: a byte that the vocabulary has no token for.
+  // INVALID_ARGUMENT: a byte that the vocabulary has no token for; RESOURCE_EXHAUSTED: a word over 64 MiB.
   absl::StatusOr<std::vector<uint32_t>> Encode(std::string_view text);
 
  private:

@@ -120,7 +120,7 @@ absl::StatusOr<std::vector<double>> ByOutputs(const LocalRun& run, const Minibat
     const at::Tensor host = sums.div_(all.examples).cpu();
     return std::vector<double>(host.const_data_ptr<double>(), host.const_data_ptr<double>() + members);
   };
-  return run.population->Fitness(static_cast<size_t>(std::max<int64_t>(1, kRowsAtOnce / all.largest)), losses, run.progress);
+  return run.population->Fitness(static_cast<size_t>(std::max<int64_t>(1, kRowsAtOnce / std::max<int64_t>(1, all.largest))), losses, run.progress);
 }
 
 }  // namespace
