@@ -21,7 +21,7 @@ using testing::StatusIs;
 class ReferenceSteps {
  public:
   ReferenceSteps(std::vector<double> weights, const Dataset& data, int64_t classes)
-      : w_(std::move(weights)), velocity_(w_.size(), 0), squares_(w_.size(), 0), data_(data), classes_(static_cast<size_t>(classes)) {}
+      : w_(std::move(weights)), moments_(w_.size()), data_(data), classes_(static_cast<size_t>(classes)) {}
 
   // One step on the examples at `positions`; the mean loss before it.
   double Step(std::span<const uint32_t> positions, const LocalSpec& spec) {
@@ -50,13 +50,14 @@ class ReferenceSteps {
     for (size_t i = 0; i < w_.size(); ++i) {
       if (spec.solver == "adamw") {  // torch.optim.AdamW's documentation, line by line
         w_[i] -= spec.lr * spec.weight_decay * w_[i];
-        velocity_[i] = spec.beta1 * velocity_[i] + (1 - spec.beta1) * gradient[i];
-        squares_[i] = spec.beta2 * squares_[i] + (1 - spec.beta2) * gradient[i] * gradient[i];
-        const double first = velocity_[i] / (1 - std::pow(spec.beta1, steps_)), second = squares_[i] / (1 - std::pow(spec.beta2, steps_));
+        auto& [m, v] = moments_[i];
+        m = spec.beta1 * m + (1 - spec.beta1) * gradient[i];
+        v = spec.beta2 * v + (1 - spec.beta2) * gradient[i] * gradient[i];
+        const double first = m / (1 - std::pow(spec.beta1, steps_)), second = v / (1 - std::pow(spec.beta2, steps_));
         w_[i] -= spec.lr * first / (std::sqrt(second) + spec.epsilon);
       } else {
-        velocity_[i] = spec.momentum * velocity_[i] + gradient[i] + spec.weight_decay * w_[i];
-        w_[i] -= spec.lr * velocity_[i];
+        moments_[i].m = spec.momentum * moments_[i].m + gradient[i] + spec.weight_decay * w_[i];
+        w_[i] -= spec.lr * moments_[i].m;
       }
     }
     return loss / static_cast<double>(positions.size());
@@ -64,7 +65,11 @@ class ReferenceSteps {
   const std::vector<double>& weights() const { return w_; }
 
  private:
-  std::vector<double> w_, velocity_, squares_;
+  struct Moments {
+    double m = 0, v = 0;  // of sgd: the velocity
+  };
+  std::vector<double> w_;
+  std::vector<Moments> moments_;
   const Dataset& data_;
   size_t classes_;
   int steps_ = 0;
