@@ -77,7 +77,7 @@ def pairs(bin_dir, texts, work):
     done = run(bin_dir, job)
     assert done.returncode == 0, done.stdout + done.stderr
     losses = [m["loss"] for m in json.loads(done.stdout)["metrics"]]
-    assert losses[-1] < losses[0] < math.log(412), losses
+    assert max(losses) < .7 * math.log(412), losses  # of 412 tokens at random 6.02
     for change, reason in (({"tokenizer_sha256": "0" * 64}, "expected the file whose SHA-256 is 0000"), ({"window": 65}, "65")):
         job.write_text(json.dumps({**spec, "data": {**spec["data"], **change}}))
         refused = run(bin_dir, job)
