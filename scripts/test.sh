@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
-#   scripts/test.sh            debug build without LibTorch (all tests, crash points in), then the optimised build (LibTorch tests, demo)
+#   scripts/test.sh            one build with LibTorch and crash points, arithmetic optimised as in a release, and all tests; the CUDA kernels compiled
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
 #   scripts/test.sh gates      the gates of the algorithms at their full length (optimised build; minutes)
 #   scripts/test.sh transports the debug suite once more with every aggregator on skmsg, on skmsg-inline, and on ring as a plain user
@@ -59,32 +59,35 @@ esac
 
 step "dependencies"
 scripts/deps.sh
-step "configure and build: dev (debug, no LibTorch)"
-cmake --preset dev >/dev/null
-cmake --build --preset dev
-step "test: dev"
-ctest --preset dev -j "$((2 * $(nproc)))"  # tests wait for processes about as much as they compute
-step "configure and build: release (optimised, LibTorch)"
-cmake --preset release >/dev/null
-cmake --build --preset release --target tributary tributary-simulate tributary-aggregator tributary-worker tributary-client \
-  trib-scripted-client client_torch_test
-# Without a GPU the kernels are compiled, for every card they are meant for, and their tests linked; with one they are run too.
+step "configure and build: dev-torch"
+cmake --preset dev-torch >/dev/null
+cmake --build --preset dev-torch
+# Without a GPU the kernels are compiled, for every card they are meant for, and their tests linked: while the tests below wait for processes.
+# With one they are run too.
+cuda=
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  step "configure and build: release-cuda (CUDA kernels and their tests)"
+  step "configure and build, beside the tests: release-cuda (CUDA kernels and their tests)"
   cmake --preset release-cuda >/dev/null
-  cmake --build --preset release-cuda --target trib_client_cuda client_cuda_test tributary_kernels
-  if nvidia-smi -L >/dev/null 2>&1; then
-    step "test: CUDA kernels"
-    ctest --preset release-cuda -L gpu
-  else
-    echo "test.sh: no GPU here: the CUDA kernels were compiled and their tests linked, not run"
-  fi
+  nice -n 19 cmake --build --preset release-cuda --target trib_client_cuda client_cuda_test tributary_kernels >build/release-cuda.log 2>&1 &
+  cuda=$!
+  trap 'kill $cuda 2>/dev/null' EXIT
 elif [[ ,${TRIBUTARY_REQUIRE:-}, == *,nvcc,* ]]; then
   echo "test.sh: TRIBUTARY_REQUIRE has nvcc, and there is none: install the CUDA toolkit 13" >&2
   exit 1
 else
   echo "test.sh: no nvcc here: the CUDA kernels were not compiled"
 fi
-step "test: release (what needs LibTorch or an optimised build)"
-ctest --preset release -j "$(nproc)" -L 'torch|demo|gate'
+step "test: dev-torch"
+ctest --preset dev-torch -j "$((2 * $(nproc)))"  # tests wait for processes about as much as they compute
+if [ -n "$cuda" ]; then
+  step "what was built beside them: release-cuda"
+  wait "$cuda" || { cat build/release-cuda.log; exit 1; }
+  tail -n 1 build/release-cuda.log
+  if nvidia-smi -L >/dev/null 2>&1; then
+    step "test: CUDA kernels"
+    ctest --preset release-cuda -L gpu
+  else
+    echo "test.sh: no GPU here: the CUDA kernels were compiled and their tests linked, not run"
+  fi
+fi
 step "all tests passed"

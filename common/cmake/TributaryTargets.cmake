@@ -1,6 +1,7 @@
 # Our targets: warnings as errors, sanitizers, one function per kind. Target names follow folders: aggregator/state is trib_state.
 add_library(trib_flags INTERFACE)
-target_compile_options(trib_flags INTERFACE -Wall -Wextra -Wpedantic -Werror)
+# Warnings are errors where the presets say so (CMAKE_COMPILE_WARNING_AS_ERROR): in what we build to test, not in what users build.
+target_compile_options(trib_flags INTERFACE -Wall -Wextra -Wpedantic)
 # GCC 12 at -O3 sees overlapping copies in `"literal" + std::string` that are none (GCC bug 105329, mended in 13).
 target_compile_options(trib_flags INTERFACE $<$<AND:$<CXX_COMPILER_ID:GNU>,$<VERSION_LESS:$<CXX_COMPILER_VERSION>,13>>:-Wno-restrict>)
 # Several source files are compiled as one (CMAKE_UNITY_BUILD in the presets): half of the time of a build goes into headers that all of a
@@ -59,12 +60,17 @@ function(_trib_precompile name shared)
   endif()
 endfunction()
 
-# trib_library(NAME SOURCES a.cc ... DEPS targets ...): a static library whose public headers are its folder's.
+# trib_library(NAME [HOT] SOURCES a.cc ... DEPS targets ...): a static library whose public headers are its folder's. HOT: what it does, it does
+# to every number of a model or of a data set, so that debug builds compile it as a release does.
 function(trib_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "HOT" "" "SOURCES;DEPS" ${ARGN})
   add_library(${name} STATIC ${ARG_SOURCES})
   target_link_libraries(${name} PUBLIC trib_flags ${ARG_DEPS})
-  _trib_precompile(${name} trib_pch)
+  if(ARG_HOT AND TRIBUTARY_SHARED_PCH)
+    target_compile_options(${name} PRIVATE -O3 -DNDEBUG -U_GLIBCXX_ASSERTIONS)  # the precompiled headers are for -O1
+  else()
+    _trib_precompile(${name} trib_pch)
+  endif()
 endfunction()
 
 # trib_program(NAME SOURCES main.cc DEPS targets ...): a program in build/<preset>/bin.
