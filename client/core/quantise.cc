@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 
 namespace tributary::client {
@@ -47,7 +48,16 @@ constexpr size_t kQuads = kWords / 4;
   return value;
 }
 
-[[gnu::always_inline]] inline float Quantise(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
+// levels / largest rounded toward 0, so that no magnitude up to the largest times it is above the levels. Finite: where the quotient is not, it
+// is the largest number.
+float FactorOf(float largest, int levels) {
+  const auto limit = static_cast<float>(levels);
+  const float nearest = limit / largest;
+  return std::fma(nearest, largest, -limit) > 0 ? std::nextafter(nearest, 0.0F) : nearest;
+}
+
+template <int kLevels>
+[[gnu::always_inline]] inline float QuantiseTo(const float* x, uint64_t first, const PhiloxStream& rounding, int8_t* codes) {
   // Magnitudes of finite floats are ordered as their bits are, and maxima of integers are what compilers make vectors of.
   int32_t largest = 0;
   for (size_t i = 0; i < kQuantBlock; ++i) {
@@ -55,22 +65,28 @@ constexpr size_t kQuads = kWords / 4;
     std::memcpy(&bits, x + i, sizeof(bits));
     largest = std::max(largest, bits & 0x7FFFFFFF);
   }
-  const float scale = std::bit_cast<float>(largest) / static_cast<float>(levels);
+  const float scale = std::bit_cast<float>(largest) / kLevels;
   if (!(scale > 0)) {
     std::memset(codes, 0, kQuantBlock);
     return scale;
   }
   uint32_t words[kWords];
   Words(rounding, first / kQuantBlock * kQuads, words);
+  const float factor = kLevels == 7 ? FactorOf(std::bit_cast<float>(largest), kLevels) : 0;
   for (size_t half = 0; half < 2; ++half) {
     for (size_t i = 0; i < kWords; ++i) {
-      const float level = x[half * kWords + i] / scale + OneAnd(half == 0 ? words[i] << 7 : words[i] >> 9);  // within ±(levels + 2), or so
+      const float value = x[half * kWords + i];
+      const float level = (kLevels == 7 ? value * factor : value / scale) + OneAnd(half == 0 ? words[i] << 7 : words[i] >> 9);  // within ±(levels + 2)
       const auto truncated = static_cast<int32_t>(level);
       const int32_t floor = truncated - (static_cast<float>(truncated) > level ? 1 : 0);
-      codes[half * kWords + i] = static_cast<int8_t>(std::clamp(floor - 1, -levels, levels));
+      codes[half * kWords + i] = static_cast<int8_t>(std::clamp(floor - 1, -kLevels, kLevels));
     }
   }
   return scale;
+}
+
+[[gnu::always_inline]] inline float Quantise(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {
+  return levels == 7 ? QuantiseTo<7>(x, first, rounding, codes) : QuantiseTo<127>(x, first, rounding, codes);
 }
 
 float QuantiseAnywhere(const float* x, uint64_t first, int levels, const PhiloxStream& rounding, int8_t* codes) {

@@ -1,8 +1,9 @@
-// One block of the int8 and int4 codes (common/update_codec.h): its scale, and every element rounded to code ⌊x/scale + u⌋, u uniform over
-// the 2^16 numbers (2h + 1)·2^−17: on average without bias, and what is a multiple of the scale stays that. h is 16 bits of a random word:
-// element e of a block has word e mod 128 of the block's 128, its lower half the first 128 elements, its upper half the others; the sum is
-// rounded as x/scale + (1 + u) once. One form for every x86-64 and forms for wider vectors, chosen at run time; all give the same
-// bits, those of the formula element by element (IEEE 754 leaves no choice to +, ÷ and ⌊⌋). Threads: pure.
+// One block of the int8 and int4 codes (common/update_codec.h): its scale, and every element rounded to code ⌊q + u⌋, u uniform over the
+// 2^16 numbers (2h + 1)·2^−17: on average without bias, and what is a multiple of the scale stays that. q is x/scale for 127 levels; for 7 it
+// is x·f, f = 7/max|x| rounded toward 0, which is no further from x/scale than u makes up for, and fewer operations. h is 16
+// bits of a random word: element e of a block has word e mod 128 of the block's 128, its lower half the first 128 elements, its upper half the
+// others; the sum is rounded as q + (1 + u) once. One form for every x86-64 and forms for wider vectors, chosen at run time; all give the same
+// bits, those of the formula element by element (IEEE 754 leaves no choice to +, ·, ÷ and ⌊⌋). Threads: pure.
 #pragma once
 
 #include <cstdint>

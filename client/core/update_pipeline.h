@@ -3,7 +3,7 @@
 // Every stage is a filter over the flat vector of trainable elements. What a stage does to an element depends on the element's number
 // and on numbers taken over the whole vector, never on how it is cut into pieces: pieces of 1 element and of 2^20 give equal bytes.
 // The norm is a sum in double in the order of tree_sum.h. Clip: Δ·min(1, C/‖Δ‖₂), guarded at norm 0. Noise: + stddev·N(0, 1). Codecs:
-// update_codec.h; int8 and int4 round to code ⌊x/scale + u⌋ with u uniform in [0, 1), so E[decoded] = x and the variance is at most scale²/4.
+// update_codec.h; int8 and int4 round to code ⌊x/scale + u⌋ (quantise.h) with u uniform in [0, 1), so E[decoded] = x and the variance is at most scale²/4.
 // The GPU's kernels (client/cuda/privatise.h) give the same bytes.
 // topk is biased: what it drops comes back as `residual`, to be added to the next update (error feedback, Seide et al. 2014; Stich et
 // al. 2018). The residual is taken after the clip. Buffers and counters pass unchanged.

@@ -193,27 +193,53 @@ __device__ __forceinline__ void StoreBf16(const PrivatiseWork& work, size_t tile
   }
 }
 
-// ⌊x/scale + u⌋ within ±levels, 1 + u in the 16 bits from bit 7 on (client/core/quantise.h). ⌊v⌋ for |v| < 2^22: added to 1.5·2^23,
-// rounding down, it is the lowest byte of the sum; one less takes off the 1 of 1 + u. An ordinary quotient is at most a unit of its last place
-// beyond ±levels, which u >= 2^-17 makes up for below, not above.
-template <bool kOrdinary>
-__device__ __forceinline__ uint32_t CodeOf(float quotient, uint32_t bits, float levels) {
-  float v = fminf(__fadd_rn(quotient, __uint_as_float((bits & 0x7FFF80u) | 0x3F800040u)), 1.0F + levels);
-  if constexpr (!kOrdinary) v = fmaxf(1.0F - levels, v);
+// ⌊q + u⌋ within ±levels, 1 + u in the 16 bits from bit 7 on (client/core/quantise.h). ⌊v⌋ for |v| < 2^22: added to 1.5·2^23, rounding down,
+// it is the lowest byte of the sum; one less takes off the 1 of 1 + u. int4's q is within ±7, so that its sum needs no bounds. An ordinary
+// quotient is at most a unit of its last place beyond ±127, which u >= 2^-17 makes up for below, not above.
+template <CodeFormat kFormat, bool kOrdinary>
+__device__ __forceinline__ uint32_t CodeOf(float q, uint32_t bits) {
+  float v = __fadd_rn(q, __uint_as_float((bits & 0x7FFF80u) | 0x3F800040u));
+  if constexpr (kFormat == CodeFormat::kInt8) v = fminf(v, 128.0F);
+  if constexpr (kFormat == CodeFormat::kInt8 && !kOrdinary) v = fmaxf(-126.0F, v);
   return __float_as_uint(__fadd_rd(v, 12582911.0F));
 }
 
 // Whether Quotient serves for blocks of these largest magnitudes. For others the slow division does.
 __device__ __forceinline__ bool Ordinary(float top) { return top > 0x1p-60F && top < 0x1p90F; }
 
+// What a block's elements are divided by, or multiplied with.
+template <CodeFormat kFormat, bool kOrdinary>
+struct Divisor {
+  static constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
+  float scale, factor;
+
+  __device__ __forceinline__ explicit Divisor(float top) {
+    scale = kOrdinary ? Quotient(top, kLevels, 1.0F / kLevels) : __fdiv_rn(top, kLevels);
+    if constexpr (kFormat == CodeFormat::kInt8) {
+      factor = kOrdinary ? Reciprocal(scale) : 0.0F;
+    } else if constexpr (kOrdinary) {
+      factor = Quotient(kLevels, top, Reciprocal(top));
+      if (__fmaf_rn(factor, top, -kLevels) > 0) factor = __int_as_float(__float_as_int(factor) - 1);  // rounded toward 0
+    } else {
+      factor = __fdiv_rz(kLevels, top);
+    }
+  }
+  __device__ __forceinline__ float Of(float x) const {
+    if constexpr (!kOrdinary) {
+      if (!(scale > 0)) return 0.0F;
+    }
+    if constexpr (kFormat == CodeFormat::kInt4) return __fmul_rn(x, factor);
+    return kOrdinary ? Quotient(x, scale, factor) : __fdiv_rn(x, scale);
+  }
+};
+
 // The four codes of a run, each in a byte; kHalf: which half of the words is its.
-template <int kHalf, bool kOrdinary>
-__device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, float reciprocal, const PhiloxWords& words, float levels) {
+template <CodeFormat kFormat, int kHalf, bool kOrdinary>
+__device__ __forceinline__ uint32_t CodesOf(const Run& run, const Divisor<kFormat, kOrdinary>& divisor, const PhiloxWords& words) {
   uint32_t code[4];
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const float quotient = kOrdinary ? Quotient(run.x[j], scale, reciprocal) : scale > 0 ? __fdiv_rn(run.x[j], scale) : 0.0F;
-    code[j] = CodeOf<kOrdinary>(quotient, kHalf == 0 ? words.word[j] << 7 : words.word[j] >> 9, levels);
+    code[j] = CodeOf<kFormat, kOrdinary>(divisor.Of(run.x[j]), kHalf == 0 ? words.word[j] << 7 : words.word[j] >> 9);
   }
   return __byte_perm(__byte_perm(code[0], code[1], 0x0040), __byte_perm(code[2], code[3], 0x0040), 0x5410);
 }
@@ -221,19 +247,17 @@ __device__ __forceinline__ uint32_t CodesOf(const Run& run, float scale, float r
 // Codes of elements that are not there: 0, as their values are.
 template <CodeFormat kFormat, bool kWhole, bool kOrdinary>
 __device__ __forceinline__ void StoreBlock(const EncodeArguments& arguments, size_t tile, int half, int lane, const Run& low, const Run& high, float top) {
-  constexpr float kLevels = kFormat == CodeFormat::kInt8 ? 127 : 7;
   const PrivatiseWork& work = arguments.work;
   const size_t block = 2 * tile + half;
   if (!kWhole && block * kCodeBlock >= work.elements) return;
-  const float scale = kOrdinary ? Quotient(top, kLevels, 1.0F / kLevels) : __fdiv_rn(top, kLevels);
+  const Divisor<kFormat, kOrdinary> divisor(top);
   if (lane == 0) {
-    reinterpret_cast<float*>(work.out)[block] = scale;
+    reinterpret_cast<float*>(work.out)[block] = divisor.scale;
     if (!kOrdinary && !(top < __int_as_float(0x7F800000))) *work.failed = 1;
   }
   const PhiloxWords words = QuadOf(work.rounding, tile * 64, 32 * half + lane);
-  const float reciprocal = kOrdinary ? Reciprocal(scale) : 0.0F;
-  const uint32_t low_codes = CodesOf<0, kOrdinary>(low, scale, reciprocal, words, kLevels);
-  const uint32_t high_codes = CodesOf<1, kOrdinary>(high, scale, reciprocal, words, kLevels);
+  const uint32_t low_codes = CodesOf<kFormat, 0>(low, divisor, words);
+  const uint32_t high_codes = CodesOf<kFormat, 1>(high, divisor, words);
   if constexpr (kFormat == CodeFormat::kInt4) {
     const uint32_t pairs = (low_codes & 0x0F0F0F0Fu) | (high_codes & 0x0F0F0F0Fu) << 4;
     __stcs(reinterpret_cast<uint32_t*>(arguments.codes + block * (kCodeBlock / 2) + 4 * lane), pairs);

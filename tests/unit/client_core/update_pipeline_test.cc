@@ -123,12 +123,15 @@ TEST(QuantiseTest, EveryFormGivesTheBitsOfTheFormula) {
       float largest = 0;
       for (const float x : values) largest = std::max(largest, std::abs(x));
       const float scale = largest / static_cast<float>(levels);
+      auto factor = static_cast<float>(7 / static_cast<double>(largest));
+      if (static_cast<double>(factor) * largest > 7) factor = std::nextafter(factor, 0.0F);
       std::vector<int8_t> expected;
       for (size_t i = 0; i < kQuantBlock; ++i) {
         const size_t word = i % 128;
         const uint32_t bits = rounding.Quad(first / kQuantBlock * 32 + word / 4).word[word % 4] >> (i < 128 ? 0 : 16) & 0xFFFFu;
         const float u = static_cast<float>(2 * bits + 1) * 0x1p-17F;
-        expected.push_back(static_cast<int8_t>(std::clamp(std::floor(values[i] / scale + (1 + u)) - 1, static_cast<float>(-levels), static_cast<float>(levels))));
+        const float q = levels == 7 ? values[i] * factor : values[i] / scale;
+        expected.push_back(static_cast<int8_t>(std::clamp(std::floor(q + (1 + u)) - 1, static_cast<float>(-levels), static_cast<float>(levels))));
       }
       for (const QuantiseForm form : QuantiseForms()) {
         std::vector<int8_t> codes(kQuantBlock);
@@ -138,13 +141,20 @@ TEST(QuantiseTest, EveryFormGivesTheBitsOfTheFormula) {
     }
   }
   // What is a multiple of the scale stays it, whatever the word.
-  std::vector<float> multiples(kQuantBlock);
-  for (size_t i = 0; i < kQuantBlock; ++i) multiples[i] = static_cast<float>(static_cast<int>(i) % 255 - 127) * 0.25F;
-  for (const QuantiseForm form : QuantiseForms()) {
-    for (uint64_t first = 0; first < 400 * kQuantBlock; first += kQuantBlock) {
-      std::vector<int8_t> codes(kQuantBlock);
-      EXPECT_EQ(form(multiples.data(), first, 127, rounding, codes.data()), 0.25F);
-      for (size_t i = 0; i < kQuantBlock; ++i) ASSERT_EQ(static_cast<int>(codes[i]), static_cast<int>(i) % 255 - 127);
+  for (const int levels : {127, 7}) {
+    for (const float scale : {0.25F, 0.1F, 3e-30F}) {
+      std::vector<int8_t> expected(kQuantBlock), codes(kQuantBlock);
+      std::vector<float> multiples(kQuantBlock);
+      for (size_t i = 0; i < kQuantBlock; ++i) {
+        expected[i] = static_cast<int8_t>(static_cast<int>(i) % (2 * levels + 1) - levels);
+        multiples[i] = static_cast<float>(expected[i]) * scale;
+      }
+      for (const QuantiseForm form : QuantiseForms()) {
+        for (uint64_t first = 0; first < 400 * kQuantBlock; first += kQuantBlock) {
+          form(multiples.data(), first, levels, rounding, codes.data());
+          ASSERT_EQ(codes, expected) << levels << " levels of " << scale;
+        }
+      }
     }
   }
   for (const QuantiseForm form : QuantiseForms()) {
