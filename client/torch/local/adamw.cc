@@ -32,11 +32,7 @@ class AdamW final : public LocalOptimizer {
     }
     at::Tensor denominator = (second_ / (1 - power2_)).sqrt_().add_(spec_.epsilon);
     const at::Tensor direction = denominator.reciprocal_().mul_(first_).div_(1 - power1_);
-    if (rate.defined()) {
-      weights.addcmul_(direction, rate, -1);
-    } else {
-      weights.sub_(direction, spec_.lr);
-    }
+    Descend(weights, direction, rate, spec_.lr);
   }
   std::string Settings() const override { return fmt::format("adamw|{}|{}|{}|{}", spec_.beta1, spec_.beta2, spec_.epsilon, spec_.weight_decay); }
 

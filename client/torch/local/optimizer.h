@@ -19,6 +19,16 @@ class LocalOptimizer {
   virtual void Step(at::Tensor& weights, at::Tensor& gradient, const at::Tensor& rate) = 0;
   // What a recorded step has in it beside its minibatch and rate.
   virtual std::string Settings() const = 0;
+
+ protected:
+  // weights − rate·direction, or lr in place of a rate that is undefined.
+  static void Descend(at::Tensor& weights, const at::Tensor& direction, const at::Tensor& rate, double lr) {
+    if (rate.defined()) {
+      weights.addcmul_(direction, rate, -1);
+    } else {
+      weights.sub_(direction, lr);
+    }
+  }
 };
 
 }  // namespace tributary::client

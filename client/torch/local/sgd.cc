@@ -17,11 +17,7 @@ class Sgd final : public LocalOptimizer {
     if (spec_.weight_decay != 0) gradient.add_(weights, spec_.weight_decay);
     if (velocity_.defined()) velocity_.mul_(spec_.momentum).add_(gradient);
     const at::Tensor& direction = velocity_.defined() ? velocity_ : gradient;
-    if (rate.defined()) {
-      weights.addcmul_(direction, rate, -1);
-    } else {
-      weights.sub_(direction, spec_.lr);
-    }
+    Descend(weights, direction, rate, spec_.lr);
   }
   std::string Settings() const override { return fmt::format("sgd|{}|{}", spec_.momentum, spec_.weight_decay); }
 
