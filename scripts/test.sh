@@ -67,10 +67,10 @@ cmake --build --preset dev-torch
 cuda=
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
   step "configure and build, beside the tests: release-cuda (CUDA kernels and their tests)"
-  cmake --preset release-cuda >/dev/null
-  nice -n 19 cmake --build --preset release-cuda --target trib_client_cuda client_cuda_test tributary_kernels >build/release-cuda.log 2>&1 &
+  nice -n 19 bash -c 'cmake --preset release-cuda && exec ninja -C build/release-cuda trib_client_cuda client_cuda_test tributary_kernels' \
+    >build/release-cuda.log 2>&1 &
   cuda=$!
-  trap 'kill $cuda 2>/dev/null' EXIT
+  trap '[ -z "$cuda" ] || kill "$cuda" 2>/dev/null' EXIT
 elif [[ ,${TRIBUTARY_REQUIRE:-}, == *,nvcc,* ]]; then
   echo "test.sh: TRIBUTARY_REQUIRE has nvcc, and there is none: install the CUDA toolkit 13" >&2
   exit 1
@@ -82,6 +82,7 @@ ctest --preset dev-torch -j "$((2 * $(nproc)))"  # tests wait for processes abou
 if [ -n "$cuda" ]; then
   step "what was built beside them: release-cuda"
   wait "$cuda" || { cat build/release-cuda.log; exit 1; }
+  cuda=
   tail -n 1 build/release-cuda.log
   if nvidia-smi -L >/dev/null 2>&1; then
     step "test: CUDA kernels"

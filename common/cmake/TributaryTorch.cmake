@@ -36,8 +36,11 @@ if(EXISTS "${_trib_torch}/lib/libtorch_cuda.so")
     "-Wl,--push-state,--no-as-needed" "${_trib_torch}/lib/libtorch_cuda.so" "${_trib_torch}/lib/libc10_cuda.so" "-Wl,--pop-state")
 endif()
 
-# Two torch files at once need up to 3 GB: they compile one at a time.
-set_property(GLOBAL APPEND PROPERTY JOB_POOLS torch=1)
+# Two torch files at once need up to 3 GB: as many compile at a time as the machine has 4 GB. (ninja begins them when all else is done: one at a
+# time, they were a quarter of a whole build, with one processor at work.)
+cmake_host_system_information(RESULT _trib_memory QUERY TOTAL_PHYSICAL_MEMORY)
+math(EXPR _trib_torch_jobs "${_trib_memory} / 4000 + 1")
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS torch=${_trib_torch_jobs})
 
 # trib_use_torch(TARGET): its files may include LibTorch; what links TARGET sees the libraries, not the headers.
 function(trib_use_torch name)

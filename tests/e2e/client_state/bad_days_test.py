@@ -131,7 +131,7 @@ def a_lost_state_is_handed_back_where_the_server_mirrors_it(simulator):
 
 
 def what_was_staged_for_a_dropped_update_is_dropped(simulator):
-    keys = {"cohort": {"size": N, "quorum": N - 1, "deadline_s": .4}, "strategy": {"name": "scaffold", "uplink": "full"}, "stop": {"versions": 100}}
+    keys = {"cohort": {"size": N, "quorum": N - 1, "deadline_s": 3}, "strategy": {"name": "scaffold", "uplink": "full"}, "stop": {"versions": 100}}
     with Daemons(simulator, local={"steps": 5, "lr": .1}, **keys) as daemons:
         for i in range(N):
             crash = "outbox_after_rename:6:stop" if i == 2 else None

@@ -45,7 +45,13 @@ TEST_P(TreeCrashPointTest, TheResultIsTheUndisturbedOne) {
                  .lane_capacity = 16, .hierarchy = shape == "wide" ? Tree(4) : Tree(4, 2, !fresh), .program = program.path()});
     // More in the second half of the leaves: partials come one after the other, and the last ones long after the first.
     rig.BeginRound(1, {.updates = 0, .leaves = {2, 2, 6, 10}});
-    for (int i = 0; i < 20; ++i) rig.FoldRandom();
+    for (size_t i = 1; i <= 20; ++i) {
+      rig.FoldRandom();
+      // A leaf of ten that found them all at once would receive but once or twice.
+      if (i == 10 || i == 15) {
+        ASSERT_TRUE(rig.WaitFoldedBeyond(i - 1, absl::Seconds(60))) << rig.folded();
+      }
+    }
     ASSERT_TRUE(rig.WaitSettled());
     rig.ExpectSumsEqualReference();
     restarts = rig.restarts();
