@@ -109,7 +109,7 @@ class Simulator:
 
 
 def main(bin_dir, tests, long=()):
-    """Runs the functions, each with a Simulator; prints what passes. `long`: those that an optimised build runs (--long: only those,
+    """Runs the functions, each with a Simulator; prints what passes. `long`: those that the gates run (--long: only those,
     --without-long: only the others); names of functions: only these."""
     import time
     flags = [a for a in sys.argv[2:] if a.startswith("--")]
