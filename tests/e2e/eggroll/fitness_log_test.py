@@ -15,7 +15,7 @@ import generate as reference  # noqa: E402
 from harness import Federation  # noqa: E402
 from simulations import Simulator, check  # noqa: E402
 
-CLIENTS, PARAMETERS, POPULATION, VERSIONS, DEATH = 4, 600, 40, 200, 10
+CLIENTS, PARAMETERS, POPULATION, VERSIONS, DEATH = 4, 600, 40, 80, 10
 MODEL = 8 * PARAMETERS
 LOG = 8 * CLIENTS + 4 * POPULATION // 2
 DIGEST = 16
