@@ -42,7 +42,7 @@ class Daemons:
 
     def start(self, *flags, crash=None, name="client"):
         flags = flags or ("--identities", N)
-        return self.federation.start_client(name, *flags, program="tributary-client", env={"TRIBUTARY_CRASH": crash} if crash else None)
+        return self.federation.start_client(name, *flags, program="trib-analytic-client", env={"TRIBUTARY_CRASH": crash} if crash else None)
 
     def await_death(self, process):
         end = time.time() + 40

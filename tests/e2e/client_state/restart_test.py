@@ -39,7 +39,7 @@ class Run:
         self.federation, self.job_file, self.clients = Federation(bin_dir), job, clients
 
     def start_clients(self, crash=None):
-        return self.federation.start_client("client", "--identities", self.clients, "--train-threads", 2, program="tributary-client",
+        return self.federation.start_client("client", "--identities", self.clients, "--train-threads", 2, program="trib-analytic-client",
                                             env={"TRIBUTARY_CRASH": crash} if crash else None)
 
     def await_death(self, process, what, timeout=40):
