@@ -13,7 +13,7 @@ from harness import read_safetensors, write_safetensors  # noqa: E402
 from simulations import FULL, check, main  # noqa: E402
 
 ROUNDS = 2000
-SEEDS = range(4)
+SEEDS = range(4 if FULL else 2)
 PRIMAL, DUAL = {"name": "fedadmm"}, {"name": "fedadmm", "order": "dual_first"}
 RERCE, CONTINUAL = {"name": "rerce_admm"}, {"name": "rerce_admm", "continual": True}
 
