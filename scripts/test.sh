@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Builds and runs every test: unit, integration, e2e, fuzz corpora, tidy. Installs what is missing first.
-#   scripts/test.sh            one build with LibTorch and crash points, arithmetic optimised as in a release, and all tests; the CUDA kernels compiled
+#   scripts/test.sh            one build with LibTorch and crash points, arithmetic optimised as in a release, with nvcc also CUDA, and all tests
 #   scripts/test.sh asan|tsan  the same suite under a sanitizer
 #   scripts/test.sh gates      the gates of the algorithms at their full length (optimised build; minutes)
 #   scripts/test.sh transports the debug suite once more with every aggregator on skmsg, on skmsg-inline, and on ring as a plain user
@@ -59,36 +59,25 @@ esac
 
 step "dependencies"
 scripts/deps.sh
-step "configure and build: dev-torch"
-cmake --preset dev-torch >/dev/null
-cmake --build --preset dev-torch
-# Without a GPU the kernels are compiled, for every card they are meant for, and their tests linked: while the tests below wait for processes.
-# With one they are run too.
-cuda=
+# Where there is nvcc, with all that runs on a GPU: compiled everywhere, its tests run where there is a GPU too.
+cuda=OFF
 if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then
-  step "configure and build, beside the tests: release-cuda (CUDA kernels and their tests)"
-  nice -n 19 bash -c 'cmake --preset release-cuda && exec ninja -C build/release-cuda trib_client_cuda client_cuda_test tributary_kernels' \
-    >build/release-cuda.log 2>&1 &
-  cuda=$!
-  trap '[ -z "$cuda" ] || kill "$cuda" 2>/dev/null' EXIT
+  cuda=ON
 elif [[ ,${TRIBUTARY_REQUIRE:-}, == *,nvcc,* ]]; then
   echo "test.sh: TRIBUTARY_REQUIRE has nvcc, and there is none: install the CUDA toolkit 13" >&2
   exit 1
-else
-  echo "test.sh: no nvcc here: the CUDA kernels were not compiled"
 fi
+step "configure and build: dev-torch, CUDA $cuda"
+cmake --preset dev-torch -DTRIBUTARY_CUDA=$cuda >/dev/null
+cmake --build --preset dev-torch
 step "test: dev-torch"
-ctest --preset dev-torch -j "$((2 * $(nproc)))"  # tests wait for processes about as much as they compute
-if [ -n "$cuda" ]; then
-  step "what was built beside them: release-cuda"
-  wait "$cuda" || { cat build/release-cuda.log; exit 1; }
-  cuda=
-  tail -n 1 build/release-cuda.log
-  if nvidia-smi -L >/dev/null 2>&1; then
-    step "test: CUDA kernels"
-    ctest --preset release-cuda -L gpu
-  else
-    echo "test.sh: no GPU here: the CUDA kernels were compiled and their tests linked, not run"
-  fi
+ctest --preset dev-torch -LE gpu -j "$((2 * $(nproc)))"  # tests wait for processes about as much as they compute
+if [ $cuda = OFF ]; then
+  echo "test.sh: no nvcc here: what runs on a GPU was not compiled"
+elif nvidia-smi -L >/dev/null 2>&1; then
+  step "test: dev-torch on a GPU"
+  ctest --preset dev-torch -L gpu
+else
+  echo "test.sh: no GPU here: what runs on one was compiled and its tests linked, not run"
 fi
 step "all tests passed"
