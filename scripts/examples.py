@@ -5,7 +5,7 @@ usage: examples.py data                          writes the analytic problems to
        examples.py run [CLAIM…] [options]        runs examples/CLAIM-*.yaml as their headers say, then `tributary compare`
          --bin DIR       folder of `tributary` (build/release/bin, else build/dev/bin)
          --out DIR       stores and curves (build/examples; with --versions nothing is kept)
-         --versions N    at most N versions of each job: a smoke test
+         --versions N    at most N versions of each job, of three local steps: a smoke test
          --no-torch      leaves out jobs whose model needs LibTorch
          --record        writes results into the jobs' headers, and tables and curves into examples/README.md
 
@@ -29,6 +29,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = "fashion-fedavg.yaml"
 EXAMPLES = ROOT / "examples"
+STEPS = 3  # of a smoke test
 LICENCES = Path("/usr/share/common-licenses")  # of Debian's base-files: on every machine that the project runs on
 LICENCE_TEXTS = {"known": ["GPL-1", "GPL-2", "GPL-3", "LGPL-2", "LGPL-2.1"],
                  "new": ["Apache-2.0", "Artistic", "CC0-1.0", "GFDL-1.3", "MPL-1.1", "MPL-2.0"]}
@@ -141,7 +142,7 @@ class Job:
         self.versions = int(re.search(r"^stop: \{versions: (\d+)", self.text, re.M)[1])
 
     def shortened(self, versions, folder):
-        """A copy that stops after `versions`, or as soon as its adapters' schedule, one version a phase, allows; itself where it does so anyway."""
+        """A copy of at most `versions`, or as few as its adapters' schedule of one version a phase allows, and STEPS local steps; itself where it has no more."""
         if versions is None:
             return self.path
         text, phases = re.subn(r"(init|final)_versions: \d+", r"\1_versions: 1", self.text)
@@ -149,6 +150,7 @@ class Job:
         if versions >= self.versions:
             return self.path
         copy = folder / self.path.name
+        text = re.sub(r"^(local: .*\bsteps: )(\d+)", lambda m: m[1] + str(min(int(m[2]), STEPS)), text, flags=re.M)
         copy.write_text(re.sub(r"^stop: \{versions: \d+", f"stop: {{versions: {versions}", text, flags=re.M))
         return copy
 
