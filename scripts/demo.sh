@@ -10,6 +10,6 @@ echo "1/3 dependencies (first time: Debian packages and LibTorch, about 600 MB t
 scripts/deps.sh
 echo "2/3 build (first time: about 10 minutes on two cores; later runs: seconds)"
 cmake --preset release >/dev/null
-cmake --build --preset release --target tributary tributary-aggregator tributary-worker tributary-client
+cmake --build --preset release --target tributary tributary-simulate tributary-aggregator tributary-worker tributary-client
 echo "3/3 federation: examples/fashion-fedavg.yaml, 10 clients, Dirichlet 0.3"
 exec build/release/bin/tributary run examples/fashion-fedavg.yaml --clients 10 "$@"
