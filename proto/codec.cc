@@ -110,6 +110,11 @@ v1::UpdateKey KeyToProto(const std::string& job, uint64_t task, const UpdateId& 
   return out;
 }
 
+absl::Status CheckUploadDigest(std::string_view xxh3_128) {
+  if (xxh3_128.empty() || xxh3_128.size() == 16) return absl::OkStatus();
+  return InvalidArgument("xxh3_128: expected 16 bytes, or none as long as it is not known, got {}", xxh3_128.size());
+}
+
 absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& message) {
   CheckedUpload out;
   TRIB_ASSIGN_OR_RETURN(out.key, KeyFromProto(message.key()));
@@ -122,8 +127,7 @@ absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& mess
   if (message.bytes() == 0 || message.bytes() > TensorLayout::kMaxBytes)
     return InvalidArgument("bytes: expected 1 to {}, got {}", TensorLayout::kMaxBytes, message.bytes());
   out.bytes = message.bytes();
-  if (message.xxh3_128().size() != 16)
-    return InvalidArgument("xxh3_128: expected 16 bytes, got {}", message.xxh3_128().size());
+  TRIB_RETURN_IF_ERROR(CheckUploadDigest(message.xxh3_128()));
   out.xxh3_128 = message.xxh3_128();
   if (!(message.weight() >= kMinWeight && message.weight() <= kMaxWeight))  // written so that NaN fails too
     return InvalidArgument("weight: expected {} to {}, got {}", kMinWeight, kMaxWeight, message.weight());

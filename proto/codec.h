@@ -53,7 +53,7 @@ struct CheckedUpload {
   std::string layout;    // 64 lower-case hex digits
   std::string codec;
   uint64_t bytes = 0;    // 1 to TensorLayout::kMaxBytes
-  std::string xxh3_128;  // 16 bytes
+  std::string xxh3_128;  // 16 bytes; or empty: comes with the bytes
   double weight = 0;     // kMinWeight to kMaxWeight
   uint64_t examples = 0;
   std::map<std::string, double> metrics;
@@ -61,6 +61,8 @@ struct CheckedUpload {
   MoeStats moe;          // which layers there must be is the job's say
 };
 absl::StatusOr<CheckedUpload> UploadFromProto(const v1::BeginUploadRequest& message);
+// Of an upload, wherever it is announced: 16 bytes or empty.
+absl::Status CheckUploadDigest(std::string_view xxh3_128);
 
 absl::Status CheckHello(const v1::Hello& message);
 // Any message of the control stream, Hello included. INVALID_ARGUMENT also when it is none.

@@ -48,7 +48,7 @@ struct UpdateHeader {
   std::string layout;    // fingerprint
   std::string codec;
   uint64_t bytes = 0;
-  std::string xxh3_128;  // 16 bytes
+  std::string xxh3_128;  // 16 bytes; empty in AdmitUpload: comes with the bytes
   double weight = 0;
   uint64_t examples = 0;
   std::map<std::string, double> metrics;

@@ -16,6 +16,9 @@ constexpr absl::Duration kShortestRetry = absl::Milliseconds(50);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 constexpr absl::Duration kRetryDiskFull = absl::Seconds(5);
 
+// Of one update: not the same, as far as both are known (an upload may begin without).
+bool OtherDigest(const std::string& known, const std::string& now) { return !known.empty() && !now.empty() && known != now; }
+
 }  // namespace
 
 bool Coordinator::OfOpenVersion(const Job& job, uint64_t task) const { return task > job.latest.last_task(); }
@@ -52,7 +55,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   *retry = absl::ZeroDuration();
   UpdateAdmission admission;
   const auto from_entry = [&](const UpdateEntry& entry) -> absl::StatusOr<bool> {
-    if (entry.key != header.key || (!entry.digest.empty() && entry.digest != header.xxh3_128)) {
+    if (entry.key != header.key || OtherDigest(entry.digest, header.xxh3_128)) {
       return AlreadyExists("update {} of job {} is known with other {}", ToHex(header.key.update), header.job,
                            entry.key != header.key ? "client or task" : "bytes");
     }
@@ -78,7 +81,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   // After memory, because an update leaves memory only when the store has it.
   const absl::StatusOr<v1::UpdateRow> row = store_->GetUpdate(header.job, header.key.update);
   if (row.ok()) {
-    if (row->xxh3_128() != header.xxh3_128) {
+    if (OtherDigest(row->xxh3_128(), header.xxh3_128)) {
       absl::MutexLock lock(&mutex_);
       const absl::Status other = AlreadyExists("update {} of job {} is in version {} with other bytes", ToHex(header.key.update), header.job, row->version());
       CountRefused(*job, "other_bytes", header.key, MessageOf(other));
@@ -158,7 +161,7 @@ absl::StatusOr<UpdateAdmission> Coordinator::AdmitUpload(const UpdateHeader& hea
   }
   UpdateEntry& entry = at->second;
   entry.key = header.key;
-  entry.digest = header.xxh3_128;
+  if (entry.digest.empty()) entry.digest = header.xxh3_128;
   entry.base_version = header.version;
   entry.examples = header.examples;
   entry.claimed = header.weight;
@@ -202,9 +205,10 @@ absl::Status Coordinator::AcceptUpdate(const UpdateHeader& header, WritableObjec
   const JobPtr job = FindJob(header.job);
   if (job == nullptr) return NotFound("there is no job '{}'", header.job);
   auto known = job->updates.find(header.key.update);
-  if (known == job->updates.end() || known->second.key != header.key || known->second.digest != header.xxh3_128) {
+  if (known == job->updates.end() || known->second.key != header.key || OtherDigest(known->second.digest, header.xxh3_128)) {
     return FailedPrecondition("update {} of job {} was not admitted", ToHex(header.key.update), header.job);
   }
+  known->second.digest = header.xxh3_128;
   if (known->second.state == v1::UPDATE_STATE_ACCEPTED || known->second.state == v1::UPDATE_STATE_JOURNALED) return absl::OkStatus();
   if (known->second.state != v1::UPDATE_STATE_PARTIAL) return FailedPrecondition("update {}: {}", ToHex(header.key.update), known->second.reason);
   if (!job->Open()) return FailedPrecondition("job {} has ended", job->id);

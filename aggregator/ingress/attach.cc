@@ -128,6 +128,7 @@ class Attach final : public AttachReactor {
       call_->clear_deadline();
       TRIB_ASSIGN_OR_RETURN(session_, ingress_.backend->Attach(caller_.client(), message.hello(), call_));
     } else {
+      if (message.has_declined()) ingress_.uploads->ForgetTask(caller_, message.declined().job(), message.declined().task());
       ingress_.backend->OnMessage(*session_, message);
     }
     return absl::OkStatus();

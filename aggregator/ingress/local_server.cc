@@ -114,7 +114,7 @@ v1::LocalAnswer LocalServer::Answer(const v1::LocalRequest& request, std::vector
     }
     case v1::LocalRequest::kPush: {
       if (fds.size() != 1) return Failed(InvalidArgument("{}: expected one file with an update, got {}", kWhat, fds.size()));
-      absl::StatusOr<v1::UpdateStatus> status = uploads_->PushFile(*caller, request.push().upload_id(), fds[0].get());
+      absl::StatusOr<v1::UpdateStatus> status = uploads_->PushFile(*caller, request.push(), fds[0].get());
       if (!status.ok()) return Failed(status.status());
       *answer.mutable_update() = *std::move(status);
       return answer;

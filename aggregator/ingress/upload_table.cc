@@ -34,10 +34,11 @@ UploadHeader MakeHeader(const Caller& caller, const CheckedUpload& upload) {
   return header;
 }
 
-// Whether a second BeginUpload of the same key says the same thing. Metrics are not compared: they describe, they do not bind.
+// Whether a second BeginUpload of the same key says the same thing, but for the digest. Metrics are not compared: they describe, they do not
+// bind.
 bool SameUpload(const UploadHeader& a, const UploadHeader& b) {
-  return a.key == b.key && a.version == b.version && a.layout == b.layout && a.codec == b.codec && a.bytes == b.bytes &&
-         a.xxh3_128 == b.xxh3_128 && a.weight == b.weight && a.examples == b.examples && a.moe == b.moe;
+  return a.key == b.key && a.version == b.version && a.layout == b.layout && a.codec == b.codec && a.bytes == b.bytes && a.weight == b.weight &&
+         a.examples == b.examples && a.moe == b.moe;
 }
 
 }  // namespace
@@ -46,25 +47,29 @@ struct UploadTable::Upload {
   enum class State { kOpen, kChecking, kGone };
 
   Upload(uint64_t id_in, UploadHeader header_in, UploadGrant grant_in, absl::Time now)
-      : id(id_in), header(std::move(header_in)), grant(std::move(grant_in)), last_byte(now) {}
+      : id(id_in), header(std::move(header_in)), grant(std::move(grant_in)), announced(header.xxh3_128), last_byte(now) {}
 
   // Copies and checks one chunk. OK: the offset has advanced. `refused`: reason code, the payload can never become right.
   absl::Status Take(const ChunkReader& chunk, size_t chunk_bytes, absl::Time now, std::string* refused)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
-  // The next piece of a file, at most `chunk_bytes`.
-  absl::Status TakeFrom(int fd, size_t chunk_bytes, absl::Time now, std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // The next piece of a file, at most `chunk_bytes`, not beyond `end`.
+  absl::Status TakeFrom(int fd, uint64_t end, size_t chunk_bytes, absl::Time now, std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  // The digest of the whole, as the client says now; empty: it says nothing. INVALID_ARGUMENT when it has said another.
+  absl::Status Announce(const std::string& xxh3_128) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   // `bytes` more lie in the object and may stay: digests, scan, offset.
   absl::Status Advance(size_t bytes, uint32_t chunk_crc, absl::Time now, std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
   // What only all bytes together can show.
   absl::Status Complete(std::string* refused) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex);
+  bool whole() const ABSL_SHARED_LOCKS_REQUIRED(mutex) { return next_offset == header.bytes && !announced.empty(); }
 
   const uint64_t id;
-  const UploadHeader header;
+  const UploadHeader header;  // as the upload was begun
   absl::Mutex mutex;
   State state ABSL_GUARDED_BY(mutex) = State::kOpen;
   UploadGrant grant ABSL_GUARDED_BY(mutex);
   uint64_t next_offset ABSL_GUARDED_BY(mutex) = 0;
   uint64_t scanned ABSL_GUARDED_BY(mutex) = 0;  // floats are scanned up to here: whole elements, so it may lag by one
+  std::string announced ABSL_GUARDED_BY(mutex);  // the digest that all bytes must have; empty: not known yet
   Xxh3 digest ABSL_GUARDED_BY(mutex);
   uint32_t crc ABSL_GUARDED_BY(mutex) = 0;
   ScanResult scan ABSL_GUARDED_BY(mutex);
@@ -76,7 +81,7 @@ absl::Status UploadTable::Upload::Take(const ChunkReader& chunk, size_t chunk_by
   const size_t bytes = chunk.payload_bytes();
   const uint64_t offset = chunk.fields().offset;
   if (offset != next_offset) return Aborted("upload {}: chunk at offset {}, expected {}", id, offset, next_offset);
-  if (bytes == 0) return InvalidArgument("upload {}: empty chunk at offset {}", id, offset);
+  if (bytes == 0 && chunk.fields().xxh3_128.empty()) return InvalidArgument("upload {}: empty chunk at offset {}", id, offset);
   if (bytes > chunk_bytes) return InvalidArgument("upload {}: chunk of {} bytes, expected at most {}", id, bytes, chunk_bytes);
   if (bytes > header.bytes - next_offset) {
     return InvalidArgument("upload {}: chunk of {} bytes at offset {} passes the end at {}", id, bytes, offset, header.bytes);
@@ -85,12 +90,21 @@ absl::Status UploadTable::Upload::Take(const ChunkReader& chunk, size_t chunk_by
   if (chunk_crc != chunk.fields().crc32c) {
     return DataLoss("upload {}: chunk at offset {} has CRC32C {:08x}, announced {:08x}", id, offset, chunk_crc, chunk.fields().crc32c);
   }
+  TRIB_RETURN_IF_ERROR(Announce(chunk.fields().xxh3_128));
   return Advance(bytes, chunk_crc, now, refused);
 }
 
-absl::Status UploadTable::Upload::TakeFrom(int fd, size_t chunk_bytes, absl::Time now, std::string* refused) {
+absl::Status UploadTable::Upload::Announce(const std::string& xxh3_128) {
+  TRIB_RETURN_IF_ERROR(Annotate(CheckUploadDigest(xxh3_128), fmt::format("upload {}", id)));
+  if (xxh3_128.empty() || announced == xxh3_128) return absl::OkStatus();
+  if (!announced.empty()) return InvalidArgument("upload {}: another XXH3-128 than before is announced", id);
+  announced = xxh3_128;
+  return absl::OkStatus();
+}
+
+absl::Status UploadTable::Upload::TakeFrom(int fd, uint64_t end, size_t chunk_bytes, absl::Time now, std::string* refused) {
   const std::span<std::byte> destination =
-      grant.object.payload().subspan(next_offset, std::min<uint64_t>(chunk_bytes, header.bytes - next_offset));
+      grant.object.payload().subspan(next_offset, std::min<uint64_t>(chunk_bytes, end > next_offset ? end - next_offset : 0));
   for (size_t done = 0; done < destination.size();) {
     const ssize_t count = ::pread(fd, destination.data() + done, destination.size() - done, static_cast<off_t>(next_offset + done));
     if (count < 0 && errno == EINTR) continue;
@@ -131,7 +145,7 @@ absl::Status UploadTable::Upload::Advance(size_t bytes, uint32_t chunk_crc, absl
 }
 
 absl::Status UploadTable::Upload::Complete(std::string* refused) {
-  if (digest.Digest() != header.xxh3_128) {
+  if (digest.Digest() != announced) {
     *refused = "digest";
     return InvalidArgument("update of client '{}': the {} bytes differ from the announced XXH3-128", header.key.client, header.bytes);
   }
@@ -189,9 +203,9 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Begin(const Caller& caller, const 
       if (it == by_slot_.end() || it->second->header.key != header.key) return std::nullopt;
       upload = it->second;
     }
-    if (!SameUpload(upload->header, header))
-      return AlreadyExists("update {}: was begun with another header (digest, size, version or weight)", ToHex(header.key.update));
     absl::MutexLock lock(&upload->mutex);
+    if (!SameUpload(upload->header, header) || !upload->Announce(header.xxh3_128).ok())
+      return AlreadyExists("update {}: was begun with another header (digest, size, version or weight)", ToHex(header.key.update));
     if (upload->state == Upload::State::kChecking) {
       *retry = kBeingChecked;
       return Unavailable("update {}: all bytes are here and are being checked", ToHex(header.key.update));
@@ -203,7 +217,10 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Begin(const Caller& caller, const 
   TRIB_ASSIGN_OR_RETURN(const std::optional<v1::UpdateStatus> before, existing());
   if (before.has_value()) return *before;
 
-  TRIB_ASSIGN_OR_RETURN(FederationBackend::Admission admission, backend_->AdmitUpload(header, retry));
+  absl::StatusOr<FederationBackend::Admission> admitted = backend_->AdmitUpload(header, retry);
+  // What the client sent before for this task it has lost (it was still being made when the client went): that room is this one's.
+  if (absl::IsResourceExhausted(admitted.status()) && ForgetTask(caller, header.job, header.key.task)) admitted = backend_->AdmitUpload(header, retry);
+  TRIB_ASSIGN_OR_RETURN(FederationBackend::Admission admission, std::move(admitted));
   if (admission.state != v1::UPDATE_STATE_PARTIAL) {
     v1::UpdateStatus out;
     *out.mutable_key() = KeyToProto(header.job, header.key.task, header.key.update);
@@ -251,7 +268,8 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Push(const Caller& caller, const s
   });
 }
 
-absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, uint64_t upload_id, int fd) {
+absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, const v1::LocalPush& push, int fd) {
+  const uint64_t upload_id = push.upload_id();
   TRIB_ASSIGN_OR_RETURN(const std::shared_ptr<Upload> upload, FindOwn(caller, upload_id));
   struct stat info {};
   if (::fstat(fd, &info) != 0) return ErrnoStatus(errno, fmt::format("upload {}: fstat", upload_id));
@@ -259,14 +277,17 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::PushFile(const Caller& caller, uin
     return InvalidArgument("upload {}: expected a regular file of {} bytes, got {} of {}", upload_id, upload->header.bytes,
                            S_ISREG(info.st_mode) ? "one" : "another kind of file", info.st_size);
   }
+  if (push.end() > upload->header.bytes) return InvalidArgument("upload {}: expected an end of at most {}, got {}", upload_id, upload->header.bytes, push.end());
+  const uint64_t end = push.end() == 0 ? upload->header.bytes : push.end();
   // Stands for this reader where a stream would stand.
   const auto self = std::make_shared<OnceEnd>([](const absl::Status&) {});
   for (bool first = true;; first = false) {
     absl::StatusOr<v1::UpdateStatus> status =
         Take(upload, self, /*takes_over=*/first, [&](Upload& open, std::string* refused) ABSL_NO_THREAD_SAFETY_ANALYSIS {
-          return open.TakeFrom(fd, options_.chunk_bytes, clock_->Now(), refused);
+          TRIB_RETURN_IF_ERROR(open.Announce(push.xxh3_128()));
+          return open.TakeFrom(fd, end, options_.chunk_bytes, clock_->Now(), refused);
         });
-    if (!status.ok() || status->state() != v1::UPDATE_STATE_PARTIAL) return status;
+    if (!status.ok() || status->state() != v1::UPDATE_STATE_PARTIAL || status->next_offset() >= end) return status;
   }
 }
 
@@ -275,6 +296,7 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Take(const std::shared_ptr<Upload>
                                                    const std::function<absl::Status(Upload&, std::string*)>& take) {
   std::shared_ptr<StreamEnd> older;
   std::string refused;
+  UploadHeader header;
   bool complete = false;
   uint64_t next_offset = 0;
   absl::Status status;
@@ -287,19 +309,23 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Take(const std::shared_ptr<Upload>
     upload->stream = stream;
     status = take(*upload, &refused);
     next_offset = upload->next_offset;
-    complete = status.ok() && next_offset == upload->header.bytes;
+    complete = status.ok() && upload->whole();
     if (complete) status = upload->Complete(&refused);
-    if (complete || !refused.empty()) upload->state = Upload::State::kChecking;
+    if (complete || !refused.empty()) {
+      upload->state = Upload::State::kChecking;
+      header = upload->header;
+      header.xxh3_128 = upload->announced;
+    }
   }
   if (older != nullptr) older->End(Aborted("upload {}: another stream took over", upload->id));
   if (!refused.empty()) {
-    backend_->RejectUpdate(upload->header, refused, MessageOf(status));
+    backend_->RejectUpdate(header, refused, MessageOf(status));
     Drop(upload, status);
     return status;
   }
   TRIB_RETURN_IF_ERROR(status);
   TRIB_CRASH_POINT(ingress_after_chunk);
-  if (complete) return Finish(upload);
+  if (complete) return Finish(upload, header);
   return Partial(*upload, next_offset);
 }
 
@@ -312,7 +338,7 @@ absl::StatusOr<std::shared_ptr<UploadTable::Upload>> UploadTable::FindOwn(const 
   return it->second;
 }
 
-absl::StatusOr<v1::UpdateStatus> UploadTable::Finish(const std::shared_ptr<Upload>& upload) {
+absl::StatusOr<v1::UpdateStatus> UploadTable::Finish(const std::shared_ptr<Upload>& upload, const UploadHeader& header) {
   UploadGrant grant;
   ScanResult scan;
   {
@@ -322,7 +348,7 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Finish(const std::shared_ptr<Uploa
     scan = upload->scan;
   }
   TRIB_CRASH_POINT(ingress_before_seal);
-  const absl::Status status = backend_->AcceptUpdate(upload->header, std::move(grant.object), scan);
+  const absl::Status status = backend_->AcceptUpdate(header, std::move(grant.object), scan);
   // Only now: until the backend knows the update, the table answers for it.
   Erase(*upload);
   {
@@ -332,9 +358,9 @@ absl::StatusOr<v1::UpdateStatus> UploadTable::Finish(const std::shared_ptr<Uploa
   TRIB_RETURN_IF_ERROR(status);
   TRIB_CRASH_POINT(ingress_before_answer);
   v1::UpdateStatus out;
-  *out.mutable_key() = KeyToProto(upload->header.job, upload->header.key.task, upload->header.key.update);
+  *out.mutable_key() = KeyToProto(header.job, header.key.task, header.key.update);
   out.set_state(v1::UPDATE_STATE_ACCEPTED);
-  out.set_next_offset(upload->header.bytes);
+  out.set_next_offset(header.bytes);
   return out;
 }
 
@@ -377,6 +403,22 @@ std::vector<std::shared_ptr<UploadTable::Upload>> UploadTable::All() const {
   all.reserve(by_id_.size());
   for (const auto& entry : by_id_) all.push_back(entry.second);
   return all;
+}
+
+bool UploadTable::ForgetTask(const Caller& caller, const std::string& job, uint64_t task) {
+  std::shared_ptr<Upload> upload;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto it = by_slot_.find(Slot{job, caller.client(), task});
+    if (it == by_slot_.end()) return false;
+    upload = it->second;
+  }
+  {
+    absl::MutexLock lock(&upload->mutex);
+    if (upload->state != Upload::State::kOpen) return false;
+  }
+  Drop(upload, Aborted("upload {}: its client has given it up", upload->id));
+  return true;
 }
 
 void UploadTable::ForgetJob(const std::string& job) {

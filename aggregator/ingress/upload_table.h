@@ -1,17 +1,18 @@
 // Partial uploads: from the slot that BeginUpload was granted to the sealed object that the backend accepts.
 //
-//            Begin                 Push (in order, CRC good)              last byte: digest, finiteness, range good
+//            Begin                 Push (in order, CRC good)     last byte and the announced digest: this, finiteness, range good
 //   (none) ────────> open, offset 0 ────────> open, offset n ─────────────────────────> checking ──> gone (AcceptUpdate)
 //                      │  lease over, job ended, replaced                                   │ payload refused
 //                      └──────────────────────────> gone (slot back to the pool)            └──> gone (RejectUpdate)
 //
 // One pass over the bytes: each piece is copied into the slot and its CRC32C taken; if the chunk's CRC is right, XXH3 and the
 // float scan follow while the chunk is still in cache, and the offset advances. A wrong chunk changes nothing.
-// At most one partial upload per (job, client, task): a newer one (the client lost its disk and trained again) replaces it.
+// The digest comes with Begin, or with any later chunk where the client was still making the update: without it no upload is complete.
+// At most one partial upload per (job, client, task): a newer one (the client lost the update and trained again) replaces it.
 // At most one stream per upload: a newer one ends the older.
 //
 // Errors of Push: ABORTED when the client should ask QueryUpdate and go on from there (gap, overlap, unknown or finished upload,
-// another stream took over), DATA_LOSS for a wrong CRC, INVALID_ARGUMENT for bytes that can never become right,
+// another stream took over), DATA_LOSS for a wrong CRC, INVALID_ARGUMENT for bytes that can never become right or a second digest,
 // PERMISSION_DENIED for somebody else's upload.
 // Threads: safe. Bytes are copied under the upload's own mutex; the backend is called without locks.
 #pragma once
@@ -56,15 +57,17 @@ class UploadTable {
   absl::StatusOr<v1::UpdateStatus> Push(const Caller& caller, const std::shared_ptr<StreamEnd>& stream, uint64_t bound,
                                         const ChunkReader& chunk);
 
-  // The rest of an upload out of a regular file of exactly its size that the client holds, read from the upload's next offset on, in
-  // chunks like those of a stream: the file may change or be cut meanwhile, which costs the client its update, nobody anything else.
-  // ACCEPTED when it is done. Errors as Push's; INVALID_ARGUMENT for another kind or size of file.
-  absl::StatusOr<v1::UpdateStatus> PushFile(const Caller& caller, uint64_t upload_id, int fd);
+  // The rest of an upload, or what of it lies before push.end, out of a regular file of exactly its size that the client holds, read from the
+  // upload's next offset on, in chunks like those of a stream: the file may change or be cut meanwhile, which costs the client its update,
+  // nobody anything else. ACCEPTED when all is done, else PARTIAL. Errors as Push's; INVALID_ARGUMENT for another kind or size of file.
+  absl::StatusOr<v1::UpdateStatus> PushFile(const Caller& caller, const v1::LocalPush& push, int fd);
 
   // PARTIAL with its offset, if there is such an upload.
   std::optional<v1::UpdateStatus> Find(const Caller& caller, const CheckedKey& key) const;
 
   void ForgetJob(const std::string& job);
+  // The client will not go on with what it uploads for this task. False: there is nothing that is still open.
+  bool ForgetTask(const Caller& caller, const std::string& job, uint64_t task);
   // Drops uploads whose lease is over.
   void Sweep();
   void Clear();
@@ -83,7 +86,8 @@ class UploadTable {
   // it is. Ends another stream if this one takes over; without that, ABORTED when another has.
   absl::StatusOr<v1::UpdateStatus> Take(const std::shared_ptr<Upload>& upload, const std::shared_ptr<StreamEnd>& stream, bool takes_over,
                                         const std::function<absl::Status(Upload&, std::string* refused)>& take);
-  absl::StatusOr<v1::UpdateStatus> Finish(const std::shared_ptr<Upload>& upload);
+  // `header`: with the digest.
+  absl::StatusOr<v1::UpdateStatus> Finish(const std::shared_ptr<Upload>& upload, const UploadHeader& header);
 
   const Options options_;
   FederationBackend* const backend_;

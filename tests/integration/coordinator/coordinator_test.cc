@@ -104,6 +104,29 @@ TEST_F(CoordinatorTest, AnswersTheSameUpdateTwiceAndRefusesItsImpostors) {
   EXPECT_EQ(Query(first).version(), 1u);
 }
 
+// As an upload does that began before its client knew the digest.
+TEST_F(CoordinatorTest, ADigestThatComesWithTheBytesCountsAsOneThatCameBefore) {
+  const std::string job = Submit("", 1);
+  TestClient a = Attach("a");
+  const v1::TrainTask task = AwaitTask(a);
+  const Upload update = MakeUpdate(a, task, 3);
+  UpdateHeader unknown = update.header;
+  unknown.xxh3_128.clear();
+  absl::Duration retry;
+  TRIB_ASSERT_OK_AND_ASSIGN(UpdateAdmission early, coordinator_->AdmitUpload(unknown, &retry));
+  EXPECT_EQ(early.state, v1::UPDATE_STATE_PARTIAL);
+  early.grant = {};                   // the pool of a cohort of one has one slot
+  ASSERT_THAT(Send(update), IsOk());  // the same upload, now with its digest
+  Upload other_bytes = MakeUpdate(a, task, 2);
+  other_bytes.header.key.update = update.header.key.update;
+  EXPECT_THAT(Send(other_bytes), StatusIs(absl::StatusCode::kAlreadyExists));
+  AwaitState(job, v1::JOB_STATE_DONE);
+  EXPECT_EQ(Value(job, "w", 0, 1), 3.0f);
+  EXPECT_THAT(Send(other_bytes), StatusIs(absl::StatusCode::kAlreadyExists));  // the store knows it by its digest
+  TRIB_ASSERT_OK_AND_ASSIGN(const UpdateAdmission known, coordinator_->AdmitUpload(unknown, &retry));
+  EXPECT_EQ(known.state, v1::UPDATE_STATE_COMMITTED);
+}
+
 TEST_F(CoordinatorTest, RefusesWhatTheHeaderShowsToBeWrong) {
   const std::string job = Submit("", 1);
   TestClient a = Attach("a");

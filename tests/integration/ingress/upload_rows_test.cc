@@ -54,7 +54,7 @@ TEST_F(UploadRowsTest, RefusesWrongHeadersBeforeAnyByte) {
       {"one element short", Code::kInvalidArgument, [](auto* r) { r->set_bytes(r->bytes() - 4); }},
       {"one element long", Code::kInvalidArgument, [](auto* r) { r->set_bytes(r->bytes() + 4); }},
       {"short digest", Code::kInvalidArgument, [](auto* r) { r->set_xxh3_128("abc"); }},
-      {"no digest", Code::kInvalidArgument, [](auto* r) { r->clear_xxh3_128(); }},
+      {"long digest", Code::kInvalidArgument, [](auto* r) { r->set_xxh3_128(std::string(17, 'x')); }},
       {"weight 0", Code::kInvalidArgument, [](auto* r) { r->set_weight(0); }},
       {"weight -1", Code::kInvalidArgument, [](auto* r) { r->set_weight(-1); }},
       {"weight NaN", Code::kInvalidArgument, [](auto* r) { r->set_weight(kNaN); }},
