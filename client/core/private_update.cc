@@ -29,6 +29,8 @@ double NoiseOf(const JobSpec& spec) {
 
 bool NeedsNoiseKey(const JobSpec& spec) { return spec.privacy.enabled && !spec.privacy.insecure_seed && NoiseOf(spec) > 0; }
 
+bool MayLeaveEarly(const JobSpec& spec) { return !spec.privacy.enabled || (NoiseOf(spec) == 0 && !spec.privacy.adaptive.enabled); }
+
 bool KeepsFeedback(const UpdateEncoding& encoding) { return encoding.codec == Codec::kTopK; }
 
 UpdatePlan PlanUpdate(const UpdateRequest& request) {

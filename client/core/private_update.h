@@ -49,6 +49,9 @@ void AddPrivacyScalars(const UpdateRequest& request, const UpdatePlan& plan, dou
 
 // Whether this client's noise must come from the operating system.
 bool NeedsNoiseKey(const JobSpec& spec);
+// Whether an update may leave while it is still being made and stored. Not one with noise of this client: after a crash its task is trained and
+// noised anew, and what had left would be a second release of the same data. Not one whose header waits for its norm (kWithinClip).
+bool MayLeaveEarly(const JobSpec& spec);
 // Whether the codec drops what the next update has to bring.
 bool KeepsFeedback(const UpdateEncoding& encoding);
 

@@ -150,6 +150,8 @@ class Session {
   absl::Time NextWake() const;
 
   bool attached() const { return stream_ == Stream::kAttached; }
+  // As action::StartUpload has it; 0 while not attached.
+  uint64_t attachment() const { return attached() ? attachment_ : 0; }
   bool working() const { return work_.has_value(); }
   uint64_t outbox_bytes() const { return outbox_bytes_; }
   size_t outbox_count() const { return outbox_.size(); }

@@ -225,33 +225,28 @@ uint64_t Outbox::bytes() const {
   return bytes_;
 }
 
-absl::StatusOr<OutboxHeader> Outbox::Put(OutboxHeader header, std::span<const std::byte> payload) {
-  header.xxh3_128 = Xxh3Digest(payload);
-  return PutFile(std::move(header), payload.size(), [payload](const fs::path& path, OutboxHeader*) { return WriteSynced(path, payload); });
+absl::Status Outbox::WritePayload(const fs::path& path, const Fill& fill, OutboxHeader* header) {
+  const uint64_t bytes = header->bytes;
+  TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(path, O_WRONLY | O_CREAT | O_TRUNC));
+  // Of its whole size from the beginning, so that it can be mapped; what is not written yet takes no room.
+  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) != 0) return ErrnoStatus(errno, fmt::format("{}: {} bytes", path.string(), bytes));
+  TRIB_ASSIGN_OR_RETURN(MappedFile payload, MappedFile::Open(path));
+  TRIB_ASSIGN_OR_RETURN(UniqueFd file, OpenFd(path, O_RDONLY));
+  const auto entry = std::make_shared<const OutboxEntry>(OutboxEntry{*header, std::move(payload), std::move(file)});  // shared with who sends it meanwhile
+  uint64_t given = 0;
+  const PartWriter write = [&](size_t at, std::span<const std::byte> part) -> absl::Status {
+    if (at > bytes || part.size() > bytes - at) return Internal("{}: a part of {} bytes at {} passes the end at {}", path.string(), part.size(), at, bytes);
+    given += part.size();
+    return WriteAt(fd, path, at, part);
+  };
+  TRIB_RETURN_IF_ERROR(fill(write, entry, header));
+  if (given != bytes) return Internal("{}: expected {} bytes in parts, got {}", path.string(), bytes, given);
+  TRIB_RETURN_IF_ERROR(Sync(fd, path));
+  header->xxh3_128 = Xxh3Digest(entry->payload.bytes());
+  return absl::OkStatus();
 }
 
-absl::StatusOr<OutboxHeader> Outbox::PutParts(OutboxHeader header, uint64_t bytes,
-                                              const std::function<absl::Status(const PartWriter&, OutboxHeader*)>& fill) {
-  return PutFile(std::move(header), bytes, [&](const fs::path& path, OutboxHeader* written) -> absl::Status {
-    {
-      TRIB_ASSIGN_OR_RETURN(const UniqueFd fd, OpenFd(path, O_WRONLY | O_CREAT | O_TRUNC));
-      uint64_t given = 0;
-      const PartWriter writer = [&](size_t at, std::span<const std::byte> part) {
-        given += part.size();
-        return WriteAt(fd, path, at, part);
-      };
-      TRIB_RETURN_IF_ERROR(fill(writer, written));
-      if (given != bytes) return Internal("update {}: expected {} bytes in parts, got {}", ToHex(written->update), bytes, given);
-      TRIB_RETURN_IF_ERROR(Sync(fd, path));
-    }
-    TRIB_ASSIGN_OR_RETURN(const MappedFile payload, MappedFile::Open(path));
-    if (payload.bytes().size() != bytes) return Internal("{}: expected {} bytes, got {}", path.string(), bytes, payload.bytes().size());
-    written->xxh3_128 = Xxh3Digest(payload.bytes());
-    return absl::OkStatus();
-  });
-}
-
-absl::StatusOr<OutboxHeader> Outbox::PutFile(OutboxHeader header, uint64_t bytes, const std::function<absl::Status(const fs::path&, OutboxHeader*)>& write_payload) {
+absl::StatusOr<OutboxHeader> Outbox::Put(OutboxHeader header, uint64_t bytes, const Fill& fill) {
   if (!std::isfinite(header.weight)) return InvalidArgument("update {}: weight is not finite", ToHex(header.update));
   header.bytes = bytes;
   const std::string name = ToHex(header.update);
@@ -266,7 +261,7 @@ absl::StatusOr<OutboxHeader> Outbox::PutFile(OutboxHeader header, uint64_t bytes
   const fs::path temporary = outbox_ / (".tmp-" + name);
   const auto write = [&]() -> absl::Status {
     TRIB_RETURN_IF_ERROR(MakeDirectories(temporary));
-    TRIB_RETURN_IF_ERROR(write_payload(temporary / "payload", &header));
+    TRIB_RETURN_IF_ERROR(WritePayload(temporary / "payload", fill, &header));
     const std::string text = SerializeHeader(header);
     TRIB_RETURN_IF_ERROR(WriteSynced(temporary / "header", std::as_bytes(std::span(text.data(), text.size()))));
     TRIB_RETURN_IF_ERROR(SyncFolder(temporary));

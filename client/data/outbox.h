@@ -67,14 +67,14 @@ class Outbox {
   uint64_t bytes() const;
   uint64_t limit_bytes() const { return limit_bytes_; }
 
+  // Keeps a payload of `bytes` that comes in parts: `fill` gives each to the writer with its place, in any order, together all of it. It may
+  // change what the header says of the update. `entry`: with the header as given and no digest; of its bytes those that the writer has taken are
+  // there. They are not kept before Put returns.
   // RESOURCE_EXHAUSTED: over the limit or the disk is full; ALREADY_EXISTS: that update id. On error nothing is kept.
   // Returns the header as stored.
-  absl::StatusOr<OutboxHeader> Put(OutboxHeader header, std::span<const std::byte> payload);
-
-  // The same for a payload of `bytes` that comes in parts: `fill` gives each to the writer with its place, in any order, together all of it.
-  // It may change what the header says of the update.
   using PartWriter = std::function<absl::Status(size_t at, std::span<const std::byte> part)>;
-  absl::StatusOr<OutboxHeader> PutParts(OutboxHeader header, uint64_t bytes, const std::function<absl::Status(const PartWriter&, OutboxHeader*)>& fill);
+  using Fill = std::function<absl::Status(const PartWriter& write, const std::shared_ptr<const OutboxEntry>& entry, OutboxHeader* header)>;
+  absl::StatusOr<OutboxHeader> Put(OutboxHeader header, uint64_t bytes, const Fill& fill);
 
   // NOT_FOUND; DATA_LOSS: the payload is not what was put: the entry is set aside and no longer listed.
   absl::StatusOr<OutboxEntry> Load(const UpdateId& update);
@@ -85,8 +85,8 @@ class Outbox {
  private:
   Outbox(std::filesystem::path folder, uint64_t limit_bytes, UniqueFd lock);
   absl::Status Scan();
-  absl::StatusOr<OutboxHeader> PutFile(OutboxHeader header, uint64_t bytes,
-                                       const std::function<absl::Status(const std::filesystem::path&, OutboxHeader*)>& write_payload);
+  // Its digest goes into the header.
+  static absl::Status WritePayload(const std::filesystem::path& path, const Fill& fill, OutboxHeader* header);
   std::filesystem::path PathOf(const UpdateId& update) const { return outbox_ / ToHex(update); }
   void SetAside(const std::filesystem::path& entry, const std::string& why);
 

@@ -4,14 +4,19 @@
 #include <absl/synchronization/mutex.h>
 
 #include <algorithm>
+#include <atomic>
 #include <deque>
+#include <functional>
+#include <map>
 #include <optional>
 #include <set>
 #include <utility>
 #include <variant>
 
+#include "client/core/private_update.h"
 #include "client/data/client_state.h"
 #include "client/rpc/attach_stream.h"
+#include "client/rpc/early_upload.h"
 #include "client/rpc/local_transfer.h"
 #include "client/rpc/privatise.h"
 #include "client/rpc/ready_tasks.h"
@@ -32,6 +37,7 @@ constexpr int kFetchThreads = 2;
 constexpr int kMaxUploadThreads = 8;
 // Events that wait for the loop. Only a server that floods its streams can reach this; its streams are then closed.
 constexpr size_t kMaxEvents = 1 << 16;
+constexpr size_t kPieceBytes = size_t{4} << 20;  // of an update that is written and sent at the same time
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(200);
 
 v1::ClientPhase ToProto(Phase phase) {
@@ -56,6 +62,7 @@ struct Host {
   bool welcomed = false;
   std::shared_ptr<std::atomic<bool>> cancelled;  // of the task under way
   absl::Time wake = absl::InfiniteFuture();
+  std::atomic<uint64_t> attachment{0};           // the session's, for threads that store updates
 };
 
 class Runtime {
@@ -95,8 +102,13 @@ class Runtime {
   Work::Progress ProgressOf(size_t index, uint64_t task);
   void Trained(const ReadyTask& task, absl::StatusOr<TrainResult> result);
   void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
-  // Stages what the update changes in the client's state, then puts the update into the outbox.
-  static absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result);
+  // Stages what the update changes in the client's state, then puts the update into the outbox; `early`: the upload that began meanwhile.
+  absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result, std::shared_ptr<EarlyUpload>* early);
+  // Null: the identity is not attached, or as many as there are upload threads are under way.
+  std::shared_ptr<EarlyUpload> StartEarly(const Host& host, const std::shared_ptr<const OutboxEntry>& entry);
+  // The early upload of this update, if there is one of this attachment; it is the caller's then.
+  std::shared_ptr<EarlyUpload> TakeEarly(const UpdateId& update, uint64_t attachment);
+  std::variant<Verdict, CallError> Upload(const Host& host, const action::StartUpload& a, const std::shared_ptr<const OutboxEntry>& entry);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
   double SecondsSince(absl::Time begin) const { return absl::ToDoubleSeconds(clock_.Now() - begin); }
@@ -119,6 +131,12 @@ class Runtime {
 
   ReadyTasks ready_;
 
+  int upload_threads_ = 0;
+  std::atomic<int> early_running_{0};
+  absl::Mutex early_mutex_;
+  // Shared by who stores the update and who waits for its upload.
+  std::map<UpdateId, std::shared_ptr<EarlyUpload>> early_ ABSL_GUARDED_BY(early_mutex_);
+
   // Last, so that their threads are joined before anything they use goes.
   std::unique_ptr<WorkerPool> uploads_;
   std::unique_ptr<WorkerPool> trains_;
@@ -131,7 +149,7 @@ absl::Status Runtime::Start(const LearnerFactory& make_learner) {
     learners_.push_back(std::move(learner));
   }
   const std::vector<std::string> names = IdentityNames(options_.name, options_.identities);
-  hosts_.resize(names.size());
+  hosts_ = std::vector<Host>(names.size());
   for (size_t i = 0; i < names.size(); ++i) {
     TRIB_RETURN_IF_ERROR(ValidateClientId(names[i]));
     Host& host = hosts_[i];
@@ -155,8 +173,8 @@ absl::Status Runtime::Start(const LearnerFactory& make_learner) {
     session.jitter_seed = RandomU64();
     host.session = std::make_unique<Session>(session, kept);
   }
-  const int uploads = options_.upload_threads > 0 ? options_.upload_threads : std::min(options_.identities, kMaxUploadThreads);
-  uploads_ = std::make_unique<WorkerPool>(uploads);
+  upload_threads_ = options_.upload_threads > 0 ? options_.upload_threads : std::min(options_.identities, kMaxUploadThreads);
+  uploads_ = std::make_unique<WorkerPool>(upload_threads_);
   trains_ = std::make_unique<WorkerPool>(options_.train_threads);
   fetches_ = std::make_unique<WorkerPool>(kFetchThreads);
   return absl::OkStatus();
@@ -218,6 +236,7 @@ void Runtime::Dispatch(size_t index, const Event& event) {
   for (Action& action : actions) {
     std::visit([this, index](auto& a) { Do(index, a); }, action);
   }
+  host.attachment = host.session->attachment();
   const absl::Time wake = host.session->NextWake();
   if (wake != host.wake) {
     wakes_.erase({host.wake, index});
@@ -437,22 +456,42 @@ void Runtime::Trained(const ReadyTask& task, absl::StatusOr<TrainResult> result)
   uploads_->Submit([this, index = task.identity, prepared = task.prepared, shared](int) { Store(index, prepared, *shared); });
 }
 
-absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result) {
+absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result,
+                                           std::shared_ptr<EarlyUpload>* early) {
   // A learner that keeps nothing still has a state as far as the server is concerned: it says which update came last.
   if (prepared.job->client_state && !result.state) result.state.emplace();
   if (result.state) {
     const std::string state = EncodeClientState(*result.state);
     TRIB_RETURN_IF_ERROR(host.state->Stage(header.job, kStrategyState, header.update, std::as_bytes(std::span(state))));
   }
+  const auto put = [&](uint64_t bytes, const std::function<absl::Status(const Outbox::PartWriter&, OutboxHeader*)>& make) {
+    return host.outbox->Put(header, bytes, [&](const Outbox::PartWriter& write, const std::shared_ptr<const OutboxEntry>& entry, OutboxHeader* written) {
+      if (bytes >= options_.early_upload_bytes && MayLeaveEarly(prepared.job->spec)) *early = StartEarly(host, entry);
+      if (*early == nullptr) return make(write, written);
+      const auto write_and_tell = [&](size_t at, std::span<const std::byte> part) -> absl::Status {
+        TRIB_RETURN_IF_ERROR(write(at, part));
+        (*early)->Written(at, part.size());
+        return absl::OkStatus();
+      };
+      TRIB_RETURN_IF_ERROR(make(write_and_tell, written));
+      TRIB_LOG(debug, "{}: task {}: {} of {} bytes had left when the last was made", host.identity.client, prepared.task.task, (*early)->sent(), bytes);
+      return absl::OkStatus();
+    });
+  };
   if (result.on_device != nullptr) {
-    return host.outbox->PutParts(header, prepared.job->encoding.total_bytes(), [&](const Outbox::PartWriter& writer, OutboxHeader* written) {
-      return PrivatiseOnDevice(*prepared.job, host.identity.client, prepared.task.clip, *result.on_device, writer, written);
+    return put(prepared.job->encoding.total_bytes(), [&](const Outbox::PartWriter& write, OutboxHeader* written) {
+      return PrivatiseOnDevice(*prepared.job, host.identity.client, prepared.task.clip, *result.on_device, write, written);
     });
   }
-  TRIB_ASSIGN_OR_RETURN(const LargeBytes encoded,
+  TRIB_ASSIGN_OR_RETURN(LargeBytes encoded,
                         Privatise(*prepared.job, host.identity.client, prepared.task.clip, *host.state, std::move(result.update), &header));
-  if (prepared.job->live != nullptr) return host.outbox->Put(header, prepared.job->live->Pack(prepared.model->bytes(), encoded));
-  return host.outbox->Put(header, encoded);
+  if (prepared.job->live != nullptr) encoded = prepared.job->live->Pack(prepared.model->bytes(), encoded);
+  return put(encoded.size(), [&](const Outbox::PartWriter& write, OutboxHeader*) -> absl::Status {
+    for (size_t at = 0; at < encoded.size(); at += kPieceBytes) {
+      TRIB_RETURN_IF_ERROR(write(at, std::span(encoded).subspan(at, std::min(kPieceBytes, encoded.size() - at))));
+    }
+    return absl::OkStatus();
+  });
 }
 
 void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& result) {
@@ -471,14 +510,51 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& res
   header.moe = std::move(result.moe);
   if (prepared.job->client_state) header.scalars[kStateVersion] = static_cast<double>(prepared.state->version);
   const absl::Time begin = clock_.Now();
-  absl::StatusOr<OutboxHeader> stored = Keep(host, prepared, header, result);
+  std::shared_ptr<EarlyUpload> early;
+  absl::StatusOr<OutboxHeader> stored = Keep(host, prepared, header, result, &early);
   if (!stored.ok()) {
     TRIB_LOG_IF_ERROR(host.state->Discard(header.job, header.update));
     return Fail(index, prepared.task, stored.status());
   }
   TRIB_LOG(debug, "{}: task {}: kept in the outbox in {:.3f} s", host.identity.client, stored->task, SecondsSince(begin));
   Report(UpdateEvent::Kind::kStored, host.identity.client, *stored, {});
+  if (early != nullptr) {
+    absl::MutexLock lock(&early_mutex_);
+    early_[stored->update] = early;
+  }
+  // First the session must know of it, then its upload may end: the server's verdict comes on another stream.
   Post(index, Event(event::UpdateStored{{stored->job, stored->task, stored->update}, stored->bytes}));
+  if (early != nullptr) early->Stored(*stored);
+}
+
+std::shared_ptr<EarlyUpload> Runtime::StartEarly(const Host& host, const std::shared_ptr<const OutboxEntry>& entry) {
+  const uint64_t attachment = host.attachment;
+  if (attachment == 0) return nullptr;
+  if (early_running_.fetch_add(1) >= upload_threads_) {
+    --early_running_;
+    return nullptr;
+  }
+  return {new EarlyUpload(connection_, host.identity, entry, attachment), [this](EarlyUpload* early) {
+            delete early;
+            --early_running_;
+          }};
+}
+
+std::shared_ptr<EarlyUpload> Runtime::TakeEarly(const UpdateId& update, uint64_t attachment) {
+  absl::MutexLock lock(&early_mutex_);
+  auto found = early_.extract(update);
+  if (found.empty() || found.mapped()->attachment() != attachment) return nullptr;
+  return std::move(found.mapped());
+}
+
+std::variant<Verdict, CallError> Runtime::Upload(const Host& host, const action::StartUpload& a, const std::shared_ptr<const OutboxEntry>& entry) {
+  const std::shared_ptr<EarlyUpload> early = TakeEarly(a.key.update, a.attachment);
+  if (early == nullptr) return UploadUpdate(connection_, host.identity, entry, a.retry);
+  std::variant<Verdict, CallError> outcome = early->Wait();
+  const CallError* const error = std::get_if<CallError>(&outcome);
+  if (error == nullptr || error->push_back || connection_.cancelled()) return outcome;
+  TRIB_LOG(debug, "{}: update {} did not get through while it was made: {}", host.identity.client, ToHex(a.key.update), MessageOf(error->status));
+  return UploadUpdate(connection_, host.identity, entry, /*retry=*/true);
 }
 
 void Runtime::Do(size_t index, action::CancelWork&) {
@@ -500,7 +576,7 @@ void Runtime::Do(size_t index, action::StartUpload& a) {
     }
     const auto shared = std::make_shared<const OutboxEntry>(*std::move(entry));  // shared with gRPC's buffers
     const absl::Time begin = clock_.Now();
-    std::variant<Verdict, CallError> outcome = UploadUpdate(connection_, host.identity, shared, a.retry);
+    std::variant<Verdict, CallError> outcome = Upload(host, a, shared);
     if (CallError* error = std::get_if<CallError>(&outcome)) {
       if (!connection_.cancelled()) {
         TRIB_LOG(warn, "{}: update {}: {}", host.identity.client, ToHex(a.key.update), MessageOf(error->status));
@@ -529,6 +605,7 @@ void Runtime::Do(size_t index, action::DropUpdate& a) {
   TRIB_LOG_IF_ERROR(a.verdict.state == UpdateState::kCommitted ? host.state->Promote(a.key.job, a.key.update, a.verdict.version)
                                                                : host.state->Discard(a.key.job, a.key.update));
   TRIB_LOG_IF_ERROR(host.outbox->Drop(a.key.update));
+  TakeEarly(a.key.update, 0);
 }
 
 void Runtime::Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const {

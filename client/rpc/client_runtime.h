@@ -51,6 +51,7 @@ struct ClientOptions {
   int train_threads = 1;
   int upload_threads = 0;             // 0: one per identity, at most 8
   uint64_t outbox_limit_bytes = uint64_t{4} << 30;  // per identity
+  uint64_t early_upload_bytes = uint64_t{4} << 20;  // an update of so many bytes leaves while it is being made and stored, where it may
   absl::Duration drain = absl::Seconds(3);          // how long to wait for a clean detach at stop
   // Called on the loop thread or a pool thread, one call at a time per identity; must not block for long.
   std::function<void(const UpdateEvent&)> on_update;

@@ -72,11 +72,14 @@ absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection
   return std::make_unique<MappedModel>(static_cast<const std::byte*>(data), bytes);
 }
 
-absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, int file, uint64_t bytes) {
+absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, const OutboxEntry& entry, uint64_t end,
+                                             const std::string& xxh3_128) {
   v1::LocalRequest request;
   request.mutable_push()->set_upload_id(upload_id);
-  const int fds[] = {file};
-  TRIB_ASSIGN_OR_RETURN(LocalReply answer, Ask(connection, identity, std::move(request), fds, bytes));
+  request.mutable_push()->set_end(end);
+  request.mutable_push()->set_xxh3_128(xxh3_128);
+  const int fds[] = {entry.file.get()};
+  TRIB_ASSIGN_OR_RETURN(LocalReply answer, Ask(connection, identity, std::move(request), fds, end));
   return std::move(*answer.message.mutable_update());
 }
 

@@ -10,6 +10,7 @@
 #include <span>
 #include <string>
 
+#include "client/data/outbox.h"
 #include "client/rpc/connection.h"
 #include "common/status.h"
 #include "tributary/v1/federation.pb.h"
@@ -33,8 +34,9 @@ class MappedModel {
 absl::StatusOr<std::unique_ptr<MappedModel>> FetchLocally(Connection& connection, const Identity& identity, v1::FetchModelRequest fetch,
                                                           uint64_t bytes);
 
-// `file`: the whole encoded update; the aggregator reads it from the upload's next offset on.
-absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, int file, uint64_t bytes);
+// The aggregator reads the entry's file from the upload's next offset to `end`. `xxh3_128`: of the whole; empty: it comes with a later part.
+absl::StatusOr<v1::UpdateStatus> PushLocally(Connection& connection, const Identity& identity, uint64_t upload_id, const OutboxEntry& entry, uint64_t end,
+                                             const std::string& xxh3_128);
 
 // Whether this failure means that local transfer does not work here (then the connection forgets the address, until the next Welcome):
 // do the same by RPC.

@@ -4,7 +4,6 @@
 #include <optional>
 
 #include "client/rpc/local_transfer.h"
-#include "client/rpc/raw_call.h"
 #include "common/crash_points.h"
 #include "common/digest.h"
 #include "proto/chunk_codec.h"
@@ -35,7 +34,7 @@ class Upload {
       if (!status.has_value() || status->state() == v1::UPDATE_STATE_UNKNOWN ||
           (status->state() == v1::UPDATE_STATE_PARTIAL && status->upload_id() == 0)) {
         v1::UpdateStatus begun;
-        if (CallError error = Begin(&begun); !error.status.ok()) return Permanent(std::move(error));
+        if (CallError error = BeginUpload(connection_, identity_, header_, &begun); !error.status.ok()) return Permanent(std::move(error));
         if (begun.state() == v1::UPDATE_STATE_PARTIAL && begun.upload_id() == 0) {
           return CallError{Internal("BeginUpload of {} answered PARTIAL without an upload id", ToHex(header_.update)), {}};
         }
@@ -93,29 +92,9 @@ class Upload {
     return {};
   }
 
-  CallError Begin(v1::UpdateStatus* status) {
-    Connection::Call call(connection_, identity_, kUnaryTimeout);
-    v1::BeginUploadRequest request;
-    *request.mutable_key() = KeyToProto(header_.job, header_.task, header_.update);
-    request.set_version(header_.version);
-    request.set_layout(header_.layout);
-    request.set_codec(header_.codec);
-    request.set_bytes(header_.bytes);
-    request.set_xxh3_128(header_.xxh3_128);
-    request.set_weight(header_.weight);
-    request.set_examples(header_.examples);
-    for (const auto& [name, value] : header_.metrics) (*request.mutable_metrics())[name] = value;
-    for (const auto& [name, value] : header_.scalars) (*request.mutable_scalars())[name] = value;
-    if (!header_.moe.empty()) *request.mutable_moe() = MoeStatsToProto(header_.moe);
-    if (const grpc::Status done = connection_.data().BeginUpload(&call.context(), request, status); !done.ok()) {
-      return Connection::ErrorOf(done, "BeginUpload");
-    }
-    return {};
-  }
-
   CallError LocallyOrPush(const v1::UpdateStatus& from, v1::UpdateStatus* status) {
     if (connection_.local_address().empty()) return Push(from, status);
-    absl::StatusOr<v1::UpdateStatus> pushed = PushLocally(connection_, identity_, from.upload_id(), entry_->file.get(), header_.bytes);
+    absl::StatusOr<v1::UpdateStatus> pushed = PushLocally(connection_, identity_, from.upload_id(), *entry_, header_.bytes, header_.xxh3_128);
     if (!pushed.ok() && ForgetLocalAddress(connection_, pushed.status())) return Push(from, status);
     if (!pushed.ok()) return {pushed.status(), {}};
     *status = *std::move(pushed);
@@ -123,32 +102,9 @@ class Upload {
   }
 
   CallError Push(const v1::UpdateStatus& from, v1::UpdateStatus* status) {
-    const std::span<const std::byte> payload = entry_->payload.bytes();
-    const uint64_t chunk_bytes =
-        std::clamp<uint64_t>(from.chunk_bytes() == 0 ? kDefaultChunkBytes : from.chunk_bytes(), 1, kMaxChunkBytes);
-    uint64_t offset = from.next_offset();
-    Connection::Call call(connection_, identity_,
-                          absl::Minutes(10) + absl::Seconds(static_cast<double>(payload.size() - offset) / 65536.0));
-    RawCall raw(connection_, call, "PushUpdate");
-    // A server that already has all bytes still needs one chunk that names the upload.
-    bool writing = true;
-    do {
-      const std::span<const std::byte> part = payload.subspan(offset, std::min<uint64_t>(chunk_bytes, payload.size() - offset));
-      const ChunkFields fields{.upload_id = from.upload_id(), .offset = offset, .crc32c = Crc32c(part), .total_bytes = 0, .sha256 = "", .xxh3_128 = ""};
-      writing = raw.Write(EncodeChunk(fields, part, entry_));
-      offset += part.size();
-      TRIB_CRASH_POINT(upload_after_first_chunk);
-    } while (writing && offset < payload.size());
-    if (writing) raw.WritesDone();
-    // A server may answer before it has read all; then the answer is there although writing failed.
-    grpc::ByteBuffer answer;
-    const bool answered = raw.Read(&answer);
-    if (const grpc::Status done = raw.Finish(); !done.ok()) return Connection::ErrorOf(done, "PushUpdate");
-    if (!answered) return {Internal("PushUpdate of {} ended without an answer", ToHex(header_.update)), {}};
-    if (const grpc::Status parsed = grpc::SerializationTraits<v1::UpdateStatus>::Deserialize(&answer, status); !parsed.ok()) {
-      return Connection::ErrorOf(parsed, "PushUpdate's answer");
-    }
-    return {};
+    PushStream stream(connection_, identity_, entry_, from);
+    stream.Send(header_.bytes, header_.xxh3_128);
+    return stream.Finish(status);
   }
 
   Connection& connection_;
@@ -158,6 +114,61 @@ class Upload {
 };
 
 }  // namespace
+
+CallError BeginUpload(Connection& connection, const Identity& identity, const OutboxHeader& header, v1::UpdateStatus* status) {
+  Connection::Call call(connection, identity, kUnaryTimeout);
+  v1::BeginUploadRequest request;
+  *request.mutable_key() = KeyToProto(header.job, header.task, header.update);
+  request.set_version(header.version);
+  request.set_layout(header.layout);
+  request.set_codec(header.codec);
+  request.set_bytes(header.bytes);
+  request.set_xxh3_128(header.xxh3_128);
+  request.set_weight(header.weight);
+  request.set_examples(header.examples);
+  for (const auto& [name, value] : header.metrics) (*request.mutable_metrics())[name] = value;
+  for (const auto& [name, value] : header.scalars) (*request.mutable_scalars())[name] = value;
+  if (!header.moe.empty()) *request.mutable_moe() = MoeStatsToProto(header.moe);
+  if (const grpc::Status done = connection.data().BeginUpload(&call.context(), request, status); !done.ok()) {
+    return Connection::ErrorOf(done, "BeginUpload");
+  }
+  return {};
+}
+
+PushStream::PushStream(Connection& connection, const Identity& identity, std::shared_ptr<const OutboxEntry> entry, const v1::UpdateStatus& from)
+    : entry_(std::move(entry)), upload_id_(from.upload_id()),
+      chunk_bytes_(std::clamp<uint64_t>(from.chunk_bytes() == 0 ? kDefaultChunkBytes : from.chunk_bytes(), 1, kMaxChunkBytes)), offset_(from.next_offset()),
+      call_(connection, identity, absl::Minutes(10) + absl::Seconds(static_cast<double>(entry_->header.bytes - offset_) / 65536.0)),
+      raw_(connection, call_, "PushUpdate") {}
+
+bool PushStream::Send(uint64_t end, const std::string& xxh3_128) {
+  bool announce = !xxh3_128.empty();
+  while (writing_ && (offset_ < end || announce)) {
+    const std::span<const std::byte> part = entry_->payload.bytes().subspan(offset_, std::min<uint64_t>(chunk_bytes_, end - offset_));
+    ChunkFields fields{.upload_id = upload_id_, .offset = offset_, .crc32c = Crc32c(part), .total_bytes = 0, .sha256 = "", .xxh3_128 = ""};
+    offset_ += part.size();
+    if (offset_ == end) {
+      fields.xxh3_128 = xxh3_128;
+      announce = false;
+    }
+    writing_ = raw_.Write(EncodeChunk(fields, part, entry_));
+    TRIB_CRASH_POINT(upload_after_first_chunk);
+  }
+  return writing_;
+}
+
+CallError PushStream::Finish(v1::UpdateStatus* status) {
+  if (writing_) raw_.WritesDone();
+  // A server may answer before it has read all; then the answer is there although writing failed.
+  grpc::ByteBuffer answer;
+  const bool answered = raw_.Read(&answer);
+  if (const grpc::Status done = raw_.Finish(); !done.ok()) return Connection::ErrorOf(done, "PushUpdate");
+  if (!answered) return {Internal("PushUpdate of {} ended without an answer", ToHex(entry_->header.update)), {}};
+  if (const grpc::Status parsed = grpc::SerializationTraits<v1::UpdateStatus>::Deserialize(&answer, status); !parsed.ok()) {
+    return Connection::ErrorOf(parsed, "PushUpdate's answer");
+  }
+  return {};
+}
 
 v1::UpdateKey ToProto(const OutboxKey& key) { return KeyToProto(key.job, key.task, key.update); }
 

@@ -35,10 +35,12 @@ TREE_POINTS = ("role_", "partial_", "worker_before_merge", "worker_in_merge", "w
 
 
 class Chaos:
-    def __init__(self, bin_dir, rng, one_process, durability, straggler=False, transfer=None, record=False):
+    def __init__(self, bin_dir, rng, one_process, durability, straggler=False, transfer=None, record=False, early=None):
         self.rng, self.one_process, self.durability, self.straggler, self.record = rng, one_process, durability, straggler, record
         # Updates as file descriptors, or over gRPC as from other hosts.
         self.transfer = transfer or rng.choice(["on", "off"])
+        # Updates that leave while they are stored, as large ones do, or only then.
+        self.early_bytes = 1 if (rng.random() < 0.5 if early is None else early) else ELEMENTS * 4 + 1
         self.federation = Federation(bin_dir, workers=2, aggregator_flags=["--local-transfer", self.transfer])
         self.work = self.federation.work
         self.kills = {"aggregator": 0, "worker": 0, "client": 0}
@@ -46,12 +48,11 @@ class Chaos:
 
     def start_client(self, i, env=None):
         train_ms = STRAGGLER_MS if self.straggler and i == CLIENTS - 1 else TRAIN_MS
+        flags = ["--learner", "onehot", "--train-ms", train_ms, "--early-upload-bytes", self.early_bytes, "--ledger", self.work / "ledger"]
         if self.one_process:
-            self.federation.start_client("site", "--identities", CLIENTS, "--learner", "onehot", "--train-ms", train_ms,
-                                         "--ledger", self.work / "ledger", env=env)
+            self.federation.start_client("site", "--identities", CLIENTS, *flags, env=env)
         else:
-            self.federation.start_client(f"site-{i}", "--shards", CLIENTS, "--first-shard", i, "--learner", "onehot",
-                                         "--train-ms", train_ms, "--ledger", self.work / "ledger", env=env)
+            self.federation.start_client(f"site-{i}", "--shards", CLIENTS, "--first-shard", i, *flags, env=env)
 
     def names(self):
         return ["site"] if self.one_process else [f"site-{i}" for i in range(CLIENTS)]
@@ -226,7 +227,7 @@ def random_kills(bin_dir, kills, seed):
           "0 lost, 0 counted twice, every model hash equals the undisturbed run's")
 
 
-CLIENT_POINTS = ("outbox_", "upload_", "client_")
+CLIENT_POINTS = ("outbox_", "upload_", "early_upload_", "client_")
 
 
 def start_and_submit(chaos, versions, env, on_client, hierarchy):
@@ -270,7 +271,7 @@ def crash_points(bin_dir, definition, seed):
         journal = name.startswith("journal_")  # needs a version that stays open
         versions = 3 if journal else 12
         chaos = Chaos(bin_dir, rng, one_process=not journal, durability="durable", straggler=journal,
-                      transfer="off" if name == "upload_after_first_chunk" else None)
+                      transfer="off" if name == "upload_after_first_chunk" else None, early=name.startswith("early_upload_") or None)
         try:
             env = {"TRIBUTARY_CRASH": f"{name}:{1 if journal else rng.randint(1, 3)}"}
             on_client = name.startswith(CLIENT_POINTS)

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <thread>
 
 #include "client/rpc/client_runtime.h"
@@ -36,7 +37,31 @@ struct GpuWays {
   size_t cohort = 1;
   bool keeps_updates = false;            // on the "device"
   std::atomic<int> out_of_memory{0};     // so many trainings fail
+  // What the device does between the two halves of an update; empty: it gives many small parts. An error is the device's.
+  std::function<absl::Status()> between_halves;
   std::atomic<size_t> largest_cohort{0};
+};
+
+// Comes off its device in two halves.
+class HalvesUpdate final : public DeviceUpdate {
+ public:
+  HalvesUpdate(std::string bytes, const std::function<absl::Status()>& between) : bytes_(std::move(bytes)), between_(between) {}
+  size_t flat_bytes() const override { return bytes_.size(); }
+  absl::StatusOr<double> Encode(const UpdatePlan&, const Sink& sink) override {
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(bytes_));
+    const size_t half = bytes.size() / 2;
+    TRIB_RETURN_IF_ERROR(sink(0, bytes.first(half)));
+    TRIB_RETURN_IF_ERROR(between_());
+    TRIB_RETURN_IF_ERROR(sink(half, bytes.subspan(half)));
+    return 0.0;
+  }
+  double max_abs() const override { return 1; }
+  absl::StatusOr<bool> Fold(std::span<const DeviceTerm>, bool, std::span<double>) override { return Unimplemented("not folded here"); }
+  absl::StatusOr<bool> FoldFixed(std::span<const DeviceTerm>, bool, std::span<int64_t>) override { return Unimplemented("not folded here"); }
+
+ private:
+  const std::string bytes_;
+  const std::function<absl::Status()>& between_;
 };
 
 class KnownLearner : public Learner {
@@ -60,7 +85,11 @@ class KnownLearner : public Learner {
     const std::string update = ExpectedUpdate(request.client, request.version, model);
     TrainResult result;
     if (ways_->keeps_updates && request.may_stay_on_device) {
-      result.on_device = std::make_shared<HostUpdate>(update);
+      if (ways_->between_halves) {
+        result.on_device = std::make_shared<HalvesUpdate>(update, ways_->between_halves);
+      } else {
+        result.on_device = std::make_shared<HostUpdate>(update);
+      }
     } else {
       result.update.resize(update.size());
       std::memcpy(result.update.data(), update.data(), update.size());
@@ -92,10 +121,10 @@ class ClientTest : public ::testing::Test {
     std::error_code ignored;
     fs::remove_all(state_, ignored);
   }
-  void StartServer(FakeFaults faults, uint64_t rounds, uint32_t seed = 1, const std::string& model = "{tensors: m.safetensors}") {
+  void StartServer(FakeFaults faults, uint64_t rounds, uint32_t seed = 1, const std::string& model = "{tensors: m.safetensors}", const std::string& more = "") {
     auto layout = TensorLayout::Create({{"w", {static_cast<int64_t>(kElements)}, DType::kF32, TensorKind::kTrainable}});
     ASSERT_THAT(layout, IsOk());
-    server_ = std::make_unique<FakeServer>(*layout, "name: j\nmodel: " + model + "\ncohort: {size: 1}\n", faults, seed);
+    server_ = std::make_unique<FakeServer>(*layout, "name: j\nmodel: " + model + "\ncohort: {size: 1}\n" + more, faults, seed);
     server_->SetRounds(rounds);
     port_ = server_->Start();
     ASSERT_NE(port_, 0);
@@ -109,12 +138,19 @@ class ClientTest : public ::testing::Test {
       absl::MutexLock lock(&mutex_);
       if (event.kind == UpdateEvent::Kind::kSettled) ++settled_;
       if (event.kind == UpdateEvent::Kind::kStored) ++stored_;
+      if (event.kind == UpdateEvent::Kind::kStored && server_->Accepted(event.header.update)) ++accepted_before_stored_;
     };
     client_ = std::jthread([this, options](std::stop_token stop) {
       result_ = RunClient(
           options, [this]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<KnownLearner>(&hang_, &begun_, &ways_); },
           [](const DataRequest&) -> absl::StatusOr<std::shared_ptr<const Dataset>> { return std::shared_ptr<const Dataset>(); }, stop);
     });
+  }
+  // Updates of so many bytes leave while they are made and stored.
+  static ClientOptions Early(uint64_t bytes) {
+    ClientOptions options;
+    options.early_upload_bytes = bytes;
+    return options;
   }
   void StopClient() {
     if (!client_.joinable()) return;
@@ -146,6 +182,7 @@ class ClientTest : public ::testing::Test {
     }
     return entries;
   }
+  void ExpectToSurviveEverything(ClientOptions options);
   // Each client's update of each version is there once, with the bytes the learner made.
   void ExpectExactlyOnce(int identities, uint64_t rounds) {
     std::map<std::pair<std::string, uint64_t>, int> seen;
@@ -168,6 +205,7 @@ class ClientTest : public ::testing::Test {
   absl::Mutex mutex_;
   size_t settled_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t stored_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t accepted_before_stored_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status result_;
   std::jthread client_;
 };
@@ -210,6 +248,64 @@ TEST_F(ClientTest, UpdatesThatStayOnTheDeviceArriveAsTheOthersDo) {
   StartClient(2);
   ASSERT_TRUE(server_->WaitCommitted(2, absl::Seconds(30)));
   ExpectExactlyOnce(2, 3);
+}
+
+TEST_F(ClientTest, ALargeUpdateLeavesWhileItIsMade) {
+  StartServer({}, 3);
+  ways_.keeps_updates = true;
+  std::atomic<int> had_half{0};
+  ways_.between_halves = [&] {
+    if (server_->WaitHeld(kElements * 4 / 2, absl::Seconds(30))) ++had_half;
+    return absl::OkStatus();
+  };
+  StartClient(1, Early(kElements * 4));
+  ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(60)));
+  ASSERT_TRUE(WaitSettled(3));
+  StopClient();
+  ExpectExactlyOnce(1, 3);
+  EXPECT_EQ(had_half, 3);
+  EXPECT_EQ(server_->pushes(), 3u);  // one stream each
+  for (const FakeServer::Held& held : server_->Committed()) EXPECT_TRUE(held.early);
+  absl::MutexLock lock(&mutex_);
+  EXPECT_EQ(stored_, 3u);
+  EXPECT_EQ(accepted_before_stored_, 0u);
+}
+
+TEST_F(ClientTest, SmallUpdatesLeaveOnceTheyAreKept) {
+  StartServer({}, 2);
+  StartClient(1, Early(kElements * 4 + 1));
+  ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(30)));
+  for (const FakeServer::Held& held : server_->Committed()) EXPECT_FALSE(held.early);
+}
+
+// A crash would make a second release of what had left.
+TEST_F(ClientTest, UpdatesWithNoiseOfTheirOwnLeaveOnceTheyAreKept) {
+  StartServer({}, 2, 1, "{tensors: m.safetensors}",
+              "privacy: {clip: 1, noise_multiplier: 1, delta: 1e-5, placement: local, insecure_seed: true}\n");
+  StartClient(1, Early(1));
+  ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(30)));
+  ASSERT_EQ(server_->Committed().size(), 2u);
+  for (const FakeServer::Held& held : server_->Committed()) EXPECT_FALSE(held.early);
+  EXPECT_THAT(server_->Violations(), IsEmpty());
+}
+
+TEST_F(ClientTest, AnUpdateThatFailsOnItsWayOutIsDeclinedAndTheNextOneArrives) {
+  StartServer({}, 2);
+  ways_.keeps_updates = true;
+  std::atomic<bool> failed{false};
+  ways_.between_halves = [&]() -> absl::Status {
+    if (failed.exchange(true)) return absl::OkStatus();
+    server_->WaitHeld(kElements * 4 / 2, absl::Seconds(30));
+    return Internal("the device fell off the bus");
+  };
+  StartClient(1, Early(1));
+  ASSERT_TRUE(server_->WaitDeclined(1, absl::Seconds(30)));
+  EXPECT_THAT(server_->Declines()[0], HasSubstr("fell off the bus"));
+  ASSERT_TRUE(server_->WaitCommitted(1, absl::Seconds(30)));
+  ASSERT_TRUE(WaitSettled(2));
+  StopClient();
+  ExpectExactlyOnce(1, 2);
+  EXPECT_EQ(OutboxEntries(), 0u);
 }
 
 TEST_F(ClientTest, ADeviceOutOfMemoryDeclinesItsTaskAndTheDaemonGoesOn) {
@@ -274,10 +370,10 @@ TEST_F(ClientTest, DroppedControlStreamsLoseNothing) {
   ExpectExactlyOnce(2, 6);
 }
 
-TEST_F(ClientTest, EverythingAtOnceOverServerRestartsThatForget) {
+void ClientTest::ExpectToSurviveEverything(ClientOptions options) {
   StartServer({.cut_push = 0.05, .early_partial = 0.05, .lose_answer = 0.1, .push_back = 0.1, .cut_fetch = 0.02, .corrupt_fetch = 0.01,
                .drop_attach = 0.1}, 20, 6);
-  StartClient(4);
+  StartClient(4, std::move(options));
   for (int restart = 0; restart < 5; ++restart) {
     std::this_thread::sleep_for(std::chrono::milliseconds(150 + 70 * restart));
     server_->Stop(restart % 2 == 0);
@@ -285,6 +381,12 @@ TEST_F(ClientTest, EverythingAtOnceOverServerRestartsThatForget) {
   }
   ASSERT_TRUE(server_->WaitCommitted(4, absl::Seconds(90)));
   ExpectExactlyOnce(4, 20);
+}
+TEST_F(ClientTest, EverythingAtOnceOverServerRestartsThatForget) { ExpectToSurviveEverything({}); }
+TEST_F(ClientTest, EverythingAtOnceAndUpdatesThatLeaveEarly) { ExpectToSurviveEverything(Early(1)); }
+TEST_F(ClientTest, EverythingAtOnceAndUpdatesThatLeaveEarlyFromADevice) {
+  ways_.keeps_updates = true;
+  ExpectToSurviveEverything(Early(1));
 }
 
 TEST_F(ClientTest, UpdateMadeWhileTheServerIsGoneArrivesAfterTheClientsRestart) {

@@ -92,6 +92,20 @@ bool FakeServer::WaitDeclined(size_t count, absl::Duration timeout) {
   return mutex_.AwaitWithTimeout(absl::Condition(&done), timeout);
 }
 
+bool FakeServer::WaitHeld(size_t bytes, absl::Duration timeout) {
+  absl::MutexLock lock(&mutex_);
+  const auto done = [this, bytes]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    return std::any_of(updates_.begin(), updates_.end(), [bytes](const auto& update) { return !update.second.accepted && update.second.bytes.size() >= bytes; });
+  };
+  return mutex_.AwaitWithTimeout(absl::Condition(&done), timeout);
+}
+
+bool FakeServer::Accepted(const UpdateId& update) const {
+  absl::MutexLock lock(&mutex_);
+  const auto held = updates_.find(ToBytes(update));
+  return held != updates_.end() && held->second.accepted;
+}
+
 bool FakeServer::WaitHeartbeat(absl::Duration timeout) {
   absl::MutexLock lock(&mutex_);
   const auto done = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return heartbeat_.has_value(); };
@@ -353,12 +367,19 @@ grpc::Status FakeServer::BeginUpload(grpc::ServerContext* context, const v1::Beg
   if (fresh) {
     at->second.header = *request;
     at->second.client = client;
-  } else if (at->second.header.xxh3_128() != request->xxh3_128() || at->second.client != client ||
-             at->second.header.weight() != request->weight() || at->second.header.key().task() != request->key().task()) {
+    at->second.early = request->xxh3_128().empty();
+  } else if (at->second.client != client || at->second.header.weight() != request->weight() ||
+             at->second.header.key().task() != request->key().task() || !Announce(at->second, request->xxh3_128())) {
     Violation("update offered again with another header");
   }
   Fill(id, status);
   return grpc::Status::OK;
+}
+
+// False: it has said another.
+bool FakeServer::Announce(Held& held, const std::string& xxh3_128) {
+  if (held.header.xxh3_128().empty()) held.header.set_xxh3_128(xxh3_128);
+  return xxh3_128.empty() || held.header.xxh3_128() == xxh3_128;
 }
 
 grpc::Status FakeServer::PushUpdate(grpc::ServerContext* context, grpc::ServerReader<v1::DataChunk>* reader, v1::UpdateStatus* status) {
@@ -377,6 +398,7 @@ grpc::Status FakeServer::PushUpdate(grpc::ServerContext* context, grpc::ServerRe
     Held& held = updates_[id];
     if (held.accepted || chunk.offset() != held.bytes.size()) return {grpc::StatusCode::FAILED_PRECONDITION, "offset"};
     if (Crc32c(AsBytes(chunk.bytes())) != chunk.crc32c()) Violation("bad crc");
+    if (chunk.bytes().empty() && chunk.xxh3_128().empty()) Violation("empty chunk");
     if (chunk.bytes().size() > faults_.chunk_bytes) Violation("chunk over chunk_bytes");
     // Parts of a chunk are kept too: offsets to resume from are odd.
     if (Chance(faults_.cut_push)) {
@@ -385,6 +407,7 @@ grpc::Status FakeServer::PushUpdate(grpc::ServerContext* context, grpc::ServerRe
       return {grpc::StatusCode::UNAVAILABLE, "cut"};
     }
     held.bytes += chunk.bytes();
+    if (!Announce(held, chunk.xxh3_128())) Violation("another digest");
     if (held.bytes.size() > held.header.bytes()) Violation("more bytes than announced");
     if (held.bytes.size() < held.header.bytes() && Chance(faults_.early_partial)) break;
   }
@@ -392,7 +415,7 @@ grpc::Status FakeServer::PushUpdate(grpc::ServerContext* context, grpc::ServerRe
   const auto found = updates_.find(id);
   if (found == updates_.end()) return {grpc::StatusCode::UNAVAILABLE, "forgotten"};
   Held& held = found->second;
-  if (held.bytes.size() == held.header.bytes() && !held.accepted) {
+  if (held.bytes.size() == held.header.bytes() && !held.accepted && !held.header.xxh3_128().empty()) {
     if (Xxh3Digest(AsBytes(held.bytes)) != held.header.xxh3_128()) {
       Violation("digest of the whole is wrong");
     }

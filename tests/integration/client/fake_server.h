@@ -42,6 +42,7 @@ class FakeServer final : public v1::Federation::Service {
     bool accepted = false;
     int counted = 0;         // times it went from unaccepted to accepted since the server last forgot it
     std::string client;
+    bool early = false;      // begun without its digest
   };
 
   FakeServer(const TensorLayout& layout, std::string spec_yaml, FakeFaults faults, uint32_t seed);
@@ -60,6 +61,9 @@ class FakeServer final : public v1::Federation::Service {
   bool WaitCommitted(size_t clients, absl::Duration timeout);
   bool WaitAttached(size_t clients, absl::Duration timeout);
   bool WaitDeclined(size_t count, absl::Duration timeout);
+  // True when an update that is not accepted yet has at least so many bytes here.
+  bool WaitHeld(size_t bytes, absl::Duration timeout);
+  bool Accepted(const UpdateId& update) const;
   bool WaitHeartbeat(absl::Duration timeout);
   v1::Heartbeat LastHeartbeat() const;  // there is one
 
@@ -84,6 +88,7 @@ class FakeServer final : public v1::Federation::Service {
  private:
   bool Chance(double probability) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Fill(const std::string& update, v1::UpdateStatus* status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  static bool Announce(Held& held, const std::string& xxh3_128);
   void Commit(Held& held) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   std::string IdentityOf(grpc::ServerContext& context, bool control = false) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Violation(std::string text) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { violations_.push_back(std::move(text)); }

@@ -42,6 +42,7 @@ int Main(int argc, char** argv) {
   flags.AddTo(app);
   ScriptedOptions scripted;
   std::string ledger, updates, onehot_by = "version";
+  uint64_t early_upload_bytes = ClientOptions().early_upload_bytes;
   app.add_option("--learner", scripted.kind, "Kind of update")->check(CLI::IsMember({"onehot", "offset", "file"}));
   app.add_option("--onehot-by", onehot_by, "What chooses the coordinate")->check(CLI::IsMember({"version", "counter"}));
   app.add_option("--offset", scripted.offset, "offset: the value (default: client index + 1)");
@@ -49,6 +50,7 @@ int Main(int argc, char** argv) {
   app.add_option("--weight", scripted.weight, "Weight of every update");
   app.add_option("--examples", scripted.examples, "Examples to report");
   app.add_option("--train-ms", scripted.train_ms, "Time that training takes");
+  app.add_option("--early-upload-bytes", early_upload_bytes, "Updates of so many bytes leave while they are stored");
   app.add_option("--ledger", ledger, "File to append one JSON line per update event to");
   try {
     app.parse(argc, argv);
@@ -79,6 +81,7 @@ int Main(int argc, char** argv) {
     options->on_update = LedgerTo(ledger_fd.get());
   }
   options->software = "trib-scripted-client 0.1.0";
+  options->early_upload_bytes = early_upload_bytes;
   return RunClientProgram(
       *options, [scripted]() -> absl::StatusOr<std::unique_ptr<Learner>> { return std::make_unique<ScriptedLearner>(scripted); },
       [](const DataRequest&) -> absl::StatusOr<std::shared_ptr<const Dataset>> { return std::shared_ptr<const Dataset>(); });

@@ -64,6 +64,19 @@ TEST_F(PrivateUpdateTest, AdaptiveClippingSaysWhetherTheNormWasWithin) {
   EXPECT_EQ(scalars_, (std::map<std::string, double>{{kWithinClip, 1}}));
 }
 
+TEST_F(PrivateUpdateTest, LeavesEarlyUnlessItHasNoiseOrItsHeaderWaitsForTheNorm) {
+  EXPECT_TRUE(MayLeaveEarly(spec_));  // central
+  spec_.privacy.adaptive.enabled = true;
+  EXPECT_FALSE(MayLeaveEarly(spec_));
+  spec_.privacy.adaptive.enabled = false;
+  for (const NoisePlacement noisy : {NoisePlacement::kLocal, NoisePlacement::kDistributed}) {
+    spec_.privacy.placement = noisy;
+    EXPECT_FALSE(MayLeaveEarly(spec_));
+  }
+  spec_.privacy.enabled = false;
+  EXPECT_TRUE(MayLeaveEarly(spec_));
+}
+
 // Shares of variance: what nine of them add up to is what one adds under local noise.
 TEST_F(PrivateUpdateTest, DistributedNoiseIsAShareOfLocalNoise) {
   spec_.privacy.placement = NoisePlacement::kLocal;

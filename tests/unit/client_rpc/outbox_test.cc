@@ -45,6 +45,10 @@ OutboxHeader Header(uint64_t n = 1) {
   return header;
 }
 
+absl::StatusOr<OutboxHeader> PutBytes(Outbox& outbox, const OutboxHeader& header, std::span<const std::byte> payload) {
+  return outbox.Put(header, payload.size(), [payload](const Outbox::PartWriter& write, const auto&, OutboxHeader*) { return write(0, payload); });
+}
+
 class OutboxTest : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -76,8 +80,12 @@ TEST_F(OutboxTest, TakesAPayloadInPartsInAnyOrder) {
   const std::vector<std::byte> payload = Bytes(5000);
   const std::span<const std::byte> bytes(payload);
   const auto outbox = Open();
-  TRIB_ASSERT_OK_AND_ASSIGN(const OutboxHeader stored, outbox->PutParts(Header(), payload.size(), [&](const Outbox::PartWriter& write, OutboxHeader* header) -> absl::Status {
+  TRIB_ASSERT_OK_AND_ASSIGN(const OutboxHeader stored, outbox->Put(Header(), payload.size(), [&](const Outbox::PartWriter& write, const std::shared_ptr<const OutboxEntry>& entry, OutboxHeader* header) -> absl::Status {
+    EXPECT_EQ(entry->header.bytes, payload.size());
+    EXPECT_EQ(entry->header.xxh3_128, "");
     TRIB_RETURN_IF_ERROR(write(4096, bytes.subspan(4096)));
+    // What is written can be read by now.
+    EXPECT_TRUE(std::equal(bytes.begin() + 4096, bytes.end(), entry->payload.bytes().begin() + 4096, entry->payload.bytes().end()));
     TRIB_RETURN_IF_ERROR(write(100, bytes.subspan(100, 3996)));
     header->scalars["within_clip"] = 1;
     return write(0, bytes.first(100));
@@ -93,8 +101,9 @@ TEST_F(OutboxTest, KeepsNothingOfAPayloadWhosePartsFailOrAreTooFew) {
   const std::vector<std::byte> payload = Bytes(500);
   const auto outbox = Open();
   const auto put = [&](const absl::Status& then) {
-    return outbox->PutParts(Header(), 1000, [&](const Outbox::PartWriter& write, OutboxHeader*) -> absl::Status {
+    return outbox->Put(Header(), 1000, [&](const Outbox::PartWriter& write, const auto&, OutboxHeader*) -> absl::Status {
       TRIB_RETURN_IF_ERROR(write(0, payload));
+      EXPECT_THAT(write(501, payload), StatusIs(absl::StatusCode::kInternal, HasSubstr("passes the end at 1000")));
       return then;
     }).status();
   };
@@ -103,7 +112,7 @@ TEST_F(OutboxTest, KeepsNothingOfAPayloadWhosePartsFailOrAreTooFew) {
   EXPECT_THAT(outbox->Headers(), IsEmpty());
   EXPECT_EQ(outbox->bytes(), 0u);
   EXPECT_FALSE(fs::exists(Entry()));
-  EXPECT_THAT(outbox->Put(Header(), payload), IsOk());
+  EXPECT_THAT(PutBytes(*outbox, Header(), payload), IsOk());
 }
 
 TEST_F(OutboxTest, KeepsHeaderAndBytesOverARestart) {
@@ -111,7 +120,7 @@ TEST_F(OutboxTest, KeepsHeaderAndBytesOverARestart) {
   OutboxHeader stored;
   {
     auto outbox = Open();
-    TRIB_ASSERT_OK_AND_ASSIGN(stored, outbox->Put(Header(), payload));
+    TRIB_ASSERT_OK_AND_ASSIGN(stored, PutBytes(*outbox, Header(), payload));
   }
   EXPECT_EQ(stored.bytes, 5000u);
   EXPECT_EQ(stored.xxh3_128, Xxh3Digest(payload));
@@ -126,7 +135,7 @@ TEST_F(OutboxTest, KeepsHeaderAndBytesOverARestart) {
 
 TEST_F(OutboxTest, DropRemovesFilesAndRoom) {
   auto outbox = Open();
-  ASSERT_THAT(outbox->Put(Header(), Bytes(100)), IsOk());
+  ASSERT_THAT(PutBytes(*outbox, Header(), Bytes(100)), IsOk());
   ASSERT_THAT(outbox->Drop(Header().update), IsOk());
   EXPECT_EQ(outbox->bytes(), 0u);
   EXPECT_TRUE(fs::is_empty(folder_ / "outbox"));
@@ -137,7 +146,7 @@ TEST_F(OutboxTest, DropRemovesFilesAndRoom) {
 TEST_F(OutboxTest, LoadedBytesOutliveTheDrop) {
   auto outbox = Open();
   const auto payload = Bytes(4096);
-  ASSERT_THAT(outbox->Put(Header(), payload), IsOk());
+  ASSERT_THAT(PutBytes(*outbox, Header(), payload), IsOk());
   TRIB_ASSERT_OK_AND_ASSIGN(const OutboxEntry entry, outbox->Load(Header().update));
   ASSERT_THAT(outbox->Drop(Header().update), IsOk());
   EXPECT_TRUE(std::equal(payload.begin(), payload.end(), entry.payload.bytes().begin()));
@@ -145,16 +154,16 @@ TEST_F(OutboxTest, LoadedBytesOutliveTheDrop) {
 
 TEST_F(OutboxTest, RefusesWhatDoesNotFitAndKeepsNothingOfIt) {
   auto outbox = Open(1000);
-  ASSERT_THAT(outbox->Put(Header(1), Bytes(600)), IsOk());
-  EXPECT_THAT(outbox->Put(Header(2), Bytes(401)), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("600 of 1000")));
+  ASSERT_THAT(PutBytes(*outbox, Header(1), Bytes(600)), IsOk());
+  EXPECT_THAT(PutBytes(*outbox, Header(2), Bytes(401)), StatusIs(absl::StatusCode::kResourceExhausted, HasSubstr("600 of 1000")));
   EXPECT_FALSE(fs::exists(Entry(2)));
-  EXPECT_THAT(outbox->Put(Header(2), Bytes(400)), IsOk());
+  EXPECT_THAT(PutBytes(*outbox, Header(2), Bytes(400)), IsOk());
 }
 
 TEST_F(OutboxTest, RefusesTheSameUpdateTwice) {
   auto outbox = Open();
-  ASSERT_THAT(outbox->Put(Header(), Bytes(10)), IsOk());
-  EXPECT_THAT(outbox->Put(Header(), Bytes(10, 9)), StatusIs(absl::StatusCode::kAlreadyExists));
+  ASSERT_THAT(PutBytes(*outbox, Header(), Bytes(10)), IsOk());
+  EXPECT_THAT(PutBytes(*outbox, Header(), Bytes(10, 9)), StatusIs(absl::StatusCode::kAlreadyExists));
   EXPECT_EQ(outbox->bytes(), 10u);
 }
 
@@ -164,7 +173,7 @@ TEST_F(OutboxTest, OneDaemonAtATime) {
 }
 
 TEST_F(OutboxTest, DamagedPayloadIsSetAsideAtLoadAndNeverReturned) {
-  { ASSERT_THAT(Open()->Put(Header(), Bytes(5000)), IsOk()); }
+  { ASSERT_THAT(PutBytes(*Open(), Header(), Bytes(5000)), IsOk()); }
   FlipByte(Entry() / "payload", 2500);
   auto outbox = Open();
   EXPECT_THAT(outbox->Load(Header().update), StatusIs(absl::StatusCode::kDataLoss));
@@ -175,14 +184,14 @@ TEST_F(OutboxTest, DamagedPayloadIsSetAsideAtLoadAndNeverReturned) {
 }
 
 TEST_F(OutboxTest, TruncatedPayloadIsSetAsideAtOpen) {
-  { ASSERT_THAT(Open()->Put(Header(), Bytes(5000)), IsOk()); }
+  { ASSERT_THAT(PutBytes(*Open(), Header(), Bytes(5000)), IsOk()); }
   fs::resize_file(Entry() / "payload", 4999);
   EXPECT_THAT(Open()->Headers(), IsEmpty());
   EXPECT_FALSE(fs::is_empty(folder_ / "damaged"));
 }
 
 TEST_F(OutboxTest, EveryFlippedByteOfAHeaderIsNoticed) {
-  { ASSERT_THAT(Open()->Put(Header(), Bytes(64)), IsOk()); }
+  { ASSERT_THAT(PutBytes(*Open(), Header(), Bytes(64)), IsOk()); }
   const auto size = static_cast<int>(fs::file_size(Entry() / "header"));
   const fs::path copy = folder_ / "copy";
   fs::copy(Entry(), copy, fs::copy_options::recursive);
@@ -195,7 +204,7 @@ TEST_F(OutboxTest, EveryFlippedByteOfAHeaderIsNoticed) {
 }
 
 TEST_F(OutboxTest, EntryUnderAnotherNameIsSetAside) {
-  { ASSERT_THAT(Open()->Put(Header(), Bytes(64)), IsOk()); }
+  { ASSERT_THAT(PutBytes(*Open(), Header(), Bytes(64)), IsOk()); }
   fs::rename(Entry(), folder_ / "outbox" / std::string(32, '0'));
   EXPECT_THAT(Open()->Headers(), IsEmpty());
 }
@@ -242,7 +251,7 @@ class CrashChild : public ::testing::Environment {
     const char* folder = std::getenv("OUTBOX_TEST_FOLDER");
     if (folder == nullptr) return;
     const auto outbox = Outbox::Open(folder, 1 << 20);
-    if (outbox.ok() && (*outbox)->Put(Header(), Bytes(5000)).ok() && *std::getenv("OUTBOX_TEST_DROP") == '1') {
+    if (outbox.ok() && PutBytes(**outbox, Header(), Bytes(5000)).ok() && *std::getenv("OUTBOX_TEST_DROP") == '1') {
       (*outbox)->Drop(Header().update).IgnoreError();
     }
     ::_exit(1);
