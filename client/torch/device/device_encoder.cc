@@ -18,9 +18,8 @@
 namespace tributary::client {
 namespace {
 
-constexpr size_t kPartTiles = 8192;  // 16 MiB of Δ: copies at full speed, and a short first wait
-constexpr size_t kPartElements = kPartTiles * kCodeTile;
-constexpr size_t kSlotBytes = kPartElements * sizeof(float);
+constexpr size_t kPartTiles = 2048;  // 4 MiB of Δ: copies at full speed, and a short first wait
+constexpr size_t kSlotBytes = kPartTiles * kCodeTile * sizeof(float);
 constexpr size_t kSlots = 2;
 constexpr size_t kPieceBytes = size_t{1} << 20;  // of sums
 
@@ -127,9 +126,10 @@ class StreamMemory {
   cudaStream_t stream_ = nullptr;
 };
 
-// Bytes [first, last) of the result.
-struct Range {
+// Bytes [first, last) of the result, and the tiles that are encoded before they are copied.
+struct Part {
   size_t first = 0, last = 0;
+  size_t first_tile = 0, tiles = 0;
 };
 
 class UpdateOnDevice final : public DeviceUpdate {
@@ -256,57 +256,48 @@ class UpdateOnDevice final : public DeviceUpdate {
     return untouched ? 0.0 : std::sqrt(workspace.sum[0]);
   }
 
-  // Encodes part after part; a part's codes, and of int8 and int4 its scales, are given to the sink while the next is made.
+  // Part after part in the order of the bytes: one is given to the sink while the next is made and copied.
   absl::Status Parts(Workspace& workspace, const PrivatiseWork& work, const Sink& sink) const {
-    const size_t tiles = (elements_ + kCodeTile - 1) / kCodeTile;
-    const size_t parts = (tiles + kPartTiles - 1) / kPartTiles;
-    std::array<std::array<Range, 2>, kSlots> in_slot{};
-    const auto give = [&](size_t part) -> absl::Status {
-      const size_t slot = part % kSlots;
-      TRIB_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(workspace.copied[slot].get()), "part {} of an update", part);
-      const std::byte* from = workspace.slots[slot].get();
-      for (const Range& range : in_slot[slot]) {
-        if (range.first == range.last) continue;
-        TRIB_RETURN_IF_ERROR(sink(range.first, {from, range.last - range.first}));
-        from += range.last - range.first;
-      }
-      return absl::OkStatus();
+    cudaStream_t const stream = workspace.stream.get();
+    const std::vector<Part> parts = PartsOf(work.format);
+    const auto give = [&](size_t p) -> absl::Status {
+      const size_t slot = p % kSlots;
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventSynchronize(workspace.copied[slot].get()), "part {} of an update", p);
+      return sink(parts[p].first, {workspace.slots[slot].get(), parts[p].last - parts[p].first});
     };
-    for (size_t part = 0; part < parts; ++part) {
-      const size_t slot = part % kSlots;
-      if (part >= kSlots) TRIB_RETURN_IF_ERROR(give(part - kSlots));
-      const size_t first = part * kPartTiles, count = std::min(kPartTiles, tiles - first);
-      TRIB_RETURN_IF_CUDA_ERROR(LaunchEncode(work, first, count, workspace.stream.get()), "part {} of an update", part);
-      in_slot[slot] = RangesOf(work.format, first * kCodeTile, std::min(elements_, (first + count) * kCodeTile));
-      std::byte* to = workspace.slots[slot].get();
-      for (const Range& range : in_slot[slot]) {
-        if (range.first == range.last) continue;
-        TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(to, work.out + range.first, range.last - range.first, cudaMemcpyDeviceToHost, workspace.stream.get()),
-                                  "part {} of an update", part);
-        to += range.last - range.first;
-      }
-      TRIB_RETURN_IF_CUDA_ERROR(cudaEventRecord(workspace.copied[slot].get(), workspace.stream.get()), "part {} of an update", part);
+    for (size_t p = 0; p < parts.size(); ++p) {
+      if (p >= kSlots) TRIB_RETURN_IF_ERROR(give(p - kSlots));
+      const Part& part = parts[p];
+      const size_t slot = p % kSlots;
+      if (part.tiles > 0) TRIB_RETURN_IF_CUDA_ERROR(LaunchEncode(work, part.first_tile, part.tiles, stream), "part {} of an update", p);
+      TRIB_RETURN_IF_CUDA_ERROR(cudaMemcpyAsync(workspace.slots[slot].get(), work.out + part.first, part.last - part.first, cudaMemcpyDeviceToHost, stream),
+                                "part {} of an update", p);
+      TRIB_RETURN_IF_CUDA_ERROR(cudaEventRecord(workspace.copied[slot].get(), stream), "part {} of an update", p);
     }
-    for (size_t part = parts > kSlots ? parts - kSlots : 0; part < parts; ++part) TRIB_RETURN_IF_ERROR(give(part));
+    for (size_t p = parts.size() > kSlots ? parts.size() - kSlots : 0; p < parts.size(); ++p) TRIB_RETURN_IF_ERROR(give(p));
     return absl::OkStatus();
   }
 
-  // Where the codes of elements [first, last) lie, and their scales; `first` begins a tile.
-  std::array<Range, 2> RangesOf(CodeFormat format, size_t first, size_t last) const {
-    const size_t blocks = (elements_ + kCodeBlock - 1) / kCodeBlock, codes = blocks * sizeof(float);
-    const size_t first_block = first / kCodeBlock, last_block = (last + kCodeBlock - 1) / kCodeBlock;
-    const Range scales{first_block * sizeof(float), last_block * sizeof(float)};
-    switch (format) {
-      case CodeFormat::kF32:
-        return {Range{first * sizeof(float), last * sizeof(float)}, Range{}};
-      case CodeFormat::kBf16:
-        return {Range{first * 2, last * 2}, Range{}};
-      case CodeFormat::kInt8:
-        return {scales, Range{codes + first, codes + last}};
-      case CodeFormat::kInt4:
-        return {scales, Range{codes + first_block * kCodeBlock / 2, codes + last_block * kCodeBlock / 2}};
+  // Of f32 and bf16 each with the tiles whose codes it is. Of int8 and int4 the scales come first, each part of them with the tiles whose scales
+  // it is; then all codes are there.
+  std::vector<Part> PartsOf(CodeFormat format) const {
+    const size_t tiles = (elements_ + kCodeTile - 1) / kCodeTile;
+    const bool scaled = format == CodeFormat::kInt8 || format == CodeFormat::kInt4;
+    const size_t element_bytes = format == CodeFormat::kBf16 ? 2 : 4;
+    std::vector<Part> parts;
+    for (size_t tile = 0; tile < tiles; tile += kPartTiles) {
+      const size_t count = std::min(kPartTiles, tiles - tile);
+      const size_t first = tile * kCodeTile, last = std::min(elements_, (tile + count) * kCodeTile);
+      if (scaled) {
+        parts.push_back({first / kCodeBlock * sizeof(float), (last + kCodeBlock - 1) / kCodeBlock * sizeof(float), tile, count});
+      } else {
+        parts.push_back({first * element_bytes, last * element_bytes, tile, count});
+      }
     }
-    return {};
+    if (!scaled || parts.empty()) return parts;
+    const size_t end = CodeBytes(format, elements_);
+    for (size_t at = parts.back().last; at < end; at += kSlotBytes) parts.push_back({at, std::min(end, at + kSlotBytes), 0, 0});
+    return parts;
   }
 
   const int device_;

@@ -1,6 +1,6 @@
-// Updates on a GPU (client/core/device_update.h): the kernels of privatise.h over one Δ, in parts of 16 MiB of it, whose codes come to the
-// host through two buffers of pinned memory in turn: while the sink stores one part, the next is encoded and copied. Sums of many are those of
-// fold.h, made in memory of the device that is used again.
+// Updates on a GPU (client/core/device_update.h): the kernels of privatise.h over one Δ, in parts of 4 MiB, which come to the host through two
+// buffers of pinned memory in turn and in the order of their bytes: while the sink stores one part, the next is encoded and copied. Sums of
+// many are those of fold.h, made in memory of the device that is used again.
 //
 // `delta`: [elements] floats of the device's memory, 16-byte aligned, complete when this is called; `holder` keeps it until the update goes.
 // `rest`: the flat form's buffers and counters. `max_abs`: max |Δ|, finite. Pinned buffers are used again by later updates.
