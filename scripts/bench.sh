@@ -4,6 +4,8 @@
 #   scripts/bench.sh kernels | ingress | worker                                       micro benchmarks; kernels takes google-benchmark's flags,
 #                                                                                     worker also t4|t4b|t11|t18|t19|recovery [RUNS] [MIB]
 #   scripts/bench.sh codecs [K] [ELEMENTS] [ROUNDS]                                   GB/s of decoded floats per codec beside f32, one JSON document
+#   scripts/bench.sh upload [options of tests/bench/upload_bench.py]                   a large update that leaves while it is stored beside one that
+#                                                                                     is kept first, over shaped networks, one JSON document (root)
 #   scripts/bench.sh simulate [--runs N] [--quick] [--only cnn|quadratic]              clients trained a second beside Flower's and pfl's simulations:
 #                                                                                     a table and a JSON document; $TRIBUTARY_SIMULATION_PEERS is the
 #                                                                                     Python that has them (tests/bench/simulate_peers/requirements.txt)
@@ -18,7 +20,7 @@
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 name=${1:-}
-usage() { sed -n '2,17p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
+usage() { sed -n '2,19p' "$0" | sed 's/^# \{0,1\}//' >&2; exit 2; }
 [ -n "$name" ] || usage
 shift
 build=${TRIBUTARY_BUILD:-$root/build/release}
@@ -52,6 +54,8 @@ case $name in
   round)
     [ $# -ge 3 ] || usage
     exec python3 "$root/tests/bench/round_bench.py" "$@" --bin "$build/bin" ;;
+  upload)
+    exec python3 "$root/tests/bench/upload_bench.py" --bin "$build/bin" "$@" ;;
   simulate)
     cmake --build "$build" --target tributary tributary-simulate >&2
     exec python3 "$root/tests/bench/simulate_bench.py" --bin "$build/bin" "$@" ;;
