@@ -233,16 +233,22 @@ absl::Status Outbox::WritePayload(const fs::path& path, const Fill& fill, Outbox
   TRIB_ASSIGN_OR_RETURN(MappedFile payload, MappedFile::Open(path));
   TRIB_ASSIGN_OR_RETURN(UniqueFd file, OpenFd(path, O_RDONLY));
   const auto entry = std::make_shared<const OutboxEntry>(OutboxEntry{*header, std::move(payload), std::move(file)});  // shared with who sends it meanwhile
-  uint64_t given = 0;
+  uint64_t given = 0, hashed = 0;
+  Xxh3 digest;
   const PartWriter write = [&](size_t at, std::span<const std::byte> part) -> absl::Status {
     if (at > bytes || part.size() > bytes - at) return Internal("{}: a part of {} bytes at {} passes the end at {}", path.string(), part.size(), at, bytes);
     given += part.size();
+    if (at == hashed) {  // while it is in cache
+      digest.Update(part);
+      hashed += part.size();
+    }
     return WriteAt(fd, path, at, part);
   };
   TRIB_RETURN_IF_ERROR(fill(write, entry, header));
   if (given != bytes) return Internal("{}: expected {} bytes in parts, got {}", path.string(), bytes, given);
   TRIB_RETURN_IF_ERROR(Sync(fd, path));
-  header->xxh3_128 = Xxh3Digest(entry->payload.bytes());
+  digest.Update(entry->payload.bytes().subspan(hashed));
+  header->xxh3_128 = digest.Digest();
   return absl::OkStatus();
 }
 
