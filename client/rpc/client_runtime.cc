@@ -7,7 +7,6 @@
 #include <atomic>
 #include <deque>
 #include <functional>
-#include <map>
 #include <optional>
 #include <set>
 #include <utility>
@@ -51,6 +50,10 @@ v1::ClientPhase ToProto(Phase phase) {
   return v1::CLIENT_PHASE_UNSPECIFIED;
 }
 
+int UploadThreads(const ClientOptions& options) {
+  return options.upload_threads > 0 ? options.upload_threads : std::min(options.identities, kMaxUploadThreads);
+}
+
 // One identity and what belongs to it. Lives as long as the runtime; only the loop thread touches `session` and `stream`.
 struct Host {
   Identity identity;
@@ -69,7 +72,7 @@ class Runtime {
  public:
   Runtime(const ClientOptions& options, const DatasetProvider& provide_data)
       : options_(options), provide_data_(provide_data), connection_(options.server),
-        work_(connection_, options.state, options.data_path) {}
+        work_(connection_, options.state, options.data_path), early_(connection_, UploadThreads(options)) {}
 
   absl::Status Start(const LearnerFactory& make_learner);
   void Run(std::stop_token stop);
@@ -104,10 +107,6 @@ class Runtime {
   void Store(size_t index, const PreparedTask& prepared, TrainResult& result);
   // Stages what the update changes in the client's state, then puts the update into the outbox; `early`: the upload that began meanwhile.
   absl::StatusOr<OutboxHeader> Keep(Host& host, const PreparedTask& prepared, OutboxHeader& header, TrainResult& result, std::shared_ptr<EarlyUpload>* early);
-  // Null: the identity is not attached, or as many as there are upload threads are under way.
-  std::shared_ptr<EarlyUpload> StartEarly(const Host& host, const std::shared_ptr<const OutboxEntry>& entry);
-  // The early upload of this update, if there is one of this attachment; it is the caller's then.
-  std::shared_ptr<EarlyUpload> TakeEarly(const UpdateId& update, uint64_t attachment);
   std::variant<Verdict, CallError> Upload(const Host& host, const action::StartUpload& a, const std::shared_ptr<const OutboxEntry>& entry);
   void Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const;
   void Fail(size_t index, const Task& task, const absl::Status& status);
@@ -131,11 +130,7 @@ class Runtime {
 
   ReadyTasks ready_;
 
-  int upload_threads_ = 0;
-  std::atomic<int> early_running_{0};
-  absl::Mutex early_mutex_;
-  // Shared by who stores the update and who waits for its upload.
-  std::map<UpdateId, std::shared_ptr<EarlyUpload>> early_ ABSL_GUARDED_BY(early_mutex_);
+  EarlyUploads early_;
 
   // Last, so that their threads are joined before anything they use goes.
   std::unique_ptr<WorkerPool> uploads_;
@@ -173,8 +168,7 @@ absl::Status Runtime::Start(const LearnerFactory& make_learner) {
     session.jitter_seed = RandomU64();
     host.session = std::make_unique<Session>(session, kept);
   }
-  upload_threads_ = options_.upload_threads > 0 ? options_.upload_threads : std::min(options_.identities, kMaxUploadThreads);
-  uploads_ = std::make_unique<WorkerPool>(upload_threads_);
+  uploads_ = std::make_unique<WorkerPool>(UploadThreads(options_));
   trains_ = std::make_unique<WorkerPool>(options_.train_threads);
   fetches_ = std::make_unique<WorkerPool>(kFetchThreads);
   return absl::OkStatus();
@@ -466,7 +460,7 @@ absl::StatusOr<OutboxHeader> Runtime::Keep(Host& host, const PreparedTask& prepa
   }
   const auto put = [&](uint64_t bytes, const std::function<absl::Status(const Outbox::PartWriter&, OutboxHeader*)>& make) {
     return host.outbox->Put(header, bytes, [&](const Outbox::PartWriter& write, const std::shared_ptr<const OutboxEntry>& entry, OutboxHeader* written) {
-      if (bytes >= options_.early_upload_bytes && MayLeaveEarly(prepared.job->spec)) *early = StartEarly(host, entry);
+      if (bytes >= options_.early_upload_bytes && MayLeaveEarly(prepared.job->spec)) *early = early_.Start(host.identity, entry, host.attachment);
       if (*early == nullptr) return make(write, written);
       const auto write_and_tell = [&](size_t at, std::span<const std::byte> part) -> absl::Status {
         TRIB_RETURN_IF_ERROR(write(at, part));
@@ -518,37 +512,14 @@ void Runtime::Store(size_t index, const PreparedTask& prepared, TrainResult& res
   }
   TRIB_LOG(debug, "{}: task {}: kept in the outbox in {:.3f} s", host.identity.client, stored->task, SecondsSince(begin));
   Report(UpdateEvent::Kind::kStored, host.identity.client, *stored, {});
-  if (early != nullptr) {
-    absl::MutexLock lock(&early_mutex_);
-    early_[stored->update] = early;
-  }
+  if (early != nullptr) early_.Add(stored->update, early);
   // First the session must know of it, then its upload may end: the server's verdict comes on another stream.
   Post(index, Event(event::UpdateStored{{stored->job, stored->task, stored->update}, stored->bytes}));
   if (early != nullptr) early->Stored(*stored);
 }
 
-std::shared_ptr<EarlyUpload> Runtime::StartEarly(const Host& host, const std::shared_ptr<const OutboxEntry>& entry) {
-  const uint64_t attachment = host.attachment;
-  if (attachment == 0) return nullptr;
-  if (early_running_.fetch_add(1) >= upload_threads_) {
-    --early_running_;
-    return nullptr;
-  }
-  return {new EarlyUpload(connection_, host.identity, entry, attachment), [this](EarlyUpload* early) {
-            delete early;
-            --early_running_;
-          }};
-}
-
-std::shared_ptr<EarlyUpload> Runtime::TakeEarly(const UpdateId& update, uint64_t attachment) {
-  absl::MutexLock lock(&early_mutex_);
-  auto found = early_.extract(update);
-  if (found.empty() || found.mapped()->attachment() != attachment) return nullptr;
-  return std::move(found.mapped());
-}
-
 std::variant<Verdict, CallError> Runtime::Upload(const Host& host, const action::StartUpload& a, const std::shared_ptr<const OutboxEntry>& entry) {
-  const std::shared_ptr<EarlyUpload> early = TakeEarly(a.key.update, a.attachment);
+  const std::shared_ptr<EarlyUpload> early = early_.Take(a.key.update, a.attachment);
   if (early == nullptr) return UploadUpdate(connection_, host.identity, entry, a.retry);
   std::variant<Verdict, CallError> outcome = early->Wait();
   const CallError* const error = std::get_if<CallError>(&outcome);
@@ -605,7 +576,7 @@ void Runtime::Do(size_t index, action::DropUpdate& a) {
   TRIB_LOG_IF_ERROR(a.verdict.state == UpdateState::kCommitted ? host.state->Promote(a.key.job, a.key.update, a.verdict.version)
                                                                : host.state->Discard(a.key.job, a.key.update));
   TRIB_LOG_IF_ERROR(host.outbox->Drop(a.key.update));
-  TakeEarly(a.key.update, 0);
+  early_.Take(a.key.update, 0);
 }
 
 void Runtime::Report(UpdateEvent::Kind kind, const std::string& client, OutboxHeader header, Verdict verdict) const {

@@ -99,4 +99,29 @@ CallError EarlyUpload::SendLocally(const v1::UpdateStatus& begun, v1::UpdateStat
   }
 }
 
+std::shared_ptr<EarlyUpload> EarlyUploads::Start(const Identity& identity, const std::shared_ptr<const OutboxEntry>& entry, uint64_t attachment) {
+  if (attachment == 0) return nullptr;
+  if (running_.fetch_add(1) >= at_most_) {
+    --running_;
+    return nullptr;
+  }
+  return {new EarlyUpload(connection_, identity, entry, attachment), [this](EarlyUpload* early) {
+            delete early;
+            --running_;
+          }};
+}
+
+void EarlyUploads::Add(const UpdateId& update, std::shared_ptr<EarlyUpload> early) {
+  absl::MutexLock lock(&mutex_);
+  stored_[update] = std::move(early);
+}
+
+std::shared_ptr<EarlyUpload> EarlyUploads::Take(const UpdateId& update, uint64_t attachment) {
+  std::shared_ptr<EarlyUpload> early;  // another attachment's ends outside the lock
+  absl::MutexLock lock(&mutex_);
+  if (auto found = stored_.extract(update); !found.empty()) early = std::move(found.mapped());
+  if (early != nullptr && early->attachment() != attachment) return nullptr;
+  return early;
+}
+
 }  // namespace tributary::client

@@ -25,6 +25,7 @@
 #include "client/data/outbox.h"
 #include "client/rpc/connection.h"
 #include "client/rpc/upload.h"
+#include "common/ids.h"
 
 namespace tributary::client {
 
@@ -71,6 +72,27 @@ class EarlyUpload {
   PushStream* stream_ ABSL_GUARDED_BY(mutex_) = nullptr;        // while there is one, to be cancelled
   std::variant<Verdict, CallError> result_;                     // written by thread_, read after it
   std::jthread thread_;                                         // last: begins when all else is there
+};
+
+// Those of a daemon, at most so many at a time.
+class EarlyUploads {
+ public:
+  EarlyUploads(Connection& connection, int at_most) : connection_(connection), at_most_(at_most) {}
+
+  // Null: not attached (attachment 0), or there are as many as may be. Must go before this does.
+  std::shared_ptr<EarlyUpload> Start(const Identity& identity, const std::shared_ptr<const OutboxEntry>& entry, uint64_t attachment);
+  // Its update is stored; the session's attempt finds it here.
+  void Add(const UpdateId& update, std::shared_ptr<EarlyUpload> early);
+  // Of this update, if there is one of this attachment; of another it is abandoned.
+  std::shared_ptr<EarlyUpload> Take(const UpdateId& update, uint64_t attachment);
+
+ private:
+  Connection& connection_;
+  const int at_most_;
+  std::atomic<int> running_{0};
+  absl::Mutex mutex_;
+  // Shared by who stores the update and who waits for its upload.
+  std::map<UpdateId, std::shared_ptr<EarlyUpload>> stored_ ABSL_GUARDED_BY(mutex_);
 };
 
 }  // namespace tributary::client
